@@ -144,6 +144,7 @@ class HttpLoggerAdapter(logging.LoggerAdapter):  # type: ignore[type-arg]
         return f'[http:{",".join(values)}]' if values else '[http]'
 
 
+INFO = logging.INFO
 LOGGER = logging.getLogger('lowhaio')
 
 
@@ -175,6 +176,11 @@ empty_async_iterator = streamed(b'')
 
 async def buffered(body: AsyncIterator[bytes]) -> bytes:
     """All of a response body, in memory. Its length is not limited."""
+    if isinstance(body, ResponseBody):
+        # Most small bodies came whole with their heads: two steps of an iterator saved.
+        whole = body.take_whole()
+        if whole is not None:
+            return whole
     return b''.join([chunk async for chunk in body])
 
 
@@ -321,7 +327,7 @@ def Pool(
             connection = await opener.open(loop, method, origin, peers, now + socket_timeout)
         response = await exchange(
             connection, method, head, declared, body, body_args, body_kwargs)
-        if get_logger_adapter is not get_logger_adapter_default or LOGGER.isEnabledFor(logging.INFO):
+        if get_logger_adapter is not get_logger_adapter_default or LOGGER.isEnabledFor(INFO):
             get_logger_adapter(logger_extra(method, url)).info(
                 'Received %s from %s', response[0].decode(), connection.describe())
         return response
@@ -423,13 +429,12 @@ async def exchange(
             await send_with_body(
                 connection, head, RequestBody(body, body_args, body_kwargs, declared))
         connection.phase = 'reading the response head'
-        code, minor, fields, data = await read_final_head(connection, declared.upgrade)
+        code, minor, fields, data = await read_head(connection)
+        if code == b'101' and not declared.upgrade:
+            raise ValueError('got 101 Switching Protocols, but the request had no upgrade')
         connection.phase = 'reading the response body'
-        framing = Framing(fields)
-        settings = connection.settings
-        decoder, persists = frame(method, code, minor, framing, settings.max_header_length)
-        connection.keep_alive = min(settings.keep_alive_timeout, framing.timeout - 1)
-        connection.persists = persists and not declared.close and connection.keep_alive > 0
+        decoder, keep_alive = frame(method, code, minor, fields, connection.settings)
+        connection.keep_alive = 0 if declared.close else keep_alive
         return code, fields, ResponseBody(connection, decoder, data)
     except BaseException as cause:
         connection.close()
@@ -1145,44 +1150,41 @@ def bad_field_line(section: bytes) -> str:
     return f'bad field line: expected a token, ":" and a value, got {shown(line)}'
 
 
-async def read_head(
-        connection: Connection, data: bytes) -> tuple[bytes, bytes, Fields, bytes]:
-    """Status code, minor version, fields, and the bytes after the head."""
+async def read_head(connection: Connection) -> tuple[bytes, bytes, Fields, bytes]:
+    """The status code, minor version and fields of a head, and the bytes after it.
+
+    That of the first response that is not interim (RFC 9110 15.2), or of a 101.
+    """
     limit = connection.settings.max_header_length
-    deadline = connection.in_time()
-    if not data:
-        # Nothing has come yet, or hardly: to wait first saves a read that finds nothing.
-        await connection.wait_readable(deadline)
-        data = await connection.read_some(deadline)
-    status: re.Match[bytes] | None = None
-    searched = 0
-    while True:
-        if status is None and 0 <= data.find(b'\n', searched) < limit:
-            status = parse_status_line(data)
-        end = find_section_end(data, searched)
-        body = end + (2 if data[end] == CR else 1) if end else len(data) + 1
-        if body > limit:
-            raise TooLong(f'the response head is longer than max_header_length, {limit} bytes')
-        if end and status is not None:
-            return status[2], status[1], parse_fields(data, status.end(), end), data[body:]
-        searched = max(len(data) - 3, 0)
-        data += await connection.read_some(deadline, data)
-
-
-async def read_final_head(
-        connection: Connection, upgrade: bool) -> tuple[bytes, bytes, Fields, bytes]:
-    """That of the first response that is not interim (RFC 9110 15.2)."""
     data = b''
     for _ in range(MAX_INTERIM_RESPONSES + 1):
-        head = await read_head(connection, data)
-        code = head[0]
-        if not code.startswith(b'1'):
-            return head
-        if code == b'101':
-            if upgrade:
-                return head
-            raise ValueError('got 101 Switching Protocols, but the request had no upgrade')
-        data = head[3]
+        deadline = connection.in_time()
+        # At first nothing can have come: to wait at once saves a read that finds nothing.
+        more = data or await connection.wait_data(deadline)
+        data = b''
+        status: re.Match[bytes] | None = None
+        end = searched = 0
+        while not end:
+            if not more:
+                raise EOFError('the peer closed the connection, after '
+                               + (shown(data) if data else 'no byte of it'))
+            data += more
+            connection.has_started = True
+            if status is None and 0 <= data.find(b'\n', searched) < limit:
+                status = parse_status_line(data)
+            end = find_section_end(data, searched)
+            body = end + (2 if data[end] == CR else 1) if end else len(data) + 1
+            if body > limit:
+                raise TooLong(f'the head is longer than max_header_length, {limit} bytes')
+            if not end:
+                searched = max(len(data) - 3, 0)
+                more = await connection.read(deadline)
+        assert status is not None
+        minor, code = status.groups()
+        fields = parse_fields(data, status.end(), end)
+        data = data[body:]
+        if code == b'101' or not code.startswith(b'1'):
+            return code, minor, fields, data
     raise ValueError(f'got more than {MAX_INTERIM_RESPONSES} interim responses')
 
 
@@ -1202,63 +1204,67 @@ FIRST_CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\r\n\x00]*)?\r\n
 NEXT_CHUNK_LINE = re.compile(rb'\r\n' + FIRST_CHUNK_LINE.pattern)
 
 
-class Framing:
-    """What the fields of a response say of its body and of its connection."""
+def frame(method: bytes, code: bytes, minor: bytes, fields: Fields,
+          settings: Settings) -> tuple[Decoder, float]:
+    """The decoder of the body, and how long the connection may idle afterwards, in seconds."""
+    framing = [field for field in fields if field[0] in FRAMING]
+    length = parse_length(framing)
+    keep_alive = parse_keep_alive(framing, minor, settings)
+    # RFC 9112 6.3, 1: no body, whatever the fields say.
+    if method == b'HEAD' or code == b'204' or code == b'304':
+        return LengthDecoder(0), keep_alive
+    # 6.3, 2: a switched protocol has an end of its own. (CONNECT is never sent.)
+    if code == b'101':
+        return CloseDecoder(), 0
+    # 6.3, 3 and 4: chunked, over any length, but then it may be somebody's attack.
+    if is_chunked(framing):
+        is_plain = minor == b'1' and length is None
+        return ChunkedDecoder(settings.max_header_length), keep_alive if is_plain else 0
+    # 6.3, 5 and 6.
+    if length is not None:
+        return LengthDecoder(length), keep_alive
+    # 6.3, 8.
+    return CloseDecoder(), 0
 
-    __slots__ = ('length', 'codings', 'close', 'keep_alive', 'timeout')
 
-    def __init__(self, fields: Fields) -> None:
-        self.length: int | None = None
-        self.codings: list[bytes] = []
-        self.close = False
-        self.keep_alive = False
-        self.timeout: float = inf
-        for name, value in fields:
-            if name in FRAMING:
-                self.add(name, value)
-
-    def add(self, name: bytes, value: bytes) -> None:
+def parse_length(framing: list[tuple[bytes, bytes]]) -> int | None:
+    length = None
+    for name, value in framing:
         if name == b'content-length':
             if not CONTENT_LENGTH.fullmatch(value):
                 raise ValueError(f'bad content-length: expected digits, got {shown(value)}')
+            if length is not None and length != int(value):
+                raise ValueError(f'bad content-length: expected one, got {length} and '
+                                 f'{shown(value)}')
             length = int(value)
-            if self.length is not None and length != self.length:
-                raise ValueError('bad content-length: expected one value, got '
-                                 f'{self.length} and {length}')
-            self.length = length
-        elif name == b'connection':
-            self.close = self.close or CLOSE.search(value) is not None
-            self.keep_alive = self.keep_alive or KEEP_ALIVE.search(value) is not None
+    return length
+
+
+def is_chunked(framing: list[tuple[bytes, bytes]]) -> bool:
+    values = [value.lower() for name, value in framing if name == b'transfer-encoding']
+    if not values or all(value == b'identity' for value in values):
+        return False
+    if values != [b'chunked']:
+        raise ValueError(
+            f'bad transfer-encoding: expected chunked, got {shown(b", ".join(values))}')
+    return True
+
+
+def parse_keep_alive(
+        framing: list[tuple[bytes, bytes]], minor: bytes, settings: Settings) -> float:
+    """RFC 9112 9.3, and the `timeout` of a `keep-alive` field, less a second on its way."""
+    seconds = settings.keep_alive_timeout
+    persists = minor == b'1'
+    for name, value in framing:
+        if name == b'connection':
+            if CLOSE.search(value):
+                return 0
+            persists = persists or KEEP_ALIVE.search(value) is not None
         elif name == b'keep-alive':
-            match = KEEP_ALIVE_TIMEOUT.search(value)
-            if match is not None:
-                self.timeout = min(self.timeout, int(match[1]))
-        else:
-            self.codings += value.lower().replace(b' ', b'').replace(b'\t', b'').split(b',')
-
-
-def frame(method: bytes, code: bytes, minor: bytes, framing: Framing,
-          limit: int) -> tuple[Decoder, bool]:
-    """RFC 9112 6.3 and 9.3: the decoder of the body, and whether the connection persists."""
-    persists = not framing.close and (minor == b'1' or framing.keep_alive)
-    # 6.3, 1: no body, whatever the fields say.
-    if method == b'HEAD' or code == b'204' or code == b'304':
-        return LengthDecoder(0), persists
-    # 6.3, 2: a switched protocol has its own end. (CONNECT is never sent.)
-    if code == b'101':
-        return CloseDecoder(), False
-    # 6.3, 3 and 4: chunked, and its length may be that of an attack.
-    codings = [coding for coding in framing.codings if coding != b'identity']
-    if codings:
-        if framing.codings != [b'chunked']:
-            raise ValueError('bad transfer-encoding: expected chunked, got '
-                             f'{shown(b", ".join(framing.codings))}')
-        return ChunkedDecoder(limit), persists and minor == b'1' and framing.length is None
-    # 6.3, 5 and 6.
-    if framing.length is not None:
-        return LengthDecoder(framing.length), persists
-    # 6.3, 8.
-    return CloseDecoder(), False
+            timeout = KEEP_ALIVE_TIMEOUT.search(value)
+            if timeout is not None:
+                seconds = min(seconds, int(timeout[1]) - 1)
+    return seconds if persists else 0
 
 
 class LengthDecoder:
@@ -1465,6 +1471,13 @@ class ResponseBody:
             self._error = exchange_error(connection, cause)
             raise self._error from cause
 
+    def take_whole(self) -> bytes | None:
+        """All that is left of the body if it has arrived, or else None."""
+        if self._connection is not None or self._error is not None:
+            return None
+        chunk, self._chunk = self._chunk, b''
+        return chunk
+
     async def aclose(self) -> None:
         """Close the connection, unless the whole response has arrived."""
         self._chunk = b''
@@ -1489,11 +1502,20 @@ Response = tuple[bytes, Fields, ResponseBody]
 # The reader is registered once, for the connection's life, and wakes whoever waits. A timeout
 # is a deadline that is stored at each wait, and one timer that looks at it now and then.
 
+WANT_READ = (BlockingIOError, ssl.SSLWantReadError)
+
+
+def wake(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
+
+
 class Connection:
     __slots__ = (
         'loop', 'sock', 'fd', 'origin', 'peer', 'settings', 'idle',
-        'reader', 'writer', 'is_reading', 'is_writing', 'deadline', 'timer', 'timer_at',
-        'is_idle', 'idle_since', 'persists', 'keep_alive',
+        'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
+        'deadline', 'timer', 'timer_at',
+        'is_idle', 'idle_since', 'keep_alive',
         'requests', 'method', 'phase', 'has_sent', 'has_started', 'burst', 'is_full')
 
     def __init__(self, loop: Loop, sock: socket.socket, origin: Origin, peer: str,
@@ -1506,6 +1528,7 @@ class Connection:
         self.settings = settings
         self.idle = idle
         # What waits for the socket to be readable and writable. It may be one future.
+        self.data_waiter: asyncio.Future[bytes] | None = None
         self.reader: asyncio.Future[None] | None = None
         self.writer: asyncio.Future[None] | None = None
         self.is_reading = False
@@ -1515,7 +1538,6 @@ class Connection:
         self.timer_at = inf
         self.is_idle = False
         self.idle_since = 0.0
-        self.persists = False
         self.keep_alive: float = 0
         self.requests = 0
         self.method = b''
@@ -1565,7 +1587,6 @@ class Connection:
         self.requests += 1
         self.has_sent = False
         self.has_started = False
-        self.persists = False
 
     async def send(self, data: bytes | memoryview) -> None:
         """Hand all of it to the kernel. The time is that of each progress."""
@@ -1589,28 +1610,23 @@ class Connection:
 
     async def read(self, deadline: float | None = None) -> bytes:
         """What is there, or what comes first; `b''` at the end."""
-        size = self.settings.recv_bufsize
-        while True:
-            if self.fd < 0:
-                raise ConnectionAbortedError('the connection was closed meanwhile')
-            try:
-                data = self.sock.recv(size)
-            except (BlockingIOError, ssl.SSLWantReadError):
-                await self.wait_readable(deadline or self.in_time())
-                self.burst = 0
-            except ssl.SSLWantWriteError:
-                await self.wait_writable(deadline or self.in_time())
-            else:
-                self.is_full = len(data) == size
-                return data
+        if self.fd < 0:
+            raise ConnectionAbortedError('the connection was closed meanwhile')
+        await self.take_turns(0)
+        try:
+            # Not through the loop: TLS may hold bytes that a selector can not see.
+            data = self.receive()
+        except WANT_READ:
+            data = await self.wait_data(deadline or self.in_time())
+            self.burst = 0
+        else:
+            self.burst += len(data)
+        return data
 
-    async def read_some(self, deadline: float, before: bytes = b'') -> bytes:
-        """More of a response head, which has not ended before."""
-        data = await self.read(deadline)
-        if not data:
-            raise EOFError('the peer closed the connection' + (
-                f', after {shown(before)}' if before else ', before any byte of it'))
-        self.has_started = True
+    def receive(self) -> bytes:
+        size = self.settings.recv_bufsize
+        data = self.sock.recv(size)
+        self.is_full = len(data) == size
         return data
 
     async def take_turns(self, count: int) -> None:
@@ -1625,7 +1641,7 @@ class Connection:
 
         A read that was filled may have left bytes behind.
         """
-        if (self.persists and not has_surplus and not (self.is_full and not self.is_quiet())
+        if (self.keep_alive > 0 and not has_surplus and not (self.is_full and not self.is_quiet())
                 and self.idle.add(self)):
             now = self.loop.time()
             self.is_idle = True
@@ -1644,7 +1660,7 @@ class Connection:
         """Neither data nor an end has come. (TLS session tickets are neither.)"""
         try:
             self.sock.recv(1)
-        except (BlockingIOError, ssl.SSLWantReadError):
+        except WANT_READ:
             return True
         except OSError:
             pass
@@ -1655,19 +1671,24 @@ class Connection:
     def in_time(self) -> float:
         return self.loop.time() + self.settings.socket_timeout
 
-    def wait_readable(self, deadline: float) -> asyncio.Future[None]:
-        if self.reader is not None:
+    def wait_data(self, deadline: float) -> asyncio.Future[bytes]:
+        if self.data_waiter is not None:
             raise RuntimeError('the body is being read by another task')
         if not self.is_reading:
             self.start_reading()
-        if deadline != self.deadline:
-            self.set_deadline(deadline)
+        self.set_deadline(deadline)
+        self.data_waiter = waiter = self.loop.create_future()
+        return waiter
+
+    def wait_readable(self, deadline: float) -> asyncio.Future[None]:
+        if not self.is_reading:
+            self.start_reading()
+        self.set_deadline(deadline)
         self.reader = waiter = self.loop.create_future()
         return waiter
 
     def wait_writable(self, deadline: float) -> asyncio.Future[None]:
-        self.loop.add_writer(self.fd, self.on_writable)
-        self.is_writing = True
+        self.start_writing()
         self.set_deadline(deadline)
         self.writer = waiter = self.loop.create_future()
         return waiter
@@ -1676,12 +1697,16 @@ class Connection:
         self.loop.add_reader(self.fd, self.on_readable)
         self.is_reading = True
 
+    def start_writing(self) -> None:
+        self.loop.add_writer(self.fd, self.on_writable)
+        self.is_writing = True
+
     def on_readable(self) -> None:
-        reader = self.reader
-        if reader is not None:
-            self.reader = None
-            if not reader.done():
-                reader.set_result(None)
+        if self.data_waiter is not None:
+            self.deliver(self.data_waiter)
+        elif self.reader is not None:
+            reader, self.reader = self.reader, None
+            wake(reader)
         elif not self.is_idle:
             # Nobody reads now. Until somebody does, the loop need not look again and again.
             self.loop.remove_reader(self.fd)
@@ -1689,12 +1714,31 @@ class Connection:
         elif not self.is_quiet():
             self.close()
 
+    def deliver(self, waiter: asyncio.Future[bytes]) -> None:
+        """Read for whoever waits: until it runs, the loop would find the same bytes again."""
+        try:
+            data = self.receive()
+        except WANT_READ:
+            return
+        except ssl.SSLWantWriteError:
+            self.start_writing()
+            return
+        except Exception as error:
+            if not waiter.done():
+                waiter.set_exception(error)
+        else:
+            if not waiter.done():
+                waiter.set_result(data)
+        self.data_waiter = None
+
     def on_writable(self) -> None:
         self.loop.remove_writer(self.fd)
         self.is_writing = False
         writer, self.writer = self.writer, None
-        if writer is not None and not writer.done():
-            writer.set_result(None)
+        if writer is not None:
+            wake(writer)
+        elif self.data_waiter is not None:
+            self.deliver(self.data_waiter)
 
     def set_deadline(self, deadline: float) -> None:
         self.deadline = deadline
@@ -1713,11 +1757,11 @@ class Connection:
         elif self.is_idle:
             self.close()
         else:
-            for waiter in (self.reader, self.writer):
+            for waiter in (self.data_waiter, self.reader, self.writer):
                 if waiter is not None and not waiter.done():
                     waiter.set_exception(TimeoutError(
                         f'socket_timeout, {self.settings.socket_timeout:g} seconds, passed'))
-            self.reader = self.writer = None
+            self.data_waiter = self.reader = self.writer = None
 
     # Closing
 
@@ -1735,11 +1779,11 @@ class Connection:
                 self.loop.remove_writer(self.fd)
             if self.timer is not None:
                 self.timer.cancel()
-            for waiter in (self.reader, self.writer):
-                if waiter is not None and not waiter.done():
-                    waiter.set_result(None)
         self.fd = -1
-        self.timer = self.reader = self.writer = None
+        self.timer = None
+        if self.data_waiter is not None and not self.data_waiter.done():
+            self.data_waiter.set_exception(ConnectionAbortedError('closed meanwhile'))
+        self.data_waiter = self.reader = self.writer = None
         if isinstance(self.sock, ssl.SSLSocket):
             # RFC 8446 6.1: say goodbye, without waiting for an answer.
             with contextlib.suppress(OSError, ValueError):
