@@ -178,7 +178,7 @@ async def buffered(body: AsyncIterator[bytes]) -> bytes:
     """All of a response body, in memory. Its length is not limited."""
     if isinstance(body, ResponseBody):
         # Most small bodies came whole with their heads: two steps of an iterator saved.
-        whole = body.take_whole()
+        whole = body._take_whole()
         if whole is not None:
             return whole
     return b''.join([chunk async for chunk in body])
@@ -287,7 +287,7 @@ def Pool(
     settings = Settings(
         http_version, keep_alive_timeout, recv_bufsize, max_header_length, socket_timeout)
     idle = IdleConnections()
-    names = Names(get_dns_resolver)
+    names = Names(get_dns_resolver, socket_timeout)
     opener = Opener(get_sock, get_ssl_context, settings, idle)
     default_get_adapter, default_get_resolver_adapter = (
         get_logger_adapter, get_resolver_logger_adapter)
@@ -317,19 +317,26 @@ def Pool(
         except (RuntimeError, TypeError, ValueError) as cause:
             raise refusal(method, url, cause) from cause
 
+        # Most often nobody listens, and then not even the adapter is made.
+        logger = None
+        if get_logger_adapter is not get_logger_adapter_default or LOGGER.isEnabledFor(INFO):
+            logger = get_logger_adapter(logger_extra(method, url))
+
         now = loop.time()
         peers = origin.peers or names.fresh(origin.host, now)
         if peers is None:
             get_adapter = get_resolver_logger_adapter(logger_extra(method, url))
-            peers = await names.lookup(loop, method, origin, now + socket_timeout, get_adapter)
+            peers = await names.lookup(loop, method, origin, get_adapter)
         connection = idle.take(origin, peers, now)
         if connection is None:
             connection = await opener.open(loop, method, origin, peers, now + socket_timeout)
+        if logger is not None:
+            logger.debug('Sending request %s of the connection to %s',
+                         connection.requests + 1, connection.describe())
         response = await exchange(
             connection, method, head, declared, body, body_args, body_kwargs)
-        if get_logger_adapter is not get_logger_adapter_default or LOGGER.isEnabledFor(INFO):
-            get_logger_adapter(logger_extra(method, url)).info(
-                'Received %s from %s', response[0].decode(), connection.describe())
+        if logger is not None:
+            logger.info('Received %s from %s', response[0].decode(), connection.describe())
         return response
 
     async def close(
@@ -389,16 +396,16 @@ def logger_extra(method: bytes, url: str) -> dict[str, Any]:
 def refusal(method: bytes, url: str, cause: Exception) -> HttpConnectionError:
     """Why nothing was sent. The URL may hold secrets, so only its origin is shown."""
     try:
-        where = parse_url(url)[0].name
+        where = f' {parse_url(url)[0].name}'
     except (TypeError, ValueError):
-        where = 'request'
-    return HttpConnectionError(f'{shown_method(method)} {where} was refused: {cause}')
+        where = ''
+    return HttpConnectionError(f'{shown_method(method)}{where}, refused: {cause}')
 
 
 def shown_method(method: bytes) -> str:
-    if isinstance(method, bytes) and TOKEN.fullmatch(method):
-        return shown(method)[2:-1]
-    return 'a'
+    if not isinstance(method, bytes):
+        return f'({type(method).__name__})'
+    return method.decode() if TOKEN.fullmatch(method[:MAX_SHOWN]) else shown(method)
 
 
 def shown(data: bytes) -> str:
@@ -423,11 +430,12 @@ async def exchange(
         body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Response:
     connection.begin(method)
     try:
-        if body is empty_async_iterator and not declared.length:
+        if body is empty_async_iterator and not declared.has_body:
             await connection.send(head)
         else:
             await send_with_body(
-                connection, head, RequestBody(body, body_args, body_kwargs, declared))
+                connection, head,
+                RequestBody(connection, body, body_args, body_kwargs, declared))
         connection.phase = 'reading the response head'
         code, minor, fields, data = await read_head(connection)
         if code == b'101' and not declared.upgrade:
@@ -483,10 +491,11 @@ class Peers:
 
 
 class Names:
-    __slots__ = ('get_dns_resolver', 'resolver', 'known')
+    __slots__ = ('get_dns_resolver', 'socket_timeout', 'resolver', 'known')
 
-    def __init__(self, get_dns_resolver: Callable[..., Resolver]) -> None:
+    def __init__(self, get_dns_resolver: Callable[..., Resolver], socket_timeout: float) -> None:
         self.get_dns_resolver = get_dns_resolver
+        self.socket_timeout = socket_timeout
         self.resolver: tuple[Callable[..., Any], Callable[..., Any]] | None = None
         self.known: dict[str, Peers] = {}
 
@@ -494,19 +503,20 @@ class Names:
         peers = self.known.get(host)
         return peers if peers is not None and now < peers.expires_at else None
 
-    async def lookup(self, loop: Loop, method: bytes, origin: Origin, deadline: float,
+    async def lookup(self, loop: Loop, method: bytes, origin: Origin,
                      get_logger_adapter: GetAdapter) -> Peers:
         try:
             if self.resolver is None:
                 self.resolver = self.get_dns_resolver(get_logger_adapter=get_logger_adapter)
             lookup = self.resolver[0](
                 origin.host, TYPES.A, get_logger_adapter=get_logger_adapter)
-            addresses = await resolver_steps(lookup.__await__(), loop, deadline)
+            addresses = await resolver_steps(
+                lookup.__await__(), loop, self.socket_timeout)
             return self.remember(origin.host, addresses)
         except DnsTimeout as cause:
-            timed_out = TimeoutError('no nameserver answered in its time')
-            timed_out.__cause__ = cause
-            raise dns_error(method, origin, timed_out) from timed_out
+            error = TimeoutError('no nameserver answered in the time that the resolver gives')
+            error.__cause__ = cause
+            raise dns_error(method, origin, error) from error
         except Exception as cause:
             raise dns_error(method, origin, cause) from cause
 
@@ -529,6 +539,10 @@ class Names:
             await self.resolver[1](get_logger_adapter=get_logger_adapter)
 
 
+def timed_out(socket_timeout: float) -> TimeoutError:
+    return TimeoutError(f'socket_timeout, {socket_timeout:g} seconds, passed')
+
+
 def dns_error(method: bytes, origin: Origin, cause: Exception) -> HttpDnsError:
     return HttpDnsError(
         f'{shown_method(method)} {origin.name}: resolving {origin.host} failed: {reason(cause)}')
@@ -536,14 +550,14 @@ def dns_error(method: bytes, origin: Origin, cause: Exception) -> HttpDnsError:
 
 @types.coroutine
 def resolver_steps(
-        steps: Generator[Any, None, Any], loop: Loop, deadline: float,
+        steps: Generator[Any, None, Any], loop: Loop, socket_timeout: float,
 ) -> Generator[Any, None, Any]:
-    """Await the resolver until the deadline, and take back the cancellations that it makes.
+    """Await the resolver for a time, and take back the cancellations that it makes.
 
     For its own timeouts the resolver cancels the current task, and goes on with the next
     nameserver. A step that goes on after it was thrown a `CancelledError` had made it, so one
-    is taken back; if more are left, one is from outside, and must win. At the deadline only
-    the future that the resolver waits for is cancelled, never the task.
+    is taken back; if more are left, one is from outside, and must win. When the time is up
+    only the future that the resolver waits for is cancelled, never the task.
     """
     task = asyncio.current_task(loop)
     assert task is not None
@@ -562,14 +576,14 @@ def resolver_steps(
             task.uncancel()
         return task.cancelling() > cancelling
 
-    timer = loop.call_at(deadline, expire)
+    timer = loop.call_later(socket_timeout, expire)
     try:
         while True:
             try:
                 waited_for = steps.send(None) if thrown is None else steps.throw(thrown)
             except CancelledError:
                 if is_late and task.cancelling() <= cancelling:
-                    raise TimeoutError('socket_timeout passed') from None
+                    raise timed_out(socket_timeout) from None
                 raise
             except BaseException:
                 if isinstance(thrown, CancelledError) and undo_cancel():
@@ -648,6 +662,8 @@ class IdleConnections:
         while connections:
             connection, _ = connections.popitem()
             connection.is_idle = False
+            if not connections:
+                del self.by_origin[origin.name]
             if connection.peer in peers.texts and connection.is_reusable(now):
                 return connection
             connection.close()
@@ -816,6 +832,10 @@ class Declared:
         self.is_coded = False
         self.close = False
         self.upgrade = False
+
+    @property
+    def has_body(self) -> bool:
+        return self.is_coded or bool(self.length)
 
 
 NOTHING_DECLARED = Declared()
@@ -994,11 +1014,14 @@ def parse_host(host: str) -> tuple[str, Address | None]:
 # of it is sent. The caller's time is not on our clock.
 
 class RequestBody:
-    __slots__ = ('chunks', 'declared', 'left', 'steps', 'waited_for')
+    __slots__ = ('connection', 'chunks', 'declared', 'left', 'is_empty', 'steps', 'waited_for')
 
-    def __init__(self, body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
+    def __init__(self, connection: Connection,
+                 body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
                  body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]],
                  declared: Declared) -> None:
+        self.connection = connection
+        connection.phase = 'the request body'
         chunks = body(*body_args, **dict(body_kwargs))
         if not hasattr(chunks, '__aiter__'):
             if isinstance(chunks, types.CoroutineType):
@@ -1008,6 +1031,7 @@ class RequestBody:
         self.chunks = aiter(chunks)
         self.declared = declared
         self.left = declared.length or 0
+        self.is_empty = True
         self.steps: Any = None
         self.waited_for: Any = None
 
@@ -1028,6 +1052,7 @@ class RequestBody:
 
     async def next(self) -> bytes:
         """The next chunk that is not empty, or `b''` at the end."""
+        self.connection.phase = 'the request body'
         while True:
             steps, self.steps = self.steps, None
             try:
@@ -1043,9 +1068,13 @@ class RequestBody:
             if self.left:
                 raise ValueError(f'the body ended {self.left} bytes short of its content-length '
                                  f'of {self.declared.length}')
+            if self.is_empty and self.declared.is_coded:
+                raise ValueError('the body ended without a byte, but transfer-encoding chunked '
+                                 'needs its last chunk')
             return b''
         if not isinstance(chunk, bytes):
             chunk = bytes(memoryview(chunk))
+        self.is_empty = False
         if not self.declared.is_coded:
             self.left -= len(chunk)
         if self.left < 0:
@@ -1060,11 +1089,13 @@ class RequestBody:
         task = asyncio.current_task()
         cancelling = task.cancelling() if task is not None else 0
         try:
-            if self.steps is not None:
-                cancel_future(self.waited_for)
-                await remaining_steps(self.steps, self.steps.throw(CancelledError()))
-            if hasattr(self.chunks, 'aclose'):
-                await self.chunks.aclose()
+            try:
+                if self.steps is not None:
+                    cancel_future(self.waited_for)
+                    await remaining_steps(self.steps, self.steps.throw(CancelledError()))
+            finally:
+                if hasattr(self.chunks, 'aclose'):
+                    await self.chunks.aclose()
         except (CancelledError, Exception):
             # What made us close is what the caller gets to know; only a new cancellation wins.
             if task is not None and task.cancelling() > cancelling:
@@ -1073,14 +1104,13 @@ class RequestBody:
 
 async def send_with_body(connection: Connection, head: bytes, body: RequestBody) -> None:
     try:
-        connection.phase = 'the caller\'s body'
         chunk = body.first()
-        if chunk is None:
-            await connection.send(head)
-            chunk = await body.next()
-        else:
+        if chunk:
             await connection.send(head + chunk[:MAX_JOINED_CHUNK])
-            chunk = chunk[MAX_JOINED_CHUNK:] or (chunk and await body.next())
+            chunk = chunk[MAX_JOINED_CHUNK:] or await body.next()
+        else:
+            await connection.send(head)
+            chunk = await body.next() if chunk is None else chunk
         while chunk:
             await connection.send(chunk)
             chunk = await body.next()
@@ -1471,7 +1501,7 @@ class ResponseBody:
             self._error = exchange_error(connection, cause)
             raise self._error from cause
 
-    def take_whole(self) -> bytes | None:
+    def _take_whole(self) -> bytes | None:
         """All that is left of the body if it has arrived, or else None."""
         if self._connection is not None or self._error is not None:
             return None
@@ -1599,20 +1629,24 @@ class Connection:
                 count = self.sock.send(data)
             except (BlockingIOError, ssl.SSLWantWriteError):
                 await self.wait_writable(self.in_time())
+                self.burst = 0
             except ssl.SSLWantReadError:
                 await self.wait_readable(self.in_time())
             else:
                 self.has_sent = True
+                self.burst += count
+                if self.burst >= MAX_BURST:
+                    await self.take_turns()
                 if count == len(data):
                     return
                 data = memoryview(data)[count:]
-                await self.take_turns(count)
 
     async def read(self, deadline: float | None = None) -> bytes:
         """What is there, or what comes first; `b''` at the end."""
         if self.fd < 0:
             raise ConnectionAbortedError('the connection was closed meanwhile')
-        await self.take_turns(0)
+        if self.burst >= MAX_BURST:
+            await self.take_turns()
         try:
             # Not through the loop: TLS may hold bytes that a selector can not see.
             data = self.receive()
@@ -1629,12 +1663,10 @@ class Connection:
         self.is_full = len(data) == size
         return data
 
-    async def take_turns(self, count: int) -> None:
-        """Give other tasks their turn, when this one has moved many bytes without waiting."""
-        self.burst += count
-        if self.burst >= MAX_BURST:
-            self.burst = 0
-            await asyncio.sleep(0)
+    async def take_turns(self) -> None:
+        """Give other tasks theirs: this one has moved many bytes without waiting."""
+        self.burst = 0
+        await asyncio.sleep(0)
 
     def release(self, has_surplus: bool) -> None:
         """The response has ended: become idle, or close.
@@ -1759,8 +1791,7 @@ class Connection:
         else:
             for waiter in (self.data_waiter, self.reader, self.writer):
                 if waiter is not None and not waiter.done():
-                    waiter.set_exception(TimeoutError(
-                        f'socket_timeout, {self.settings.socket_timeout:g} seconds, passed'))
+                    waiter.set_exception(timed_out(self.settings.socket_timeout))
             self.data_waiter = self.reader = self.writer = None
 
     # Closing
@@ -1783,6 +1814,8 @@ class Connection:
         self.timer = None
         if self.data_waiter is not None and not self.data_waiter.done():
             self.data_waiter.set_exception(ConnectionAbortedError('closed meanwhile'))
+            # To the loop it is retrieved, should nobody wait any more.
+            self.data_waiter.exception()
         self.data_waiter = self.reader = self.writer = None
         if isinstance(self.sock, ssl.SSLSocket):
             # RFC 8446 6.1: say goodbye, without waiting for an answer.
