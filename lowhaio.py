@@ -274,7 +274,7 @@ def Pool(
         get_ssl_context: Callable[[], ssl.SSLContext] = get_ssl_context_default,
         http_version: bytes = b'HTTP/1.1',
         keep_alive_timeout: float = 15,
-        recv_bufsize: int = 65536,
+        recv_bufsize: int = 131072,
         max_header_length: int = 16384,
         socket_timeout: float = 10,
         get_logger_adapter: GetAdapter = get_logger_adapter_default,
@@ -428,7 +428,9 @@ async def exchange(
         connection: Connection, method: bytes, head: bytes, declared: Declared,
         body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
         body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Response:
-    connection.begin(method)
+    connection.method = method
+    connection.requests += 1
+    connection.has_sent = connection.has_started = False
     try:
         if body is empty_async_iterator and not declared.has_body:
             await connection.send(head)
@@ -824,18 +826,15 @@ class Origin:
 class Declared:
     """What the fields of a request say of its body and of its connection."""
 
-    __slots__ = ('has_host', 'length', 'is_coded', 'close', 'upgrade')
+    __slots__ = ('has_host', 'length', 'is_coded', 'has_body', 'close', 'upgrade')
 
     def __init__(self) -> None:
         self.has_host = False
         self.length: int | None = None
         self.is_coded = False
+        self.has_body = False
         self.close = False
         self.upgrade = False
-
-    @property
-    def has_body(self) -> bool:
-        return self.is_coded or bool(self.length)
 
 
 NOTHING_DECLARED = Declared()
@@ -917,9 +916,10 @@ def declare(declared: Declared, lower_name: bytes, value: bytes) -> None:
     elif lower_name == b'content-length':
         if declared.length is not None:
             raise ValueError('headers must have at most one content-length')
-        if not CONTENT_LENGTH.fullmatch(value):
+        if not value.isdigit():
             raise ValueError(f'headers must have digits as content-length, got {shown(value)}')
         declared.length = int(value)
+        declared.has_body = declared.length > 0
     else:
         if declared.is_coded:
             raise ValueError('headers must have at most one transfer-encoding')
@@ -927,7 +927,7 @@ def declare(declared: Declared, lower_name: bytes, value: bytes) -> None:
         if value.lower().rpartition(b',')[2].strip(b' \t') != b'chunked':
             raise ValueError('headers must have chunked as the last transfer-encoding, got '
                              f'{shown(value)}')
-        declared.is_coded = True
+        declared.is_coded = declared.has_body = True
     if declared.is_coded and declared.length is not None:
         raise ValueError('headers must not have content-length and transfer-encoding together')
 
@@ -1155,12 +1155,12 @@ def find_section_end(data: bytes, start: int) -> int:
     return (crlf if lf < 0 else lf) + 1
 
 
-def parse_status_line(data: bytes) -> re.Match[bytes]:
-    match = STATUS_LINE.match(data)
-    if match is None:
+def check_status_line(data: bytes, limit: int) -> None:
+    """Raise what is wrong with it, unless that is its length: then the head is too long."""
+    end = data.index(LF)
+    if end < limit:
         raise ValueError('bad status line: expected HTTP/1.0 or HTTP/1.1, a space, three digits '
-                         f'and a reason, got {shown(data[:data.find(LF)])}')
-    return match
+                         f'and a reason, got {shown(data[:end])}')
 
 
 def parse_fields(data: bytes, start: int, end: int) -> Fields:
@@ -1200,8 +1200,10 @@ async def read_head(connection: Connection) -> tuple[bytes, bytes, Fields, bytes
                                + (shown(data) if data else 'no byte of it'))
             data += more
             connection.has_started = True
-            if status is None and 0 <= data.find(b'\n', searched) < limit:
-                status = parse_status_line(data)
+            if status is None and LF in more:
+                status = STATUS_LINE.match(data)
+                if status is None:
+                    check_status_line(data, limit)
             end = find_section_end(data, searched)
             body = end + (2 if data[end] == CR else 1) if end else len(data) + 1
             if body > limit:
@@ -1226,7 +1228,6 @@ async def read_head(connection: Connection) -> tuple[bytes, bytes, Fields, bytes
 CLOSE = re.compile(rb'(?:^|,)[ \t]*close[ \t]*(?:,|$)', re.IGNORECASE)
 KEEP_ALIVE = re.compile(rb'(?:^|,)[ \t]*keep-alive[ \t]*(?:,|$)', re.IGNORECASE)
 KEEP_ALIVE_TIMEOUT = re.compile(rb'(?:^|[,; \t])timeout[ \t]*=[ \t]*"?([0-9]{1,9})', re.IGNORECASE)
-CONTENT_LENGTH = re.compile(rb'[0-9]+')
 FRAMING = frozenset((b'content-length', b'transfer-encoding', b'connection', b'keep-alive'))
 
 # RFC 9112 7.1. After the first one, a chunk-size line follows the CRLF that ends the data.
@@ -1237,9 +1238,25 @@ NEXT_CHUNK_LINE = re.compile(rb'\r\n' + FIRST_CHUNK_LINE.pattern)
 def frame(method: bytes, code: bytes, minor: bytes, fields: Fields,
           settings: Settings) -> tuple[Decoder, float]:
     """The decoder of the body, and how long the connection may idle afterwards, in seconds."""
-    framing = [field for field in fields if field[0] in FRAMING]
-    length = parse_length(framing)
-    keep_alive = parse_keep_alive(framing, minor, settings)
+    length: int | None = None
+    codings: list[bytes] = []
+    persists = minor == b'1'
+    keep_alive = settings.keep_alive_timeout
+    for name, value in fields:
+        if name not in FRAMING:
+            continue
+        if name == b'content-length':
+            length = parse_length(value, length)
+        elif name == b'transfer-encoding':
+            codings.append(value.lower())
+        elif name == b'keep-alive':
+            keep_alive = min(keep_alive, parse_keep_alive(value))
+        elif CLOSE.search(value):  # RFC 9112 9.3
+            keep_alive = 0
+        else:
+            persists = persists or KEEP_ALIVE.search(value) is not None
+    if not persists:
+        keep_alive = 0
     # RFC 9112 6.3, 1: no body, whatever the fields say.
     if method == b'HEAD' or code == b'204' or code == b'304':
         return LengthDecoder(0), keep_alive
@@ -1247,7 +1264,7 @@ def frame(method: bytes, code: bytes, minor: bytes, fields: Fields,
     if code == b'101':
         return CloseDecoder(), 0
     # 6.3, 3 and 4: chunked, over any length, but then it may be somebody's attack.
-    if is_chunked(framing):
+    if codings and is_chunked(codings):
         is_plain = minor == b'1' and length is None
         return ChunkedDecoder(settings.max_header_length), keep_alive if is_plain else 0
     # 6.3, 5 and 6.
@@ -1257,44 +1274,28 @@ def frame(method: bytes, code: bytes, minor: bytes, fields: Fields,
     return CloseDecoder(), 0
 
 
-def parse_length(framing: list[tuple[bytes, bytes]]) -> int | None:
-    length = None
-    for name, value in framing:
-        if name == b'content-length':
-            if not CONTENT_LENGTH.fullmatch(value):
-                raise ValueError(f'bad content-length: expected digits, got {shown(value)}')
-            if length is not None and length != int(value):
-                raise ValueError(f'bad content-length: expected one, got {length} and '
-                                 f'{shown(value)}')
-            length = int(value)
+def parse_length(value: bytes, before: int | None) -> int:
+    if not value.isdigit():
+        raise ValueError(f'bad content-length: expected digits, got {shown(value)}')
+    length = int(value)
+    if before is not None and length != before:
+        raise ValueError(f'bad content-length: expected one, got {before} and {shown(value)}')
     return length
 
 
-def is_chunked(framing: list[tuple[bytes, bytes]]) -> bool:
-    values = [value.lower() for name, value in framing if name == b'transfer-encoding']
-    if not values or all(value == b'identity' for value in values):
-        return False
-    if values != [b'chunked']:
+def is_chunked(codings: list[bytes]) -> bool:
+    if codings == [b'chunked']:
+        return True
+    if any(coding != b'identity' for coding in codings):
         raise ValueError(
-            f'bad transfer-encoding: expected chunked, got {shown(b", ".join(values))}')
-    return True
+            f'bad transfer-encoding: expected chunked, got {shown(b", ".join(codings))}')
+    return False
 
 
-def parse_keep_alive(
-        framing: list[tuple[bytes, bytes]], minor: bytes, settings: Settings) -> float:
-    """RFC 9112 9.3, and the `timeout` of a `keep-alive` field, less a second on its way."""
-    seconds = settings.keep_alive_timeout
-    persists = minor == b'1'
-    for name, value in framing:
-        if name == b'connection':
-            if CLOSE.search(value):
-                return 0
-            persists = persists or KEEP_ALIVE.search(value) is not None
-        elif name == b'keep-alive':
-            timeout = KEEP_ALIVE_TIMEOUT.search(value)
-            if timeout is not None:
-                seconds = min(seconds, int(timeout[1]) - 1)
-    return seconds if persists else 0
+def parse_keep_alive(value: bytes) -> float:
+    """Less than the `timeout` that the server gives: the request has to be there in time."""
+    timeout = KEEP_ALIVE_TIMEOUT.search(value)
+    return inf if timeout is None else int(timeout[1]) - 1
 
 
 class LengthDecoder:
@@ -1318,7 +1319,7 @@ class LengthDecoder:
             data = data[:self.left]
         return data
 
-    def feed_end(self) -> None:
+    def feed_end(self) -> bytes:
         raise EOFError(f'the peer closed the connection, {self.left} bytes before the end that '
                        'content-length told')
 
@@ -1336,8 +1337,9 @@ class CloseDecoder:
     def feed(self, data: bytes) -> bytes:
         return data
 
-    def feed_end(self) -> None:
+    def feed_end(self) -> bytes:
         self.is_done = True
+        return b''
 
 
 class ChunkedDecoder:
@@ -1433,7 +1435,7 @@ class ChunkedDecoder:
     def too_long(self, what: str) -> TooLong:
         return TooLong(f'the {what} is longer than max_header_length, {self.limit} bytes')
 
-    def feed_end(self) -> None:
+    def feed_end(self) -> bytes:
         raise EOFError('the peer closed the connection in ' + (
             'the trailer section' if self.is_trailer else
             f'a chunk, {self.left} bytes before its end' if self.left else
@@ -1458,18 +1460,13 @@ class ResponseBody:
         self._connection: Connection | None = connection
         self._decoder = decoder
         self._error: HttpError | None = None
-        self._chunk = self._decode(data)
+        self._chunk = decoder.feed(data)
+        if decoder.is_done:
+            self._finish(connection)
 
-    def _decode(self, data: bytes) -> bytes:
-        chunk = self._decoder.feed(data)
-        if self._decoder.is_done:
-            self._finish()
-        return chunk
-
-    def _finish(self) -> None:
-        connection, self._connection = self._connection, None
+    def _finish(self, connection: Connection) -> None:
+        self._connection = None
         self.trailers = self._decoder.trailers
-        assert connection is not None
         connection.release(self._decoder.has_surplus)
 
     def __aiter__(self) -> ResponseBody:
@@ -1488,11 +1485,10 @@ class ResponseBody:
     async def _read(self, connection: Connection) -> bytes:
         try:
             data = await connection.read()
-            if data:
-                return self._decode(data)
-            self._decoder.feed_end()
-            self._finish()
-            return b''
+            chunk = self._decoder.feed(data) if data else self._decoder.feed_end()
+            if self._decoder.is_done:
+                self._finish(connection)
+            return chunk
         except BaseException as cause:
             self._connection = None
             connection.close()
@@ -1612,12 +1608,6 @@ class Connection:
 
     # One exchange
 
-    def begin(self, method: bytes) -> None:
-        self.method = method
-        self.requests += 1
-        self.has_sent = False
-        self.has_started = False
-
     async def send(self, data: bytes | memoryview) -> None:
         """Hand all of it to the kernel. The time is that of each progress."""
         self.phase = 'sending the request'
@@ -1678,7 +1668,9 @@ class Connection:
             now = self.loop.time()
             self.is_idle = True
             self.idle_since = now
-            self.set_deadline(now + self.keep_alive)
+            self.deadline = now + self.keep_alive
+            if self.deadline < self.timer_at:
+                self.start_timer()
             if not self.is_reading:
                 self.start_reading()
         else:
@@ -1708,20 +1700,26 @@ class Connection:
             raise RuntimeError('the body is being read by another task')
         if not self.is_reading:
             self.start_reading()
-        self.set_deadline(deadline)
+        self.deadline = deadline
+        if deadline < self.timer_at:
+            self.start_timer()
         self.data_waiter = waiter = self.loop.create_future()
         return waiter
 
     def wait_readable(self, deadline: float) -> asyncio.Future[None]:
         if not self.is_reading:
             self.start_reading()
-        self.set_deadline(deadline)
+        self.deadline = deadline
+        if deadline < self.timer_at:
+            self.start_timer()
         self.reader = waiter = self.loop.create_future()
         return waiter
 
     def wait_writable(self, deadline: float) -> asyncio.Future[None]:
         self.start_writing()
-        self.set_deadline(deadline)
+        self.deadline = deadline
+        if deadline < self.timer_at:
+            self.start_timer()
         self.writer = waiter = self.loop.create_future()
         return waiter
 
@@ -1772,20 +1770,18 @@ class Connection:
         elif self.data_waiter is not None:
             self.deliver(self.data_waiter)
 
-    def set_deadline(self, deadline: float) -> None:
-        self.deadline = deadline
-        if deadline < self.timer_at:
-            if self.timer is not None:
-                self.timer.cancel()
-            self.timer_at = deadline
-            self.timer = self.loop.call_at(deadline, self.on_timer)
+    def start_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+        self.timer_at = self.deadline
+        self.timer = self.loop.call_at(self.deadline, self.on_timer)
 
     def on_timer(self) -> None:
         is_late = self.deadline <= self.timer_at
         self.timer = None
         self.timer_at = inf
         if not is_late:
-            self.set_deadline(self.deadline)
+            self.start_timer()
         elif self.is_idle:
             self.close()
         else:
