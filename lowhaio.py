@@ -280,9 +280,43 @@ def Pool(
         get_logger_adapter: GetAdapter = get_logger_adapter_default,
         get_resolver_logger_adapter: GetResolverAdapter = get_resolver_logger_adapter_default,
 ) -> tuple[Request, Close]:
-    """A pool of connections, as two coroutine functions: `request` and `close`.
+    """A pool of connections, as two coroutine functions, `request` and `close`.
 
-    `request` returns `(code, headers, body)`...
+    It may be made before an event loop runs: it binds to the loop of its first request.
+
+    `request(method, url, params, headers, body, body_args, body_kwargs)` sends a request and
+    returns `(code, headers, body)` when the head of its response has arrived.
+
+    - `method`: bytes. `url`: str, `http` or `https`; its path and query are sent as given, but
+      what may not stand there is percent-encoded. `params`: added to the URL's query, as for
+      `urllib.parse.urlencode(params, doseq=True)`. `headers`: pairs of name and value, bytes,
+      sent as given, after `host` unless that is among them.
+    - `body`: called with `*body_args, **dict(body_kwargs)`, returns an async iterator of bytes.
+      Its length must be told by a `content-length`, or it must be encoded already as
+      `transfer-encoding: chunked` says. It is closed when it is not read to its end.
+    - Returned are the status code, three digits as bytes; the fields, pairs of lower-case name
+      and value, bytes, in their order; and a `ResponseBody`, an async iterator of bytes that is
+      to be read to its end, closed, or dropped.
+    - Raises an `HttpConnectionError` when not one byte was sent, bad arguments included, an
+      `HttpDataError` otherwise, and `asyncio.CancelledError`.
+
+    `close()` closes the idle connections at once, and those in use when their responses end.
+
+    Options, all keywords; times are in seconds, sizes in bytes:
+
+    - `get_dns_resolver(get_logger_adapter=…)` returns `(resolve, clear_cache)`, as
+      `aiodnsresolver.Resolver` does. Called at the first host name that is no IP address.
+    - `get_sock(family)` returns a non-blocking stream socket.
+    - `get_ssl_context()` returns an `ssl.SSLContext`. Called at the first https request.
+    - `http_version`: `b'HTTP/1.1'` or `b'HTTP/1.0'`.
+    - `keep_alive_timeout`: how long a connection may idle before it is closed. A second less
+      than the server's own time-out, if it tells one. 0: no connection is used again.
+    - `recv_bufsize`: asked for by one read, so the size of a response body's longest chunk.
+    - `max_header_length`: of a response head, of a trailer section, of a chunk-size line.
+    - `socket_timeout`: for the lookup; for connecting with the TLS handshake; for each progress
+      of sending; for the whole head of a response; for each read of its body.
+    - `get_logger_adapter(extra)` returns a logger adapter for one request, or for the pool;
+      `get_resolver_logger_adapter(extra)` returns such a function for the resolver.
     """
     settings = Settings(
         http_version, keep_alive_timeout, recv_bufsize, max_header_length, socket_timeout)
@@ -1104,10 +1138,10 @@ class RequestBody:
 
 async def send_with_body(connection: Connection, head: bytes, body: RequestBody) -> None:
     try:
-        chunk = body.first()
+        chunk: bytes | memoryview | None = body.first()
         if chunk:
             await connection.send(head + chunk[:MAX_JOINED_CHUNK])
-            chunk = chunk[MAX_JOINED_CHUNK:] or await body.next()
+            chunk = memoryview(chunk)[MAX_JOINED_CHUNK:] or await body.next()
         else:
             await connection.send(head)
             chunk = await body.next() if chunk is None else chunk
