@@ -33,6 +33,7 @@ import logging
 import re
 import socket
 import ssl
+import sys
 import types
 from asyncio import CancelledError
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
@@ -351,7 +352,7 @@ def Pool(
             if idle.is_closed:
                 raise RuntimeError('the pool is closed')
             origin, head, declared = build_head(method, url, params, headers, http_version)
-        except (RuntimeError, TypeError, ValueError) as cause:
+        except Exception as cause:
             raise refusal(method, url, cause) from cause
 
         # Most often nobody listens, and then not even the adapter is made.
@@ -367,13 +368,11 @@ def Pool(
         connection = idle.take(origin, peers, now)
         if connection is None:
             connection = await opener.open(loop, method, origin, peers, now + socket_timeout)
-        if logger is not None:
-            logger.debug('Sending request %s of the connection to %s',
-                         connection.requests + 1, connection.describe())
         response = await exchange(
             connection, method, head, declared, body, body_args, body_kwargs)
         if logger is not None:
             logger.info('Received %s from %s', response[0].decode(), connection.describe())
+            logger.debug('That was request %s of its connection', connection.requests)
         return response
 
     async def close(
@@ -490,8 +489,9 @@ async def exchange(
         raise exchange_error(connection, cause) from cause
 
 
-def exchange_error(connection: Connection, cause: Exception) -> HttpError:
+def exchange_error(connection: Connection, cause: BaseException) -> HttpError:
     kind = HttpConnectionError if not connection.has_sent else \
+        HttpDataError if connection.phase == REQUEST_BODY else \
         HttpHeaderTooLong if isinstance(cause, TooLong) else \
         HttpConnectionClosedError if isinstance(cause, CLOSED) else HttpDataError
     error = kind(f'{shown_method(connection.method)} {connection.describe()}, '
@@ -615,11 +615,21 @@ def resolver_steps(
             task.uncancel()
         return task.cancelling() > cancelling
 
+    def step() -> Any:
+        # The resolver leaves async generators unfinished. The loop's hooks would close them in
+        # tasks; without them they are closed when they are collected.
+        hooks = sys.get_asyncgen_hooks()
+        sys.set_asyncgen_hooks(None, None)
+        try:
+            return steps.send(None) if thrown is None else steps.throw(thrown)
+        finally:
+            sys.set_asyncgen_hooks(*hooks)
+
     timer = loop.call_later(socket_timeout, expire)
     try:
         while True:
             try:
-                waited_for = steps.send(None) if thrown is None else steps.throw(thrown)
+                waited_for = step()
             except CancelledError:
                 if is_late and task.cancelling() <= cancelling:
                     raise timed_out(socket_timeout) from None
@@ -689,10 +699,12 @@ def abandon(steps: Generator[Any, None, Any], waited_for: Any) -> None:
 # not needed expire. Owns the connections in it: whatever ends one here closes it.
 
 class IdleConnections:
-    __slots__ = ('by_origin', 'is_closed')
+    __slots__ = ('by_origin', 'opened', 'is_closed')
 
     def __init__(self) -> None:
         self.by_origin: dict[str, dict[Connection, None]] = {}
+        # All connections, in use too: a body in a cycle of garbage must find its own alive.
+        self.opened: set[Connection] = set()
         self.is_closed = False
 
     def take(self, origin: Origin, peers: Peers, now: float) -> Connection | None:
@@ -882,7 +894,7 @@ DECLARING = frozenset((b'host', b'content-length', b'transfer-encoding', b'conne
 def build_head(
         method: bytes, url: str, params: Params, headers: Iterable[tuple[bytes, bytes]],
         http_version: bytes) -> tuple[Origin, bytes, Declared]:
-    if method not in USUAL_METHODS:
+    if not isinstance(method, bytes) or method not in USUAL_METHODS:
         check_method(method)
     if not isinstance(url, str):
         raise TypeError(f'url must be a str, got {type(url).__name__}')
@@ -892,11 +904,9 @@ def build_head(
     if not headers:
         return origin, b'%b %b %b\r\nhost: %b\r\n\r\n' % (
             method, target, http_version, origin.field), NOTHING_DECLARED
-    fields = tuple(headers)
-    declared = check_fields(fields)
+    lines, declared = build_fields(headers)
     if declared.is_coded and http_version == b'HTTP/1.0':
         raise ValueError('headers must not have transfer-encoding in an HTTP/1.0 request')
-    lines = [b': '.join(field) for field in fields]
     if not declared.has_host:
         lines.insert(0, b'host: ' + origin.field)
     return origin, b'%b %b %b\r\n%b\r\n\r\n' % (
@@ -912,27 +922,40 @@ def check_method(method: bytes) -> None:
         raise ValueError('method must not be CONNECT: tunnels are not supported')
 
 
-def check_fields(fields: tuple[tuple[bytes, bytes], ...]) -> Declared:
+def build_fields(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], Declared]:
+    lines = []
     declared = NOTHING_DECLARED
-    for field in fields:
+    for field in checked_iterable(headers):
         try:
             name, value = field
-            is_token = TOKEN.fullmatch(name)
-            control = FIELD_VALUE.fullmatch(value) is None
-        except (TypeError, ValueError) as cause:
-            raise TypeError('headers must be pairs of name and value, both bytes, got '
-                            f'{shown_types(field)}') from cause
-        if not is_token:
+        except (TypeError, ValueError):
+            raise bad_field(field) from None
+        if not isinstance(name, bytes) or not isinstance(value, bytes):
+            raise bad_field((name, value))
+        if not TOKEN.fullmatch(name):
             raise ValueError(f'headers must have tokens as names, got {shown(name)}')
-        if control:
+        if not FIELD_VALUE.fullmatch(value):
             raise ValueError('headers must not have control characters but HTAB in a value: '
                              f'see that of {shown(name)}')
+        lines.append(name + b': ' + value)
         lower_name = name.lower()
         if lower_name in DECLARING:
             if declared is NOTHING_DECLARED:
                 declared = Declared()
             declare(declared, lower_name, value)
-    return declared
+    return lines, declared
+
+
+def checked_iterable(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    try:
+        return iter(headers)
+    except TypeError:
+        raise bad_field(headers) from None
+
+
+def bad_field(field: object) -> TypeError:
+    return TypeError(f'headers must be pairs of name and value, both bytes, got '
+                     f'{shown_types(field)}')
 
 
 def shown_types(field: object) -> str:
@@ -953,8 +976,9 @@ def declare(declared: Declared, lower_name: bytes, value: bytes) -> None:
     elif lower_name == b'content-length':
         if declared.length is not None:
             raise ValueError('headers must have at most one content-length')
-        if not value.isdigit():
-            raise ValueError(f'headers must have digits as content-length, got {shown(value)}')
+        if not is_length(value):
+            raise ValueError('headers must have 1 to 20 digits as content-length, got '
+                             f'{shown(value)}')
         declared.length = int(value)
         declared.has_body = declared.length > 0
     else:
@@ -999,6 +1023,8 @@ def with_params(target: bytes, params: Params) -> bytes:
     except (TypeError, ValueError) as cause:
         raise TypeError('params must be a mapping or a sequence of pairs, as for '
                         f'urllib.parse.urlencode, got {type(params).__name__}') from cause
+    if not query:
+        return target
     separator = b'?' if b'?' not in target else b'' if target.endswith((b'?', b'&')) else b'&'
     return target + separator + query.encode('ascii')
 
@@ -1024,31 +1050,46 @@ def parse_origin(scheme: str, authority: str) -> Origin:
 
 def parse_host(host: str) -> tuple[str, Address | None]:
     """The one form used for the resolver, SNI, the `host` field and the pool's key."""
-    if host.startswith('['):
-        # RFC 6874: a zone follows "%25"; a bare "%", as others write, is understood too.
-        literal, _, zone = host[1:-1].partition('%')
-        zone = zone.removeprefix('25')
-        if ('%' in host) != bool(ZONE.fullmatch(zone)):
-            raise ValueError(f'url must have an IPv6 zone of unreserved characters, got {host!r}')
-        ipv6 = IPv6Address(f'{literal}%{zone}' if zone else literal)
-        return str(ipv6), ipv6
-    # A name is at most 253 characters (RFC 1035), and the codec is slow on long ones.
-    if len(host) <= 254:
-        name = (host if host.isascii() else host.encode('idna').decode()).lower()
-        name = name.removesuffix('.')
-        if IPV4.fullmatch(name):
-            ipv4 = IPv4Address(name)
-            return str(ipv4), ipv4
-        if HOST_NAME.fullmatch(name) and len(name) <= 253:
-            return name, None
+    cause = None
+    try:
+        if host.startswith('['):
+            return parse_ipv6(host[1:-1])
+        # A name is at most 253 characters (RFC 1035), and the codec is slow on long ones.
+        if len(host) <= 254:
+            name = (host if host.isascii() else host.encode('idna').decode()).lower()
+            name = name.removesuffix('.')
+            if IPV4.fullmatch(name):
+                ipv4 = IPv4Address(name)
+                return str(ipv4), ipv4
+            if HOST_NAME.fullmatch(name) and len(name) <= 253:
+                return name, None
+    except ValueError as error:
+        cause = error
     raise ValueError('url must have as host an IPv4 address, an IPv6 address in brackets, or '
-                     f'a name of letters, digits, "-", "_" and ".", got {host[:MAX_SHOWN]!r}')
+                     'a name of letters, digits, "-", "_" and ".", got '
+                     f'{host[:MAX_SHOWN]!r}') from cause
+
+
+def parse_ipv6(literal: str) -> tuple[str, Address]:
+    # RFC 6874: a zone follows "%25"; a bare "%", as others write, is understood too.
+    address, percent, zone = literal.partition('%')
+    if percent:
+        zone = zone.removeprefix('25')
+        if not ZONE.fullmatch(zone):
+            raise ValueError('the zone must be of unreserved characters')
+        address = f'{address}%{zone}'
+    ipv6 = IPv6Address(address)
+    return str(ipv6), ipv6
 
 
 # --------------------------------------------------------------------------------- sending
 #
 # The caller's chunks, held to what the head declared of them: a chunk is checked before any
 # of it is sent. The caller's time is not on our clock.
+
+# The phase in which it is not the connection that fails.
+REQUEST_BODY = 'the request body'
+
 
 class RequestBody:
     __slots__ = ('connection', 'chunks', 'declared', 'left', 'is_empty', 'steps', 'waited_for')
@@ -1058,7 +1099,7 @@ class RequestBody:
                  body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]],
                  declared: Declared) -> None:
         self.connection = connection
-        connection.phase = 'the request body'
+        connection.phase = REQUEST_BODY
         chunks = body(*body_args, **dict(body_kwargs))
         if not hasattr(chunks, '__aiter__'):
             if isinstance(chunks, types.CoroutineType):
@@ -1075,43 +1116,50 @@ class RequestBody:
     def first(self) -> bytes | None:
         """The first chunk, `b''` if there is none, or None if it is not there at once."""
         while True:
-            steps = anext(self.chunks).__await__()
+            steps = self.step()
             try:
                 waited_for = steps.send(None)
             except StopAsyncIteration:
-                return self.checked(None)
+                return self.ended()
             except StopIteration as stop:
-                if stop.value:
-                    return self.checked(stop.value)
+                chunk = self.checked(stop.value)
+                if chunk:
+                    return chunk
             else:
                 self.steps, self.waited_for = steps, waited_for
                 return None
 
     async def next(self) -> bytes:
         """The next chunk that is not empty, or `b''` at the end."""
-        self.connection.phase = 'the request body'
+        self.connection.phase = REQUEST_BODY
         while True:
             steps, self.steps = self.steps, None
             try:
-                chunk = await (anext(self.chunks) if steps is None else
-                               remaining_steps(steps, self.waited_for))
+                chunk = self.checked(await (
+                    anext(self.chunks) if steps is None else
+                    remaining_steps(steps, self.waited_for)))
             except StopAsyncIteration:
-                return self.checked(None)
+                return self.ended()
             if chunk:
-                return self.checked(chunk)
+                return chunk
 
-    def checked(self, chunk: bytes | None) -> bytes:
-        if chunk is None:
-            if self.left:
-                raise ValueError(f'the body ended {self.left} bytes short of its content-length '
-                                 f'of {self.declared.length}')
-            if self.is_empty and self.declared.is_coded:
-                raise ValueError('the body ended without a byte, but transfer-encoding chunked '
-                                 'needs its last chunk')
-            return b''
+    async def step(self) -> bytes:
+        """As a coroutine, because not every awaitable can be stepped."""
+        return await anext(self.chunks)
+
+    def ended(self) -> bytes:
+        if self.left:
+            raise ValueError(f'the body ended {self.left} bytes short of its content-length '
+                             f'of {self.declared.length}')
+        if self.is_empty and self.declared.is_coded:
+            raise ValueError('the body ended without a byte, but transfer-encoding chunked '
+                             'needs its last chunk')
+        return b''
+
+    def checked(self, chunk: bytes) -> bytes:
         if not isinstance(chunk, bytes):
             chunk = bytes(memoryview(chunk))
-        self.is_empty = False
+        self.is_empty = self.is_empty and not chunk
         if not self.declared.is_coded:
             self.left -= len(chunk)
         if self.left < 0:
@@ -1121,10 +1169,15 @@ class RequestBody:
                 f'the body yielded more than its content-length of {self.declared.length}')
         return chunk
 
-    async def close(self) -> None:
-        """Let the caller's generator clean up, now: left to itself, it would in a task."""
+    async def close(self, error: BaseException) -> None:
+        """Let the caller's generator clean up, now: left to itself, it would in a task.
+
+        What made us close is what the caller gets to know. But a new cancellation wins, and so
+        does what the generator made of a cancellation that was its own, as by `asyncio.timeout`.
+        """
         task = asyncio.current_task()
-        cancelling = task.cancelling() if task is not None else 0
+        assert task is not None
+        cancelling = task.cancelling()
         try:
             try:
                 if self.steps is not None:
@@ -1134,8 +1187,9 @@ class RequestBody:
                 if hasattr(self.chunks, 'aclose'):
                     await self.chunks.aclose()
         except (CancelledError, Exception):
-            # What made us close is what the caller gets to know; only a new cancellation wins.
-            if task is not None and task.cancelling() > cancelling:
+            is_own = isinstance(error, CancelledError) and task.cancelling() < cancelling
+            if is_own or task.cancelling() > cancelling:
+                self.connection.phase = REQUEST_BODY
                 raise
 
 
@@ -1152,10 +1206,12 @@ async def send_with_body(connection: Connection, head: bytes, body: RequestBody)
             await connection.send(chunk)
             chunk = await body.next()
     except GeneratorExit:
+        if body.steps is not None:
+            abandon(body.steps, body.waited_for)
         raise
-    except BaseException:
+    except BaseException as error:
         connection.close()
-        await body.close()
+        await body.close(error)
         raise
 
 
@@ -1300,7 +1356,8 @@ def frame(method: bytes, code: bytes, minor: bytes, fields: Fields,
             keep_alive = 0
         else:
             persists = persists or KEEP_ALIVE.search(value) is not None
-    if not persists:
+    # RFC 9112 6.1: chunked with a length, or in HTTP/1.0, may be somebody's attack.
+    if not persists or codings and (minor == b'0' or length is not None):
         keep_alive = 0
     # RFC 9112 6.3, 1: no body, whatever the fields say.
     if method == b'HEAD' or code == b'204' or code == b'304':
@@ -1308,10 +1365,9 @@ def frame(method: bytes, code: bytes, minor: bytes, fields: Fields,
     # 6.3, 2: a switched protocol has an end of its own. (CONNECT is never sent.)
     if code == b'101':
         return CloseDecoder(), 0
-    # 6.3, 3 and 4: chunked, over any length, but then it may be somebody's attack.
+    # 6.3, 3 and 4: chunked is stronger than a length.
     if codings and is_chunked(codings):
-        is_plain = minor == b'1' and length is None
-        return ChunkedDecoder(settings.max_header_length), keep_alive if is_plain else 0
+        return ChunkedDecoder(settings.max_header_length), keep_alive
     # 6.3, 5 and 6.
     if length is not None:
         return LengthDecoder(length), keep_alive
@@ -1320,12 +1376,16 @@ def frame(method: bytes, code: bytes, minor: bytes, fields: Fields,
 
 
 def parse_length(value: bytes, before: int | None) -> int:
-    if not value.isdigit():
-        raise ValueError(f'bad content-length: expected digits, got {shown(value)}')
+    if not is_length(value):
+        raise ValueError(f'bad content-length: expected 1 to 20 digits, got {shown(value)}')
     length = int(value)
     if before is not None and length != before:
         raise ValueError(f'bad content-length: expected one, got {before} and {shown(value)}')
     return length
+
+
+def is_length(value: bytes) -> bool:
+    return value.isdigit() and len(value) <= 20
 
 
 def is_chunked(codings: list[bytes]) -> bool:
@@ -1439,10 +1499,9 @@ class ChunkedDecoder:
         return pieces[0] if len(pieces) == 1 else b''.join(pieces)
 
     def start_chunk(self, line: re.Match[bytes]) -> None:
-        length = line.end() - line.start()
-        if length > self.limit:
+        if line.end() - line.start(1) > self.limit:
             raise self.too_long('chunk-size line')
-        self.overhead += length
+        self.overhead += line.end() - line.start()
         if self.overhead > MAX_FRAMING_OVERHEAD + MAX_FRAMING_OVERHEAD_RATIO * self.content:
             raise ValueError(f'the framing of the chunked body is out of proportion: '
                              f'{self.overhead} bytes for {self.content} of content')
@@ -1453,9 +1512,9 @@ class ChunkedDecoder:
     def keep(self, partial: bytes) -> None:
         """Keep what does not match a chunk-size line for more to come, unless it is bad."""
         is_next = self.line is NEXT_CHUNK_LINE
-        is_first_end = partial.startswith(b'\r\n') if is_next else False
-        end = partial.find(b'\n', 2 if is_first_end else 0)
-        if (end if end >= 0 else len(partial)) >= self.limit:
+        start = 2 if is_next and b'\r\n'.startswith(partial[:2]) else 0
+        end = partial.find(b'\n', start)
+        if (end if end >= 0 else len(partial)) - start >= self.limit:
             raise self.too_long('chunk-size line')
         if end >= 0:
             expected = 'CRLF after the chunk, ' if is_next else ''
@@ -1535,12 +1594,14 @@ class ResponseBody:
                 self._finish(connection)
             return chunk
         except BaseException as cause:
+            # Whoever asks again must not take what there was for the whole.
             self._connection = None
-            connection.close()
-            if not isinstance(cause, Exception):
-                raise
             self._error = exchange_error(connection, cause)
-            raise self._error from cause
+            self._error.__cause__ = cause
+            connection.close()
+            if isinstance(cause, Exception):
+                raise self._error from cause
+            raise
 
     def _take_whole(self) -> bytes | None:
         """All that is left of the body if it has arrived, or else None."""
@@ -1617,6 +1678,7 @@ class Connection:
         self.has_started = False
         self.burst = 0
         self.is_full = False
+        idle.opened.add(self)
 
     def describe(self) -> str:
         peer = f'[{self.peer}]' if ':' in self.peer else self.peer
@@ -1680,6 +1742,8 @@ class Connection:
         """What is there, or what comes first; `b''` at the end."""
         if self.fd < 0:
             raise ConnectionAbortedError('the connection was closed meanwhile')
+        if self.data_waiter is not None:
+            raise RuntimeError('the body is being read by another task')
         if self.burst >= MAX_BURST:
             await self.take_turns()
         try:
@@ -1741,8 +1805,6 @@ class Connection:
         return self.loop.time() + self.settings.socket_timeout
 
     def wait_data(self, deadline: float) -> asyncio.Future[bytes]:
-        if self.data_waiter is not None:
-            raise RuntimeError('the body is being read by another task')
         if not self.is_reading:
             self.start_reading()
         self.deadline = deadline
@@ -1840,6 +1902,7 @@ class Connection:
     def close(self) -> None:
         if self.fd < 0:
             return
+        self.idle.opened.discard(self)
         if self.is_idle:
             self.is_idle = False
             self.idle.remove(self)
