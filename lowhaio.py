@@ -31,6 +31,7 @@ import asyncio
 import contextlib
 import logging
 import re
+import select
 import socket
 import ssl
 import sys
@@ -63,10 +64,6 @@ MAX_BURST = 256 * 1024
 
 # How much of a first chunk is copied to leave in one send with the head.
 MAX_JOINED_CHUNK = 64 * 1024
-
-# An idle connection is looked at before its reuse once it has idled longer, in seconds. Until
-# then the loop has hardly had the time to see what the look would.
-MAX_UNCHECKED_IDLE = 0.001
 
 # Host names whose addresses are remembered by one pool.
 MAX_NAMES = 1024
@@ -361,13 +358,15 @@ def Pool(
             logger = get_logger_adapter(logger_extra(method, url))
 
         now = loop.time()
+        deadline = now + socket_timeout
         peers = origin.peers or names.fresh(origin.host, now)
         if peers is None:
             get_adapter = get_resolver_logger_adapter(logger_extra(method, url))
             peers = await names.lookup(loop, method, origin, get_adapter)
+            now = loop.time()
         connection = idle.take(origin, peers, now)
         if connection is None:
-            connection = await opener.open(loop, method, origin, peers, now + socket_timeout)
+            connection = await opener.open(loop, method, origin, peers, deadline)
         response = await exchange(
             connection, method, head, declared, body, body_args, body_kwargs)
         if logger is not None:
@@ -594,13 +593,14 @@ def resolver_steps(
     """Await the resolver for a time, and take back the cancellations that it makes.
 
     For its own timeouts the resolver cancels the current task, and goes on with the next
-    nameserver. A step that goes on after it was thrown a `CancelledError` had made it, so one
-    is taken back; if more are left, one is from outside, and must win. When the time is up
-    only the future that the resolver waits for is cancelled, never the task.
+    nameserver. So what it goes on after was its own cancellation, and is taken back in the end.
+    If more than one came at once, one is from outside, and must win. When the time is up only
+    the future that the resolver waits for is cancelled, never the task.
     """
     task = asyncio.current_task(loop)
     assert task is not None
-    cancelling = task.cancelling()
+    seen = task.cancelling()
+    own = fresh = 0
     is_late = must_stop = False
     waited_for: Any = None
     thrown: BaseException | None = None
@@ -609,11 +609,6 @@ def resolver_steps(
         nonlocal is_late, must_stop
         is_late = must_stop = True
         cancel_future(waited_for)
-
-    def undo_cancel() -> bool:
-        if task.cancelling() > cancelling:
-            task.uncancel()
-        return task.cancelling() > cancelling
 
     def step() -> Any:
         # The resolver leaves async generators unfinished. The loop's hooks would close them in
@@ -631,32 +626,40 @@ def resolver_steps(
             try:
                 waited_for = step()
             except CancelledError:
-                if is_late and task.cancelling() <= cancelling:
+                if not fresh and is_late:
                     raise timed_out(socket_timeout) from None
+                # It only cleaned up before, so this is the cancellation from outside.
+                own -= not fresh and own > 0
                 raise
             except BaseException:
-                if isinstance(thrown, CancelledError) and undo_cancel():
+                own += fresh > 0
+                if fresh > 1:
                     raise CancelledError from None
                 raise
-            if isinstance(thrown, CancelledError) and undo_cancel():
-                must_stop = True
+            own += fresh > 0
+            must_stop = must_stop or fresh > 1
             if must_stop:
                 must_stop = False
+                fresh = max(fresh - 1, 0)
                 cancel_future(waited_for)
                 thrown = CancelledError()
                 continue
+            thrown, fresh = None, 0
             try:
                 yield waited_for
-                thrown = None
             except GeneratorExit:
                 abandon(steps, waited_for)
                 raise
             except BaseException as error:
                 thrown = error
+                fresh = task.cancelling() - seen
+                seen += fresh
     except StopIteration as stop:
         return stop.value
     finally:
         timer.cancel()
+        for _ in range(own):
+            task.uncancel()
 
 
 # ------------------------------------------------------- stepping what the caller gave us
@@ -672,6 +675,9 @@ def remaining_steps(
         while True:
             try:
                 yield waited_for
+            except GeneratorExit:
+                abandon(steps, waited_for)
+                raise
             except BaseException as error:
                 waited_for = steps.throw(error)
             else:
@@ -1113,12 +1119,13 @@ class RequestBody:
         self.steps: Any = None
         self.waited_for: Any = None
 
-    def first(self) -> bytes | None:
-        """The first chunk, `b''` if there is none, or None if it is not there at once."""
+    def ready(self) -> bytes | None:
+        """The next chunk that is not empty, `b''` at the end, or None if it is not there yet."""
+        self.connection.phase = REQUEST_BODY
         while True:
             steps = self.step()
             try:
-                waited_for = steps.send(None)
+                self.waited_for = steps.send(None)
             except StopAsyncIteration:
                 return self.ended()
             except StopIteration as stop:
@@ -1126,18 +1133,20 @@ class RequestBody:
                 if chunk:
                     return chunk
             else:
-                self.steps, self.waited_for = steps, waited_for
+                self.steps = steps
                 return None
 
     async def next(self) -> bytes:
         """The next chunk that is not empty, or `b''` at the end."""
-        self.connection.phase = REQUEST_BODY
         while True:
+            if self.steps is None:
+                ready = self.ready()
+                if ready is not None:
+                    return ready
+            self.connection.phase = REQUEST_BODY
             steps, self.steps = self.steps, None
             try:
-                chunk = self.checked(await (
-                    anext(self.chunks) if steps is None else
-                    remaining_steps(steps, self.waited_for)))
+                chunk = self.checked(await remaining_steps(steps, self.waited_for))
             except StopAsyncIteration:
                 return self.ended()
             if chunk:
@@ -1195,7 +1204,7 @@ class RequestBody:
 
 async def send_with_body(connection: Connection, head: bytes, body: RequestBody) -> None:
     try:
-        chunk: bytes | memoryview | None = body.first()
+        chunk: bytes | memoryview | None = body.ready()
         if chunk:
             await connection.send(head + chunk[:MAX_JOINED_CHUNK])
             chunk = memoryview(chunk)[MAX_JOINED_CHUNK:] or await body.next()
@@ -1644,17 +1653,21 @@ def wake(waiter: asyncio.Future[None]) -> None:
 
 class Connection:
     __slots__ = (
-        'loop', 'sock', 'fd', 'origin', 'peer', 'settings', 'idle',
+        'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'settings', 'idle',
         'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
         'deadline', 'timer', 'timer_at',
-        'is_idle', 'idle_since', 'keep_alive',
+        'is_idle', 'keep_alive',
         'requests', 'method', 'phase', 'has_sent', 'has_started', 'burst', 'is_full')
 
     def __init__(self, loop: Loop, sock: socket.socket, origin: Origin, peer: str,
                  settings: Settings, idle: IdleConnections) -> None:
+        sock.setblocking(False)
         self.loop = loop
         self.sock = sock
         self.fd = sock.fileno()
+        # A look through it is a third of the price of a read that finds nothing.
+        self.poller = select.poll()
+        self.poller.register(self.fd, select.POLLIN)
         self.origin = origin
         self.peer = peer
         self.settings = settings
@@ -1669,7 +1682,6 @@ class Connection:
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at = inf
         self.is_idle = False
-        self.idle_since = 0.0
         self.keep_alive: float = 0
         self.requests = 0
         self.method = b''
@@ -1687,7 +1699,6 @@ class Connection:
     # Opening
 
     async def connect(self, address: tuple[Any, ...], deadline: float) -> None:
-        self.sock.setblocking(False)
         try:
             self.sock.connect(address)
         except BlockingIOError:
@@ -1711,7 +1722,8 @@ class Connection:
                 await self.wait_writable(deadline)
         protocol = sock.selected_alpn_protocol()
         if protocol not in (None, 'http/1.1', 'http/1.0'):
-            raise ssl.SSLError(f'the negotiated protocol must be http/1.1, got {protocol!r}')
+            raise ssl.SSLError(
+                ssl.SSL_ERROR_SSL, f'the negotiated protocol must be http/1.1, got {protocol!r}')
 
     # One exchange
 
@@ -1752,6 +1764,9 @@ class Connection:
         except WANT_READ:
             data = await self.wait_data(deadline or self.in_time())
             self.burst = 0
+        except ssl.SSLWantWriteError:
+            self.start_writing()
+            data = await self.wait_data(deadline or self.in_time())
         else:
             self.burst += len(data)
         return data
@@ -1774,10 +1789,8 @@ class Connection:
         """
         if (self.keep_alive > 0 and not has_surplus and not (self.is_full and not self.is_quiet())
                 and self.idle.add(self)):
-            now = self.loop.time()
             self.is_idle = True
-            self.idle_since = now
-            self.deadline = now + self.keep_alive
+            self.deadline = self.loop.time() + self.keep_alive
             if self.deadline < self.timer_at:
                 self.start_timer()
             if not self.is_reading:
@@ -1786,8 +1799,8 @@ class Connection:
             self.close()
 
     def is_reusable(self, now: float) -> bool:
-        return now < self.deadline and (
-            now - self.idle_since <= MAX_UNCHECKED_IDLE or self.is_quiet())
+        """Not expired, and nothing has come, not even since the loop looked last."""
+        return now < self.deadline and (not self.poller.poll(0) or self.is_quiet())
 
     def is_quiet(self) -> bool:
         """Neither data nor an end has come. (TLS session tickets are neither.)"""
@@ -1834,6 +1847,10 @@ class Connection:
         self.loop.add_reader(self.fd, self.on_readable)
         self.is_reading = True
 
+    def stop_reading(self) -> None:
+        self.loop.remove_reader(self.fd)
+        self.is_reading = False
+
     def start_writing(self) -> None:
         self.loop.add_writer(self.fd, self.on_writable)
         self.is_writing = True
@@ -1846,8 +1863,7 @@ class Connection:
             wake(reader)
         elif not self.is_idle:
             # Nobody reads now. Until somebody does, the loop need not look again and again.
-            self.loop.remove_reader(self.fd)
-            self.is_reading = False
+            self.stop_reading()
         elif not self.is_quiet():
             self.close()
 
@@ -1856,8 +1872,13 @@ class Connection:
         try:
             data = self.receive()
         except WANT_READ:
+            if not self.is_reading:
+                self.start_reading()
             return
         except ssl.SSLWantWriteError:
+            # Only the wanted direction, or what can be read would be found again and again.
+            if self.is_reading:
+                self.stop_reading()
             self.start_writing()
             return
         except Exception as error:
