@@ -362,7 +362,7 @@ def Pool(
         peers = origin.peers or names.fresh(origin.host, now)
         if peers is None:
             get_adapter = get_resolver_logger_adapter(logger_extra(method, url))
-            peers = await names.lookup(loop, method, origin, get_adapter)
+            peers = await names.lookup(method, origin, get_adapter)
             now = loop.time()
         connection = idle.take(origin, peers, now)
         if connection is None:
@@ -541,15 +541,16 @@ class Names:
         peers = self.known.get(host)
         return peers if peers is not None and now < peers.expires_at else None
 
-    async def lookup(self, loop: Loop, method: bytes, origin: Origin,
+    async def lookup(self, method: bytes, origin: Origin,
                      get_logger_adapter: GetAdapter) -> Peers:
         try:
             if self.resolver is None:
                 self.resolver = self.get_dns_resolver(get_logger_adapter=get_logger_adapter)
             lookup = self.resolver[0](
                 origin.host, TYPES.A, get_logger_adapter=get_logger_adapter)
-            addresses = await resolver_steps(
-                lookup.__await__(), loop, self.socket_timeout)
+            task = asyncio.current_task()
+            assert task is not None
+            addresses = await Lookup(lookup, task, self.socket_timeout)
             return self.remember(origin.host, addresses)
         except DnsTimeout as cause:
             error = TimeoutError('no nameserver answered in the time that the resolver gives')
@@ -586,80 +587,94 @@ def dns_error(method: bytes, origin: Origin, cause: Exception) -> HttpDnsError:
         f'{shown_method(method)} {origin.name}: resolving {origin.host} failed: {reason(cause)}')
 
 
-@types.coroutine
-def resolver_steps(
-        steps: Generator[Any, None, Any], loop: Loop, socket_timeout: float,
-) -> Generator[Any, None, Any]:
-    """Await the resolver for a time, and take back the cancellations that it makes.
+class Lookup:
+    """Awaits the resolver for a time, and takes back the cancellations that it makes.
 
     For its own timeouts the resolver cancels the current task, and goes on with the next
     nameserver. So what it goes on after was its own cancellation, and is taken back in the end.
     If more than one came at once, one is from outside, and must win. When the time is up only
     the future that the resolver waits for is cancelled, never the task.
     """
-    task = asyncio.current_task(loop)
-    assert task is not None
-    seen = task.cancelling()
-    own = fresh = 0
-    is_late = must_stop = False
-    waited_for: Any = None
-    thrown: BaseException | None = None
 
-    def expire() -> None:
-        nonlocal is_late, must_stop
-        is_late = must_stop = True
-        cancel_future(waited_for)
+    __slots__ = ('steps', 'socket_timeout', 'task', 'seen', 'own', 'fresh', 'is_late',
+                 'must_stop', 'waited_for', 'thrown')
 
-    def step() -> Any:
+    def __init__(self, lookup: Awaitable[Any], task: asyncio.Task[Any],
+                 socket_timeout: float) -> None:
+        self.steps: Any = lookup.__await__()
+        self.socket_timeout = socket_timeout
+        self.task = task
+        # How often the task was cancelled as far as we know; by the resolver; and together with
+        # what is thrown at the next step.
+        self.seen = task.cancelling()
+        self.own = self.fresh = 0
+        self.is_late = self.must_stop = False
+        self.waited_for: Any = None
+        self.thrown: BaseException | None = None
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        timer = self.task.get_loop().call_later(self.socket_timeout, self.expire)
+        try:
+            while True:
+                self.step()
+                try:
+                    yield self.waited_for
+                    self.thrown = None
+                except GeneratorExit:
+                    abandon(self.steps, self.waited_for)
+                    raise
+                except BaseException as error:
+                    self.thrown = error
+                    self.fresh = self.task.cancelling() - self.seen
+        except StopIteration as stop:
+            return stop.value
+        finally:
+            timer.cancel()
+            for _ in range(self.own):
+                self.task.uncancel()
+
+    def expire(self) -> None:
+        self.is_late = self.must_stop = True
+        cancel_future(self.waited_for)
+
+    def step(self) -> None:
+        """One step, and a second one if it has to end."""
+        self.step_once()
+        if self.must_stop or self.fresh:
+            self.must_stop = False
+            cancel_future(self.waited_for)
+            self.thrown = CancelledError()
+            self.step_once()
+
+    def step_once(self) -> None:
         # The resolver leaves async generators unfinished. The loop's hooks would close them in
         # tasks; without them they are closed when they are collected.
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(None, None)
         try:
-            return steps.send(None) if thrown is None else steps.throw(thrown)
+            self.waited_for = (
+                self.steps.send(None) if self.thrown is None else self.steps.throw(self.thrown))
+        except CancelledError:
+            if self.is_late and not self.fresh:
+                raise timed_out(self.socket_timeout) from None
+            # It only cleaned up before, so what it went on after was from outside.
+            self.own -= not self.fresh and self.own > 0
+            raise
+        except BaseException:
+            if self.settle():
+                raise CancelledError from None
+            raise
         finally:
             sys.set_asyncgen_hooks(*hooks)
+        self.settle()
 
-    timer = loop.call_later(socket_timeout, expire)
-    try:
-        while True:
-            try:
-                waited_for = step()
-            except CancelledError:
-                if not fresh and is_late:
-                    raise timed_out(socket_timeout) from None
-                # It only cleaned up before, so this is the cancellation from outside.
-                own -= not fresh and own > 0
-                raise
-            except BaseException:
-                own += fresh > 0
-                if fresh > 1:
-                    raise CancelledError from None
-                raise
-            own += fresh > 0
-            must_stop = must_stop or fresh > 1
-            if must_stop:
-                must_stop = False
-                fresh = max(fresh - 1, 0)
-                cancel_future(waited_for)
-                thrown = CancelledError()
-                continue
-            thrown, fresh = None, 0
-            try:
-                yield waited_for
-            except GeneratorExit:
-                abandon(steps, waited_for)
-                raise
-            except BaseException as error:
-                thrown = error
-                fresh = task.cancelling() - seen
-                seen += fresh
-    except StopIteration as stop:
-        return stop.value
-    finally:
-        timer.cancel()
-        for _ in range(own):
-            task.uncancel()
+    def settle(self) -> int:
+        """Of the cancellations that a step went on after, how many were from outside?"""
+        not_undone = min(self.fresh, self.task.cancelling() - self.seen)
+        self.seen = self.task.cancelling()
+        self.own += not_undone > 0
+        self.fresh = max(not_undone - 1, 0)
+        return self.fresh
 
 
 # ------------------------------------------------------- stepping what the caller gave us
@@ -684,6 +699,18 @@ def remaining_steps(
                 waited_for = steps.send(None)
     except StopIteration as stop:
         return stop.value
+
+
+@types.coroutine
+def cancelled_steps(
+        steps: Generator[Any, None, Any], waited_for: Any) -> Generator[Any, None, Any]:
+    """Cancel what has been stepped until it waited, as its task would, and await the rest."""
+    cancel_future(waited_for)
+    try:
+        waited_for = steps.throw(CancelledError())
+    except StopIteration as stop:
+        return stop.value
+    return (yield from remaining_steps(steps, waited_for))
 
 
 def cancel_future(future: Any) -> None:
@@ -1190,8 +1217,7 @@ class RequestBody:
         try:
             try:
                 if self.steps is not None:
-                    cancel_future(self.waited_for)
-                    await remaining_steps(self.steps, self.steps.throw(CancelledError()))
+                    await cancelled_steps(self.steps, self.waited_for)
             finally:
                 if hasattr(self.chunks, 'aclose'):
                     await self.chunks.aclose()
@@ -1200,6 +1226,9 @@ class RequestBody:
             if is_own or task.cancelling() > cancelling:
                 self.connection.phase = REQUEST_BODY
                 raise
+        else:
+            if isinstance(error, CancelledError) and task.cancelling() < cancelling:
+                raise TimeoutError('a time-out in the body passed before the head was sent')
 
 
 async def send_with_body(connection: Connection, head: bytes, body: RequestBody) -> None:
@@ -1358,7 +1387,8 @@ def frame(method: bytes, code: bytes, minor: bytes, fields: Fields,
         if name == b'content-length':
             length = parse_length(value, length)
         elif name == b'transfer-encoding':
-            codings.append(value.lower())
+            if value.lower() != b'identity':
+                codings.append(value.lower())
         elif name == b'keep-alive':
             keep_alive = min(keep_alive, parse_keep_alive(value))
         elif CLOSE.search(value):  # RFC 9112 9.3
@@ -1375,7 +1405,10 @@ def frame(method: bytes, code: bytes, minor: bytes, fields: Fields,
     if code == b'101':
         return CloseDecoder(), 0
     # 6.3, 3 and 4: chunked is stronger than a length.
-    if codings and is_chunked(codings):
+    if codings:
+        if codings != [b'chunked']:
+            raise ValueError('bad transfer-encoding: expected chunked, got '
+                             f'{shown(b", ".join(codings))}')
         return ChunkedDecoder(settings.max_header_length), keep_alive
     # 6.3, 5 and 6.
     if length is not None:
@@ -1395,15 +1428,6 @@ def parse_length(value: bytes, before: int | None) -> int:
 
 def is_length(value: bytes) -> bool:
     return value.isdigit() and len(value) <= 20
-
-
-def is_chunked(codings: list[bytes]) -> bool:
-    if codings == [b'chunked']:
-        return True
-    if any(coding != b'identity' for coding in codings):
-        raise ValueError(
-            f'bad transfer-encoding: expected chunked, got {shown(b", ".join(codings))}')
-    return False
 
 
 def parse_keep_alive(value: bytes) -> float:
@@ -1752,12 +1776,12 @@ class Connection:
 
     async def read(self, deadline: float | None = None) -> bytes:
         """What is there, or what comes first; `b''` at the end."""
+        if self.burst >= MAX_BURST:
+            await self.take_turns()
         if self.fd < 0:
             raise ConnectionAbortedError('the connection was closed meanwhile')
         if self.data_waiter is not None:
             raise RuntimeError('the body is being read by another task')
-        if self.burst >= MAX_BURST:
-            await self.take_turns()
         try:
             # Not through the loop: TLS may hold bytes that a selector can not see.
             data = self.receive()
