@@ -5,18 +5,45 @@ installed, and afterwards there must be nothing left of it: no descriptor, no er
 no warning.
 """
 
+import _ssl
+import array
 import asyncio
+import collections
 import contextlib
+import ctypes
+import datetime
+import errno
 import functools
 import gc
+import http.server
 import inspect
+import ipaddress
+import itertools
+import logging
 import os
+import pathlib
+import random
+import re
+import select
 import socket
+import ssl
+import string
 import struct
+import subprocess
 import sys
+import threading
+import time
+import types
+import urllib.parse
+import weakref
 from collections.abc import Awaitable, Callable
+from ipaddress import IPv4Address, IPv6Address
 
+import aiodnsresolver
+import dnslib
+import dnslib.server
 import pytest
+import trustme
 
 import lowhaio
 from lowhaio import (
@@ -24,6 +51,7 @@ from lowhaio import (
     HttpConnectionError,
     HttpDataError,
     HttpDnsError,
+    HttpError,
     HttpHeaderTooLong,
     HttpLoggerAdapter,
     HttpTlsError,
@@ -220,3 +248,7573 @@ async def get(request, url, **kwargs):
 
 
 OK = b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok'
+
+
+# ------------------------------------------------------------------------- public helpers
+
+
+@pytest.mark.parametrize('kind, base', [
+    (HttpError, Exception),
+    (HttpConnectionError, HttpError),
+    (HttpDnsError, HttpConnectionError),
+    (HttpTlsError, HttpConnectionError),
+    (HttpDataError, HttpError),
+    (HttpConnectionClosedError, HttpDataError),
+    (HttpHeaderTooLong, HttpDataError),
+])
+def test_the_errors_have_their_two_branches_and_their_two_facts(kind, base):
+    assert kind.__bases__ == (base,)
+    assert kind('text').reused is False
+    assert kind('text').response_started is False
+
+
+@on_loops
+async def test_streamed_yields_its_data_to_each_request_and_no_empty_chunk():
+    body = streamed(b'abc')
+    for _ in range(2):
+        assert [chunk async for chunk in body()] == [b'abc']
+    assert [chunk async for chunk in streamed(b'')()] == []
+    assert [chunk async for chunk in empty_async_iterator()] == []
+
+
+@on_loops
+async def test_buffered_joins_the_chunks_of_any_async_iterator():
+    async def chunks():
+        yield b'a'
+        await asyncio.sleep(0)
+        yield b''
+        yield b'bc'
+
+    assert await buffered(chunks()) == b'abc'
+    async with Server(Answering(OK)) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        assert await buffered(body) == b'ok'
+        assert await buffered(body) == b''
+
+
+@on_loops
+async def test_buffered_waits_for_the_rest_of_a_response():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK[:-1])
+        await waits.wait()
+        await peer.send(OK[-1:])
+
+    waits = asyncio.Event()
+    async with Server(script) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        task = asyncio.create_task(buffered(body))
+        await turns(5)
+        waits.set()
+        assert await task == b'ok'
+
+
+def logged(caplog, values, level, message, *args, **kwargs):
+    caplog.set_level(logging.DEBUG)
+    HttpLoggerAdapter(logging.getLogger('any'), values).log(level, message, *args, **kwargs)
+    return caplog.records[-1]
+
+
+@pytest.mark.parametrize('extra, level, message, args, expected', [
+    pytest.param({}, logging.INFO, 'text', (), '[http] text', id='no-values'),
+    pytest.param(None, logging.INFO, 'text', (), '[http] text', id='no-extra'),
+    pytest.param({'m': 'GET', 'u': 'http://h/p'}, logging.INFO, 'text', (),
+                 '[http:GET,http://h/p] text', id='values'),
+    pytest.param({'n': 1}, logging.INFO, 'text', (), '[http:1] text', id='a-value-no-str'),
+    pytest.param({'u': '/%s%d%%41'}, logging.INFO, '%s of %s', (1, 2),
+                 '[http:/%s%d%%41] 1 of 2', id='percent-in-a-value-with-args'),
+    pytest.param({'u': '/%s%d%%41'}, logging.INFO, '100%', (),
+                 '[http:/%s%d%%41] 100%', id='percent-in-a-value-without-args'),
+    pytest.param({'u': '/%41'}, logging.INFO, '%(a)s', ({'a': 1},),
+                 '[http:/%41] 1', id='one-mapping-as-args'),
+    pytest.param({}, logging.INFO, ValueError('text'), (), '[http] text', id='message-no-str'),
+    pytest.param({'m': 'GET', 'u': 'http://h/p?q#f'}, logging.DEBUG, 'text', (),
+                 '[http:GET,http://h/p?q#f] text', id='the-query-at-debug'),
+    pytest.param({'m': 'GET', 'u': 'http://h/p?q#f'}, logging.DEBUG + 1, 'text', (),
+                 '[http:GET,http://h/p] text', id='no-query-above-debug'),
+    pytest.param({'u': '/p?q'}, logging.CRITICAL, 'text', (),
+                 '[http:/p] text', id='no-query-at-critical'),
+])
+def test_the_logger_adapter_prefixes_messages(caplog, extra, level, message, args, expected):
+    record = logged(caplog, extra, level, message, *args)
+    assert record.getMessage() == expected
+    assert record.levelno == level
+
+
+def test_the_logger_adapter_passes_what_else_a_message_is_logged_with(caplog):
+    error = ValueError()
+    record = logged(caplog, {'a': 1}, logging.INFO, 'text', extra={'b': 2}, exc_info=error)
+    assert record.b == 2
+    assert record.exc_info[1] is error
+
+
+LOGGING_METHODS = ('debug', 'info', 'warning', 'error', 'exception', 'critical')
+
+
+@pytest.mark.parametrize('method', LOGGING_METHODS)
+def test_the_logger_adapter_tells_the_function_that_logs(caplog, method):
+    caplog.set_level(logging.DEBUG)
+    adapter = HttpLoggerAdapter(logging.getLogger('any'), {})
+
+    def caller(**kwargs):
+        getattr(adapter, method)('text', **kwargs)
+
+    def caller_of_caller():
+        caller(stacklevel=2)
+
+    caller()
+    caller_of_caller()
+    assert [record.funcName for record in caplog.records] == ['caller', 'caller_of_caller']
+    assert {record.filename for record in caplog.records} == {os.path.basename(__file__)}
+
+
+def test_the_logger_adapter_inside_that_of_the_resolver_tells_the_function_that_logs(caplog):
+    caplog.set_level(logging.DEBUG)
+    inner = HttpLoggerAdapter(logging.getLogger('any'), {'u': '/%s'})
+
+    def caller():
+        aiodnsresolver.ResolverLoggerAdapter(inner, {'host': 'h'}).info('%s', 'text')
+
+    caller()
+    assert [(record.funcName, record.getMessage()) for record in caplog.records] == [
+        ('caller', '[http:/%s] [dns:h] text')]
+
+
+def test_the_logger_adapter_does_nothing_for_a_level_that_is_off(caplog):
+    class Secret:
+        def __str__(self):
+            raise AssertionError('formatted')
+
+    caplog.set_level(logging.WARNING)
+    HttpLoggerAdapter(logging.getLogger('any'), {'a': Secret()}).info('%s', Secret())
+    assert caplog.records == []
+
+
+async def forever():
+    await asyncio.Event().wait()
+
+
+def cancelling():
+    return asyncio.current_task().cancelling()
+
+
+@on_loops
+async def test_timeout_raises_in_its_block_and_takes_its_cancellation_back():
+    loop = asyncio.get_running_loop()
+    start = loop.time()
+    with pytest.raises(asyncio.TimeoutError, match=(
+            '^the block ran for more than 0.05 seconds$')) as caught, timeout(loop, 0.05):
+        await forever()
+    assert loop.time() - start > 0.045  # the clocks of the loops are coarse
+    assert type(caught.value.__cause__) is asyncio.CancelledError
+    assert cancelling() == 0
+    await turns(2)  # where a cancellation not taken back would be raised
+
+
+@on_loops
+async def test_timeout_leaves_a_block_alone_that_ends_in_time():
+    loop = asyncio.get_running_loop()
+    with timeout(loop, 0.01):
+        pass
+    await asyncio.sleep(0.03)
+    assert cancelling() == 0
+
+
+@on_loops
+async def test_timeout_starts_anew_when_it_is_reset():
+    loop = asyncio.get_running_loop()
+    with pytest.raises(asyncio.TimeoutError), timeout(loop, 0.15) as reset:
+        # Nothing expires while the loop does not turn: when it does, the time would be over.
+        time.sleep(0.2)
+        reset()
+        start = time.monotonic()
+        await turns(3)
+        reached = True
+        await forever()
+    assert reached
+    assert time.monotonic() - start > 0.14
+
+
+@on_loops
+async def test_timeout_reset_after_it_has_expired_starts_nothing():
+    loop = asyncio.get_running_loop()
+    with timeout(loop, 0.01) as reset:
+        with pytest.raises(asyncio.CancelledError):
+            await forever()
+        reset()
+        with pytest.raises(asyncio.TimeoutError):
+            async with asyncio.timeout(0.03):
+                await forever()
+    assert cancelling() == 0
+
+
+@on_loops
+async def test_timeout_that_a_block_swallows_is_taken_back_too():
+    with timeout(asyncio.get_running_loop(), 0.01), contextlib.suppress(asyncio.CancelledError):
+        await forever()
+    assert cancelling() == 0
+    await turns(2)
+
+
+@pytest.mark.parametrize('has_expired', [False, True])
+@on_loops
+async def test_timeout_lets_another_exception_pass(has_expired):
+    error = LookupError()
+    with pytest.raises(LookupError) as caught, timeout(asyncio.get_running_loop(), 0.01):
+        try:
+            if has_expired:
+                await forever()
+        finally:
+            raise error
+    assert caught.value is error
+    assert cancelling() == 0
+    await turns(2)
+
+
+@pytest.mark.parametrize('seconds', [
+    pytest.param(0.01, id='before'),
+    pytest.param(0.03, id='in-the-same-turn'),
+    pytest.param(60, id='alone'),
+])
+@on_loops
+async def test_timeout_lets_a_cancellation_from_outside_win(seconds):
+    counts = []
+
+    async def block():
+        try:
+            with timeout(loop, seconds):
+                started.set()
+                await forever()
+        finally:
+            counts.append(cancelling())
+
+    loop = asyncio.get_running_loop()
+    started = asyncio.Event()
+    task = asyncio.create_task(block())
+    await started.wait()
+    loop.call_later(0.02, task.cancel)
+    if seconds < 60:
+        time.sleep(0.05)  # so that both are due in one turn of the loop
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    assert counts == [1]
+
+
+@on_loops
+async def test_timeout_counts_from_the_cancellations_that_there_were_before():
+    async def main():
+        try:
+            await forever()
+        finally:
+            with pytest.raises(asyncio.TimeoutError), timeout(loop, 0.01):
+                await forever()
+            counts.append(cancelling())
+
+    loop = asyncio.get_running_loop()
+    counts = []
+    task = asyncio.create_task(main())
+    await turns(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert counts == [1]
+
+
+@pytest.mark.parametrize('inner, outer, expected', [
+    pytest.param(0.01, 60, 'inner', id='the-inner-expires'),
+    pytest.param(60, 0.01, 'outer', id='the-outer-expires'),
+    pytest.param(0.01, 0.02, 'outer', id='both-in-one-turn-the-inner-first'),
+    pytest.param(0.02, 0.01, 'outer', id='both-in-one-turn-the-outer-first'),
+])
+@on_loops
+async def test_timeout_inside_that_of_asyncio(inner, outer, expected):
+    raised = []
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(outer) as outer_timeout:
+            try:
+                with timeout(asyncio.get_running_loop(), inner):
+                    if max(inner, outer) < 1:
+                        time.sleep(0.05)
+                    await forever()
+            except BaseException as error:
+                raised.append(type(error))
+                raise
+    # An error of the inner one passes through the outer one, which has not expired.
+    assert raised == [{'inner': TimeoutError, 'outer': asyncio.CancelledError}[expected]]
+    assert outer_timeout.expired() is (expected == 'outer')
+    assert cancelling() == 0
+
+
+@on_loops
+async def test_timeout_outside_a_task_is_an_error():
+    def callback():
+        try:
+            with timeout(loop, 1):
+                pass
+        except BaseException as error:
+            failed.set_result(error)
+
+    loop = asyncio.get_running_loop()
+    failed = loop.create_future()
+    loop.call_soon(callback)
+    error = await failed
+    assert type(error) is RuntimeError
+    assert str(error) == 'timeout() must be used in a task'
+
+
+# ----------------------------------------------------------------------------------- Pool
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'http_version': 'HTTP/1.1'},
+     "http_version must be b'HTTP/1.1' or b'HTTP/1.0', got 'HTTP/1.1'"),
+    ({'http_version': b'HTTP/2'},
+     "http_version must be b'HTTP/1.1' or b'HTTP/1.0', got b'HTTP/2'"),
+    ({'keep_alive_timeout': -1}, 'keep_alive_timeout must be a number of seconds, got -1'),
+    ({'keep_alive_timeout': None}, 'keep_alive_timeout must be a number of seconds, got None'),
+    ({'keep_alive_timeout': float('nan')},
+     'keep_alive_timeout must be a number of seconds, got nan'),
+    ({'keep_alive_timeout': float('inf')},
+     'keep_alive_timeout must be a number of seconds, got inf'),
+    ({'socket_timeout': 0}, 'socket_timeout must be a number of seconds, got 0'),
+    ({'socket_timeout': '10'}, "socket_timeout must be a number of seconds, got '10'"),
+    ({'recv_bufsize': 0}, 'recv_bufsize must be a number of bytes, 1 or more, got 0'),
+    ({'recv_bufsize': 65536.0}, 'recv_bufsize must be a number of bytes, 1 or more, got 65536.0'),
+    ({'max_header_length': 0}, 'max_header_length must be a number of bytes, 1 or more, got 0'),
+    ({'max_header_length': None},
+     'max_header_length must be a number of bytes, 1 or more, got None'),
+])
+def test_an_option_is_checked_when_the_pool_is_made(options, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 the whole message is compared
+        Pool(**options)
+    assert type(caught.value) is ValueError
+    assert str(caught.value) == message
+
+
+def test_the_options_are_keywords_and_those_that_there_are():
+    with pytest.raises(TypeError):
+        Pool(aiodnsresolver.Resolver)
+    with pytest.raises(TypeError):
+        Pool(redirects=1)
+
+
+def default_of(option):
+    return inspect.signature(Pool).parameters[option].default
+
+
+def test_the_names_the_order_and_the_defaults_of_the_parameters_stay():
+    request, close = Pool()
+    assert {name: default_of(name) for name in (
+        'get_dns_resolver', 'http_version', 'keep_alive_timeout', 'max_header_length',
+        'socket_timeout')} == {
+        'get_dns_resolver': aiodnsresolver.Resolver, 'http_version': b'HTTP/1.1',
+        'keep_alive_timeout': 15, 'max_header_length': 16384, 'socket_timeout': 10}
+    assert [(name, parameter.default) for name, parameter in
+            list(inspect.signature(request).parameters.items())[:7]] == [
+        ('method', inspect.Parameter.empty), ('url', inspect.Parameter.empty), ('params', ()),
+        ('headers', ()), ('body', empty_async_iterator), ('body_args', ()), ('body_kwargs', ())]
+    adapters = ['get_logger_adapter', 'get_resolver_logger_adapter']
+    assert list(inspect.signature(request).parameters)[7:] == adapters
+    assert list(inspect.signature(close).parameters) == adapters
+
+
+@on_loops
+async def test_the_lowest_values_of_the_options_work():
+    script = Answering(OK)
+    async with Server(script) as server, pool(
+            keep_alive_timeout=0, recv_bufsize=1, max_header_length=len(OK) - 2) as request:
+        for _ in range(2):
+            assert (await get(request, server.url))[2] == b'ok'
+    assert script.connections == [0, 1]
+    Pool(max_header_length=1, socket_timeout=1e-6)
+
+
+def test_the_default_socket_does_not_block_sends_at_once_and_probes_its_peer():
+    with default_of('get_sock')(socket.AF_INET6) as sock:
+        assert sock.family == socket.AF_INET6
+        assert sock.type == socket.SOCK_STREAM
+        assert sock.gettimeout() == 0
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, 'TCP_KEEPIDLE'):
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+
+
+def test_the_default_socket_does_without_an_option_that_the_system_does_not_have(monkeypatch):
+    monkeypatch.delattr(socket, 'TCP_KEEPIDLE', raising=False)
+    monkeypatch.delattr(socket, 'TCP_KEEPALIVE', raising=False)
+    with default_of('get_sock')(socket.AF_INET) as sock:
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+
+
+def test_the_default_tls_verifies_certificates_and_names():
+    context = default_of('get_ssl_context')()
+    assert context.verify_mode == ssl.CERT_REQUIRED
+    assert context.check_hostname
+
+
+class Unused:
+    """Options of a pool that must not get to ask the DNS, nor to open a socket."""
+
+    def __init__(self):
+        self.uses = []
+        self.options = {'get_dns_resolver': self.get_dns_resolver, 'get_sock': self.get_sock}
+
+    def get_dns_resolver(self, **_):
+        self.uses.append('get_dns_resolver')
+        raise AssertionError
+
+    def get_sock(self, family):
+        self.uses.append('get_sock')
+        raise AssertionError
+
+
+def refusals(*requests, http_version=b'HTTP/1.1'):
+    """The errors of requests, each of which is refused before any DNS query or byte."""
+    async def main():
+        errors = []
+        async with pool(http_version=http_version, **unused.options) as request:
+            for kwargs in requests:
+                with pytest.raises(HttpError) as caught:
+                    await request(**kwargs)
+                errors.append(caught.value)
+        return errors
+
+    unused = Unused()
+    errors = asyncio.run(main())
+    assert unused.uses == []
+    for error in errors:
+        assert type(error) is HttpConnectionError
+        assert error.reused is False
+        assert error.response_started is False
+    return errors
+
+
+def refusal(http_version=b'HTTP/1.1', **kwargs):
+    return refusals(kwargs, http_version=http_version)[0]
+
+
+@on_loops
+async def test_a_request_after_close_is_refused():
+    unused = Unused()
+    request, close = Pool(**unused.options)
+    await close()
+    await close()
+    with pytest.raises(HttpConnectionError) as caught:
+        await request(b'GET', 'http://example.com/SECRET')
+    assert str(caught.value) == 'GET http://example.com:80, refused: the pool is closed'
+    assert type(caught.value.__cause__) is RuntimeError
+    assert unused.uses == []
+
+
+@pytest.mark.parametrize('factory', LOOPS.values(), ids=LOOPS)
+def test_a_pool_is_made_before_any_loop_and_belongs_to_the_first_that_it_is_used_from(factory):
+    request, close = Pool()
+
+    async def first():
+        async with Server(Answering(OK)) as server:
+            assert (await get(request, server.url))[2] == b'ok'
+            await turns(5)
+
+    async def second():
+        with pytest.raises(HttpConnectionError) as caught:
+            await request(b'GET', 'http://127.0.0.1:1/SECRET')
+        assert str(caught.value) == (
+            'GET http://127.0.0.1:1, refused: the pool is bound to the event loop of its first '
+            'request and can not be used from another: make one Pool for each loop')
+        assert type(caught.value.__cause__) is RuntimeError
+        await close()
+
+    for main in (first, second):
+        with asyncio.Runner(loop_factory=factory) as runner:
+            runner.run(main())
+
+
+def test_a_loop_without_readers_is_refused_by_name():
+    class WithoutReaders(asyncio.SelectorEventLoop):
+        add_reader = asyncio.AbstractEventLoop.add_reader
+
+    async def main():
+        async with pool(**unused.options) as request:
+            with pytest.raises(HttpConnectionError) as caught:
+                await request(b'GET', 'http://127.0.0.1:1/SECRET')
+        assert str(caught.value) == (
+            "GET http://127.0.0.1:1, refused: the event loop must have add_reader, as asyncio's "
+            'selector loop and uvloop do: WithoutReaders does not')
+        assert type(caught.value.__cause__) is RuntimeError
+
+    unused = Unused()
+    with asyncio.Runner(loop_factory=WithoutReaders) as runner:
+        runner.run(main())
+    assert unused.uses == []
+
+
+# -------------------------------------------------------------------------------- logging
+
+
+def resolver_of_localhost(get_logger_adapter):
+    """The real resolver, with every name in its hosts."""
+    async def get_host(hosts, fqdn, qtype):
+        return aiodnsresolver.IPv4AddressExpiresAt('127.0.0.1', expires_at=0)
+
+    return aiodnsresolver.Resolver(get_host=get_host, get_logger_adapter=get_logger_adapter)
+
+
+@on_loops
+async def test_a_request_is_logged(caplog):
+    caplog.set_level(logging.DEBUG, 'lowhaio')
+    async with Server(Answering(OK)) as server, pool() as request:
+        url = server.url + '%41?SECRET'
+        for _ in range(2):
+            await get(request, url)
+        await request(b'POST', server.url)
+    where = f'{server.origin} (peer 127.0.0.1:{server.port})'
+    debug = ('lowhaio', logging.DEBUG)
+    info = ('lowhaio', logging.INFO)
+    assert caplog.record_tuples == [
+        (*info, f'[http:GET,{server.url}%41] Received 200 from {where}'),
+        (*debug, f'[http:GET,{url}] That was request 1 of its connection'),
+        (*info, f'[http:GET,{server.url}%41] Received 200 from {where}'),
+        (*debug, f'[http:GET,{url}] That was request 2 of its connection'),
+        (*info, f'[http:POST,{server.url}] Received 200 from {where}'),
+        (*debug, f'[http:POST,{server.url}] That was request 3 of its connection'),
+        (*debug, '[http] Closing the pool'),
+    ]
+
+
+@on_loops
+async def test_the_resolver_logs_for_which_request_it_resolves(caplog):
+    caplog.set_level(logging.WARNING, 'lowhaio')
+    caplog.set_level(logging.INFO, 'aiodnsresolver')
+    async with Server(Answering(OK)) as server, \
+            pool(get_dns_resolver=resolver_of_localhost) as request:
+        await get(request, f'http://any.example:{server.port}/?SECRET')
+    assert caplog.record_tuples == [(
+        'aiodnsresolver', logging.INFO,
+        f'[http:GET,http://any.example:{server.port}/] [dns:any.example,A] Resolved '
+        "b'any.example' from hosts: 127.0.0.1")]
+
+
+class Adapters:
+    """The `get_logger_adapter` and `get_resolver_logger_adapter` of a caller, with a name."""
+
+    def __init__(self, name, log):
+        self.name = name
+        self.log = log
+        self.options = {'get_logger_adapter': self.get_logger_adapter,
+                        'get_resolver_logger_adapter': self.get_resolver_logger_adapter}
+
+    def get_logger_adapter(self, extra):
+        self.log.append((self.name, extra))
+        return logging.LoggerAdapter(logging.getLogger('quiet'), extra)
+
+    def get_resolver_logger_adapter(self, extra):
+        def get_logger_adapter(resolver_extra):
+            self.log.append((self.name + '-dns', {**extra, **resolver_extra}))
+            return logging.LoggerAdapter(logging.getLogger('quiet'), extra)
+
+        return get_logger_adapter
+
+
+@on_loops
+async def test_the_adapters_are_those_of_the_pool_or_else_of_the_call():
+    def get_dns_resolver(get_logger_adapter):
+        async def resolve(name, kind, get_logger_adapter):
+            get_logger_adapter({'resolve': name})
+            return (IPv4Address('127.0.0.1'),)
+
+        async def clear_cache(get_logger_adapter):
+            get_logger_adapter({'clear_cache': True})
+
+        get_logger_adapter({'resolver': True})
+        return resolve, clear_cache
+
+    log = []
+    request, close = Pool(get_dns_resolver=get_dns_resolver, **Adapters('pool', log).options)
+    async with Server(Answering(OK)) as server:
+        url = f'http://any.example:{server.port}/?query'
+        await get(request, url)
+        extra = {'lowhaio_method': 'GET', 'lowhaio_url': url}
+        assert log == [
+            ('pool', extra),
+            ('pool-dns', {**extra, 'resolver': True}),
+            ('pool-dns', {**extra, 'resolve': 'any.example'})]
+        log.clear()
+        await get(request, url, **Adapters('request', log).options)
+        assert log == [
+            ('request', extra),
+            ('request-dns', {**extra, 'resolve': 'any.example'})]
+        log.clear()
+        await close()
+        assert log == [('pool', {}), ('pool-dns', {'clear_cache': True})]
+        log.clear()
+        await close(**Adapters('close', log).options)
+        assert log == [('close', {}), ('close-dns', {'clear_cache': True})]
+        await turns(5)
+
+
+@pytest.mark.parametrize('level', [logging.DEBUG, logging.INFO])
+@on_loops
+async def test_an_adapter_that_raises_leaves_no_connection_open(level):
+    class Raising(logging.LoggerAdapter):
+        def log(self, called, message, *args, **kwargs):
+            if called == level:
+                raise LookupError(message)
+
+    async def script(peer):
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            await peer.read_head()
+            await peer.send(OK[:-1])
+        await peer.closed()
+        closed.append(True)
+
+    closed = []
+    with default_of('get_sock')(socket.AF_INET) as sock:
+        async with Server(script) as server, pool(get_sock=lambda family: sock) as request:
+            with pytest.raises(LookupError):
+                await request(b'GET', server.url, get_logger_adapter=lambda extra: Raising(
+                    logging.getLogger('quiet'), extra))
+            assert sock.fileno() == -1
+            await until(lambda: closed)
+
+
+# --------------------------------------------------------------------- what may not be sent
+
+# Each row is one change to a request that is otherwise good, and the cause of its refusal.
+# SECRET is wherever a caller may have one.
+NAMED = 'GET http://example.com:80, refused: '
+UNNAMED = 'GET, refused: '
+
+
+@pytest.mark.parametrize('changes, kind, message', [
+    pytest.param({'method': 'GET'}, TypeError,
+                 '(str) http://example.com:80, refused: method must be bytes, got str',
+                 id='method-str'),
+    pytest.param({'method': None}, TypeError,
+                 '(NoneType) http://example.com:80, refused: method must be bytes, got NoneType',
+                 id='method-none'),
+    pytest.param({'method': bytearray(b'GET')}, TypeError,
+                 '(bytearray) http://example.com:80, refused: method must be bytes, got bytearray',
+                 id='method-bytearray'),
+    pytest.param({'method': b''}, ValueError,
+                 "b'' http://example.com:80, refused: method must be a token, got b''",
+                 id='method-empty'),
+    pytest.param({'method': b'GET '}, ValueError,
+                 "b'GET ' http://example.com:80, refused: method must be a token, got b'GET '",
+                 id='method-space'),
+    pytest.param({'method': b'GET / HTTP/1.1\r\nx: y'}, ValueError,
+                 "b'GET / HTTP/1.1\\r\\nx: y' http://example.com:80, refused: method must be a "
+                 "token, got b'GET / HTTP/1.1\\r\\nx: y'",
+                 id='method-line-end'),
+    pytest.param({'method': b'G\xc9T'}, ValueError,
+                 "b'G\\xc9T' http://example.com:80, refused: method must be a token, "
+                 "got b'G\\xc9T'",
+                 id='method-not-ascii'),
+    pytest.param({'method': b'CONNECT'}, ValueError,
+                 'CONNECT http://example.com:80, refused: method must not be CONNECT: tunnels '
+                 'are not supported',
+                 id='method-connect'),
+    pytest.param({'method': b'Connect'}, ValueError,
+                 'Connect http://example.com:80, refused: method must not be CONNECT: tunnels '
+                 'are not supported',
+                 id='method-connect-in-another-case'),
+
+    pytest.param({'url': b'http://example.com/'}, TypeError,
+                 UNNAMED + 'url must be a str, got bytes', id='url-bytes'),
+    pytest.param({'url': None}, TypeError,
+                 UNNAMED + 'url must be a str, got NoneType', id='url-none'),
+    pytest.param({'url': ['http://example.com/']}, TypeError,
+                 UNNAMED + 'url must be a str, got list', id='url-list'),
+    pytest.param({'url': ''}, ValueError,
+                 UNNAMED + "url must start with http:// or https:// and a host, got ''",
+                 id='url-empty'),
+    pytest.param({'url': '/SECRET'}, ValueError,
+                 UNNAMED + "url must start with http:// or https:// and a host, got ''",
+                 id='url-path'),
+    pytest.param({'url': '//example.com/SECRET'}, ValueError,
+                 UNNAMED + "url must start with http:// or https:// and a host, got ''",
+                 id='url-without-scheme'),
+    pytest.param({'url': 'example.com/SECRET'}, ValueError,
+                 UNNAMED + 'url must start with http:// or https:// and a host, '
+                 "got 'example.com'",
+                 id='url-host'),
+    pytest.param({'url': 'example.com:80/SECRET'}, ValueError,
+                 UNNAMED + 'url must start with http:// or https:// and a host, '
+                 "got 'example.com'",
+                 id='url-host-and-port'),
+    pytest.param({'url': 'user:SECRET@example.com/'}, ValueError,
+                 UNNAMED + "url must start with http:// or https:// and a host, got 'user'",
+                 id='url-userinfo-without-scheme'),
+    pytest.param({'url': 'http:/example.com/SECRET'}, ValueError,
+                 UNNAMED + "url must start with http:// or https:// and a host, got 'http'",
+                 id='url-one-slash'),
+    pytest.param({'url': 'http:example.com'}, ValueError,
+                 UNNAMED + "url must start with http:// or https:// and a host, got 'http'",
+                 id='url-no-slash'),
+    pytest.param({'url': 'http:\\\\example.com\\SECRET'}, ValueError,
+                 UNNAMED + "url must start with http:// or https:// and a host, got 'http'",
+                 id='url-backslashes'),
+    pytest.param({'url': ' http://example.com/'}, ValueError,
+                 UNNAMED + "url must start with http:// or https:// and a host, got ' http'",
+                 id='url-space-before'),
+    pytest.param({'url': 'x' * 61 + '/SECRET'}, ValueError,
+                 UNNAMED + 'url must start with http:// or https:// and a host, got '
+                 f"'{'x' * 60}'",
+                 id='url-shown-cut-short'),
+    pytest.param({'url': 'ftp://example.com/SECRET'}, ValueError,
+                 UNNAMED + "url must have the scheme http or https, got 'ftp'",
+                 id='scheme-another'),
+    pytest.param({'url': 'ws://example.com/SECRET'}, ValueError,
+                 UNNAMED + "url must have the scheme http or https, got 'ws'", id='scheme-ws'),
+    pytest.param({'url': 'httpſ://example.com/SECRET'}, ValueError,
+                 UNNAMED + "url must start with http:// or https:// and a host, got 'httpſ'",
+                 id='scheme-lookalike'),
+
+    pytest.param({'url': 'http://example.com/SE\ud800CRET'}, ValueError,
+                 UNNAMED + 'url must be encodable as UTF-8, but has a lone surrogate',
+                 id='target-lone-surrogate'),
+    pytest.param({'params': 'SECRET=SECRET'}, TypeError,
+                 NAMED + 'params must be a mapping or a sequence of pairs, as for '
+                 'urllib.parse.urlencode, got str',
+                 id='params-str'),
+    pytest.param({'params': 5}, TypeError,
+                 NAMED + 'params must be a mapping or a sequence of pairs, as for '
+                 'urllib.parse.urlencode, got int',
+                 id='params-int'),
+    pytest.param({'params': [('SECRET',)]}, TypeError,
+                 NAMED + 'params must be a mapping or a sequence of pairs, as for '
+                 'urllib.parse.urlencode, got list',
+                 id='params-no-pairs'),
+    pytest.param({'params': {'SECRET': '\ud800'}}, TypeError,
+                 NAMED + 'params must be a mapping or a sequence of pairs, as for '
+                 'urllib.parse.urlencode, got dict',
+                 id='params-lone-surrogate'),
+
+    pytest.param({'headers': 5}, TypeError, NAMED + 'headers must be pairs of name and value, '
+                 'both bytes, got int',
+                 id='headers-no-iterable'),
+    pytest.param({'headers': {b'SECRET': b'SECRET'}}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, got bytes',
+                 id='headers-mapping'),
+    pytest.param({'headers': {b'xy': b'SECRET'}}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, got (int, int)',
+                 id='headers-mapping-of-names-of-two-bytes'),
+    pytest.param({'headers': b'SECRET'}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, got int',
+                 id='headers-bytes'),
+    pytest.param({'headers': ((b'SECRET',),)}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, got (bytes)',
+                 id='headers-one-item'),
+    pytest.param({'headers': ((b'SECRET', b'SECRET', b''),)}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, '
+                 'got (bytes, bytes, bytes)',
+                 id='headers-three-items'),
+    pytest.param({'headers': (None,)}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, got NoneType',
+                 id='headers-none'),
+    pytest.param({'headers': (('a', b'SECRET'),)}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, got (str, bytes)',
+                 id='headers-name-str'),
+    pytest.param({'headers': [[b'a', 'SECRET']]}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, got (bytes, str)',
+                 id='headers-value-str'),
+    pytest.param({'headers': ((b'a', 5),)}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, got (bytes, int)',
+                 id='headers-value-int'),
+    pytest.param({'headers': ((b'a', None),)}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, '
+                 'got (bytes, NoneType)',
+                 id='headers-value-none'),
+    pytest.param({'headers': ((bytearray(b'a'), b'SECRET'),)}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, '
+                 'got (bytearray, bytes)',
+                 id='headers-name-bytearray'),
+    pytest.param({'headers': ((memoryview(b'a'), b'SECRET'),)}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, '
+                 'got (memoryview, bytes)',
+                 id='headers-name-memoryview'),
+    pytest.param({'headers': ((b'transfer-encoding', memoryview(b'chunked')),)}, TypeError,
+                 NAMED + 'headers must be pairs of name and value, both bytes, '
+                 'got (bytes, memoryview)',
+                 id='headers-value-memoryview'),
+    pytest.param({'headers': ((b'', b'SECRET'),)}, ValueError,
+                 NAMED + "headers must have tokens as names, got b''", id='headers-name-empty'),
+    pytest.param({'headers': ((b'a:', b'SECRET'),)}, ValueError,
+                 NAMED + "headers must have tokens as names, got b'a:'", id='headers-name-colon'),
+    pytest.param({'headers': ((b'a\r\nb', b'SECRET'),)}, ValueError,
+                 NAMED + "headers must have tokens as names, got b'a\\r\\nb'",
+                 id='headers-name-line-end'),
+    pytest.param({'headers': ((b'a\n', b'SECRET'),)}, ValueError,
+                 NAMED + "headers must have tokens as names, got b'a\\n'",
+                 id='headers-name-line-end-at-its-end'),
+    pytest.param({'headers': ((b' ' + b'x' * 60, b'SECRET'),)}, ValueError,
+                 NAMED + f"headers must have tokens as names, got b' {'x' * 59}'...",
+                 id='headers-name-shown-cut-short'),
+    pytest.param({'headers': ((b'A', b'SECRET\r\nb: c'),)}, ValueError,
+                 NAMED + 'headers must not have control characters but HTAB in a value: see '
+                 "that of b'A'",
+                 id='headers-value-line-end'),
+    pytest.param({'headers': ((b'A', b'SECRET\n'),)}, ValueError,
+                 NAMED + 'headers must not have control characters but HTAB in a value: see '
+                 "that of b'A'",
+                 id='headers-value-line-end-at-its-end'),
+
+    pytest.param({'headers': ((b'host', b'SECRET'), (b'Host', b'SECRET'))}, ValueError,
+                 NAMED + 'headers must have at most one host', id='host-twice'),
+    pytest.param({'headers': ((b'content-length', b'1'), (b'Content-Length', b'1'))}, ValueError,
+                 NAMED + 'headers must have at most one content-length',
+                 id='content-length-twice'),
+    *[pytest.param({'headers': ((b'Content-Length', value),)}, ValueError,
+                   NAMED + 'headers must have 1 to 20 digits as content-length, '
+                   f'got {value!r}',
+                   id=f'content-length-{name}')
+      for name, value in {
+          'empty': b'', 'plus': b'+1', 'minus': b'-1', 'underscore': b'1_0', 'hex': b'0x1',
+          'list': b'1, 1', 'space-before': b' 1', 'space-after': b'1 ', 'word': b'one',
+          'point': b'1.0', 'of-21-digits': b'0' * 21,
+          'full-width': '１'.encode(), 'arabic': '١'.encode()}.items()],
+    pytest.param({'headers': ((b'content-length', b'1' * 5000),)}, ValueError,
+                 NAMED + 'headers must have 1 to 20 digits as content-length, got '
+                 f"b'{'1' * 60}'...",
+                 id='content-length-of-5000-digits'),
+    pytest.param({'headers': ((b'content-length', b'1'), (b'transfer-encoding', b'chunked'))},
+                 ValueError,
+                 NAMED + 'headers must not have content-length and transfer-encoding together',
+                 id='content-length-and-transfer-encoding'),
+    pytest.param({'headers': ((b'Transfer-Encoding', b'chunked'), (b'content-length', b'0'))},
+                 ValueError,
+                 NAMED + 'headers must not have content-length and transfer-encoding together',
+                 id='transfer-encoding-and-content-length'),
+    pytest.param({'headers': 2 * ((b'transfer-encoding', b'chunked'),)}, ValueError,
+                 NAMED + 'headers must have at most one transfer-encoding',
+                 id='transfer-encoding-twice'),
+    *[pytest.param({'headers': ((b'transfer-encoding', value),)}, ValueError,
+                   NAMED + 'headers must have chunked as the last transfer-encoding, '
+                   f'got {value!r}',
+                   id=f'transfer-encoding-{name}')
+      for name, value in {
+          'empty': b'', 'gzip': b'gzip', 'identity': b'identity', 'last': b'chunked, gzip',
+          'comma': b'chunked,', 'another-word': b'xchunked', 'quoted': b'"chunked"',
+          'parameter': b'chunked;a=b', 'vertical-tab': b'gzip,\x85chunked'}.items()],
+    pytest.param({'headers': ((b'transfer-encoding', b'chunked'),), 'http_version': b'HTTP/1.0'},
+                 ValueError,
+                 NAMED + 'headers must not have transfer-encoding in an HTTP/1.0 request',
+                 id='transfer-encoding-in-http-1.0'),
+])
+def test_what_a_caller_gives_is_refused_before_any_dns_query_or_byte(changes, kind, message):
+    arguments = {'method': b'GET', 'url': 'http://example.com/SECRET?SECRET#SECRET',
+                 'params': {'SECRET': 'SECRET'}, 'headers': ((b'authorization', b'SECRET'),)}
+    error = refusal(**{**arguments, **changes})
+    assert str(error) == message
+    assert isinstance(error.__cause__, kind)
+    assert message.endswith(f'refused: {error.__cause__}')
+
+
+REFUSED_AUTHORITIES = {
+    'empty': '',
+    'port-only': ':80',
+    'dot': '.',
+    'dots': '..',
+    'first-label-empty': '.example',
+    'label-empty': 'a..example',
+    'last-labels-empty': 'a.example..',
+    'label-of-64': 'a' * 64 + '.example',
+    'name-of-254': '.'.join(['a' * 49] * 5) + '.abcd',
+    'name-of-407': 'a.' * 200 + 'example',
+    'name-of-807-in-idna': 'ä.' * 100 + 'example',
+    'space': 'exa mple.com',
+    'space-after': 'example.com ',
+    'no-break-space': 'exa\u00a0mple.com',
+    'comma': 'exa,mple.com',
+    'semicolon': 'exa;mple.com',
+    'bar': 'exa|mple.com',
+    'quote': 'exa"mple.com',
+    'angle-brackets': '<example.com>',
+    'star': '*.example',
+    'backslash': 'example.com\\',
+    'backslash-inside': 'example.com\\.evil.example',
+    'percent-encoded': 'ex%61mple.com',
+    'percent-encoded-digit': '%31.2.3.4',
+    'percent-encoded-dot': 'example%2ecom',
+    'percent-encoded-nul': 'example.com%00.evil.example',
+    'percent-encoded-utf-8': 'b%C3%BCcher.example',
+    'full-width-slash': 'example.com\uff0f.evil.example',
+    'full-width-question-mark': 'example.com\uff1f.evil.example',
+    'full-width-number-sign': 'example.com\uff03.evil.example',
+    'full-width-colon': 'example.com\uff1a80.evil.example',
+    'full-width-at': 'example.com\uff20evil.example',
+    'full-width-percent': 'example.com\uff05evil.example',
+    'full-width-backslash': 'example.com\uff3cevil.example',
+    'a-slash-c': 'example.c\u2100.evil.example',
+    'digit-in-parentheses': '\u2474.example',
+    'one-number': '1',
+    'address-as-a-number': '2130706433',
+    'address-as-a-hex-number': '0x7f000001',
+    'hex-first-label': '0x7f.0.0.1',
+    'address-of-two-numbers': '127.1',
+    'address-of-three-numbers': '127.0.1',
+    'address-of-five-numbers': '1.2.3.4.5',
+    'hex-last-label': '1.2.3.0x4',
+    'hex-last-label-in-upper-case': '1.2.3.0X4',
+    'hex-last-label-without-digits': 'example.0x',
+    'number-as-last-label': 'example.1',
+    'number-as-last-label-and-a-dot': 'example.1.',
+    'full-width-number-as-last-label': 'example.\uff11',
+    'address-too-short': '1.2.3',
+    'ipv4-of-four-digits': '1.2.3.1000',
+    'ipv6-without-brackets': '::1',
+    'ipv6-bracket-only': '[',
+    'ipv6-not-closed': '[::1',
+    'ipv6-not-opened': '::1]',
+    'ipv6-twice-in-brackets': '[[::1]]',
+    'ipv6-and-more': '[::1]x',
+    'ipv6-after-more': 'x[::1]',
+    'zone-empty': '[fe80::1%]',
+    'zone-empty-encoded': '[fe80::1%25]',
+    'zone-with-space': '[fe80::1%25a b]',
+    'zone-with-percent': '[fe80::1%25a%25b]',
+    'zone-not-ascii': '[fe80::1%25ä]',
+    'zone-with-slash': '[fe80::1%25' + 'a' * 10_000 + '/]',
+    'user': 'user@example.com',
+    'user-and-password': 'SECRET:SECRET@example.com',
+    'user-and-empty-password': 'SECRET:@example.com',
+    'userinfo-empty': '@example.com',
+    'userinfo-of-two-empty': ':@example.com',
+    'user-like-a-host': 'example.com:80@evil.example',
+    'user-like-a-host-and-a-backslash': 'example.com\\@evil.example',
+    'two-users': 'a@b@example.com',
+    'port-0': 'example.com:0',
+    'port-65536': 'example.com:65536',
+    'port-of-5000-digits': 'example.com:' + '9' * 5000,
+    'port-minus': 'example.com:-1',
+    'port-plus': 'example.com:+80',
+    'port-underscore': 'example.com:8_0',
+    'port-space-before': 'example.com: 80',
+    'port-space-after': 'example.com:80 ',
+    'port-word': 'example.com:http',
+    'port-hex': 'example.com:0x50',
+    'port-twice': 'example.com:80:80',
+    'port-full-width': 'example.com:\uff18\uff10',
+    'port-arabic': 'example.com:\u0668\u0660',
+    'port-percent-encoded': 'example.com:%38%30',
+    'port-without-colon': '[::1]80',
+    'ideographic-dot': '\u3002',
+    'full-width-dots': '\uff0e\uff0e',
+    'label-empty-in-idna': 'ä..example',
+    'label-that-idna-makes-empty': '\u00ad.example',
+    'label-of-64-in-idna': 'ä' * 64 + '.example',
+    'lone-surrogate': 'a\ud800.example',
+    'prefix-of-idna-before-idna': 'xn--ä.example',
+    'ipv4-of-more-than-a-byte': '256.1.1.1',
+    'ipv4-of-999': '999.1.1.1',
+    'ipv4-with-a-leading-zero': '01.2.3.4',
+    'ipv6-empty': '[]',
+    'ipv6-no-hex': '[::g]',
+    'ipv6-too-short': '[1:2:3:4:5:6:7]',
+    'ipv6-two-gaps': '[::1::]',
+    'ipv6-with-a-full-width-digit': '[::\uff11]',
+    'ipv4-in-brackets': '[127.0.0.1]',
+    'name-in-brackets': '[example.com]',
+    'ip-of-the-future': '[v1.a]',
+    'zone-only': '[%25lo]',
+}
+
+
+def test_an_authority_is_refused_before_any_dns_query_or_byte():
+    for name, authority in REFUSED_AUTHORITIES.items():
+        for error in refusals(*[
+                {'method': b'GET', 'url': f'{scheme}://{authority}{rest}'}
+                for scheme in ('http', 'https') for rest in ('', '/SECRET?SECRET#SECRET')]):
+            assert isinstance(error.__cause__, ValueError), name
+            assert str(error) == f'GET, refused: {error.__cause__}'
+            assert str(error).startswith('GET, refused: url must '), name
+            assert 'SECRET' not in str(error), name
+            assert len(str(error)) < 300, name
+
+
+@pytest.mark.parametrize('authority, message', [
+    ('a:b@example.com', 'url must not have userinfo (user:password@): use a header'),
+    ('example.com:x', "url must have a host, and a port of digits if any, got 'example.com:x'"),
+    ('example.com:65536', "url must have a port from 1 to 65535, got '65536'"),
+    ('example.com:' + '9' * 30, f"url must have a port from 1 to 65535, got '{'9' * 20}'"),
+    *[(host, 'url must have as host an IPv4 address, an IPv6 address in brackets, or a name of '
+       f'letters, digits, "-", "_" and ".", got {host!r}')
+      for host in ('[::1%]', '[::g]', '256.1.1.1', 'ä..example', 'a_b.1')],
+    ('x' * 64, 'url must have as host an IPv4 address, an IPv6 address in brackets, or a name '
+     f"""of letters, digits, "-", "_" and ".", got '{'x' * 60}'"""),
+])
+def test_the_refusal_of_an_authority_tells_what_was_expected_and_what_came(authority, message):
+    error = refusal(method=b'GET', url=f'http://{authority}/')
+    assert str(error) == f'GET, refused: {message}'
+
+
+@pytest.mark.parametrize('authority, kind, text', [
+    ('256.1.1.1', ipaddress.AddressValueError, "Octet 256 (> 255) not permitted in '256.1.1.1'"),
+    ('[::g]', ipaddress.AddressValueError, "Only hex digits permitted in 'g' in '::g'"),
+    ('[::1%]', ValueError, 'the zone must be of unreserved characters'),
+    ('ä..example', UnicodeError, None),
+])
+def test_the_refusal_of_a_host_has_the_reason_in_its_causes(authority, kind, text):
+    reason = refusal(method=b'GET', url=f'http://{authority}/').__cause__.__cause__
+    assert isinstance(reason, kind)
+    assert text in (None, str(reason))
+
+
+def test_a_control_character_anywhere_in_a_url_is_refused():
+    urls = [(before, chr(code), after)
+            for code in (*range(0x20), *range(0x7f, 0xa0))
+            for before, after in (('http://a', '/'), ('http://a/', ''), ('http://a/b', 'c'),
+                                  ('http://a/?', ''), ('http://a/#', 'b'), ('', 'http://a/'),
+                                  ('ht', 'tp://a/'), ('http://', 'a/'), ('http:', '//a/'))]
+    errors = refusals(*[{'method': b'GET', 'url': ''.join(url)} for url in urls])
+    for (before, character, _), error in zip(urls, errors, strict=True):
+        assert type(error.__cause__) is ValueError
+        assert str(error) == ('GET, refused: url must not contain control characters, got '
+                              f'{character!r} at index {len(before)}')
+
+
+def test_the_start_of_a_long_method_is_shown():
+    error = refusal(method=b'A' * 70, url='http://example.com/', params=5)
+    assert str(error).startswith('A' * 60)
+    assert str(error).endswith(' http://example.com:80, refused: params must be a mapping or a '
+                               'sequence of pairs, as for urllib.parse.urlencode, got int')
+
+
+def test_what_the_headers_of_the_caller_raise_is_a_connection_error():
+    def headers():
+        yield b'a', b'b'
+        raise LookupError('text')
+
+    error = refusal(method=b'GET', url='http://example.com/', headers=headers())
+    assert type(error.__cause__) is LookupError
+
+
+# ------------------------------------------------------------------------ what is sent, how
+
+
+def resolver_to(address, asked=None):
+    """A `get_dns_resolver` to whom every name is this address; it keeps what it was asked."""
+    def get_dns_resolver(get_logger_adapter):
+        async def resolve(name, kind, get_logger_adapter):
+            if asked is not None:
+                asked.append((name, kind))
+            return (address,)
+
+        async def clear_cache(get_logger_adapter):
+            pass
+
+        return resolve, clear_cache
+
+    return get_dns_resolver
+
+
+class Redirecting:
+    """A `get_sock` whose sockets connect to one port, and keep where they were told to."""
+
+    def __init__(self, port):
+        self.port = port
+        self.told = []
+
+    def __call__(self, family):
+        redirecting = self
+
+        class Redirected(socket.socket):
+            def connect(self, address):
+                redirecting.told.append((family, address))
+                super().connect(('127.0.0.1', redirecting.port))
+
+        sock = Redirected(socket.AF_INET, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        return sock
+
+
+ELSEWHERE = IPv4Address('192.0.2.1')
+ZONE_INDEX, ZONE = socket.if_nameindex()[0]
+
+# The authority, the `host` field, the name asked for if it is no address, the address told.
+AUTHORITIES = {
+    'name': ('example.com', 'example.com', 'example.com', None),
+    'name-of-one-label': ('localhost', 'localhost', 'localhost', None),
+    'upper-case': ('EXAMPLE.Com', 'example.com', 'example.com', None),
+    'trailing-dot': ('example.com.', 'example.com', 'example.com', None),
+    'empty-port': ('example.com:', 'example.com', 'example.com', None),
+    'default-port': ('example.com:80', 'example.com', 'example.com', None),
+    'default-port-of-the-other-scheme': ('example.com:443', 'example.com:443', 'example.com',
+                                         ('192.0.2.1', 443)),
+    'lowest-port': ('example.com:1', 'example.com:1', 'example.com', ('192.0.2.1', 1)),
+    'highest-port': ('example.com:65535', 'example.com:65535', 'example.com',
+                     ('192.0.2.1', 65535)),
+    'trailing-dot-and-port': ('example.com.:81', 'example.com:81', 'example.com',
+                              ('192.0.2.1', 81)),
+    'underscore': ('_a._b.example', '_a._b.example', '_a._b.example', None),
+    'hyphens': ('-a-.b--c.example', '-a-.b--c.example', '-a-.b--c.example', None),
+    'label-of-63': ('a' * 63 + '.example', 'a' * 63 + '.example', 'a' * 63 + '.example', None),
+    'name-of-253': (('a' * 62 + '.') * 4 + 'b', ('a' * 62 + '.') * 4 + 'b',
+                    ('a' * 62 + '.') * 4 + 'b', None),
+    'name-of-253-and-a-dot': (('a' * 62 + '.') * 4 + 'b.', ('a' * 62 + '.') * 4 + 'b',
+                              ('a' * 62 + '.') * 4 + 'b', None),
+    'number-as-first-label': ('1.example', '1.example', '1.example', None),
+    'hex-number-as-first-label': ('0x7f.example', '0x7f.example', '0x7f.example', None),
+    'last-label-begins-with-a-number': ('a.1b', 'a.1b', 'a.1b', None),
+    'last-label-begins-like-a-hex-number': ('a.0xfg', 'a.0xfg', 'a.0xfg', None),
+    'idna': ('bücher.example', 'xn--bcher-kva.example', 'xn--bcher-kva.example', None),
+    'idna-in-upper-case': ('BÜCHER.EXAMPLE', 'xn--bcher-kva.example', 'xn--bcher-kva.example',
+                           None),
+    'idna-decomposed': ('bu\u0308cher.example', 'xn--bcher-kva.example',
+                        'xn--bcher-kva.example', None),
+    'idna-encoded-before': ('XN--BCHER-KVA.example', 'xn--bcher-kva.example',
+                            'xn--bcher-kva.example', None),
+    'idna-trailing-dot': ('bücher.example.', 'xn--bcher-kva.example', 'xn--bcher-kva.example',
+                          None),
+    'idna-dots': ('bücher\u3002example\uff61', 'xn--bcher-kva.example', 'xn--bcher-kva.example',
+                  None),
+    'full-width': ('ｅｘａｍｐｌｅ．ｃｏｍ', 'example.com', 'example.com', None),
+    'kelvin': ('\u212aelvin.example', 'kelvin.example', 'kelvin.example', None),
+    'ipv4': ('127.0.0.1', '127.0.0.1', None, ('127.0.0.1', 80)),
+    'ipv4-and-port': ('127.0.0.1:8080', '127.0.0.1:8080', None, ('127.0.0.1', 8080)),
+    'ipv4-trailing-dot': ('127.0.0.1.', '127.0.0.1', None, ('127.0.0.1', 80)),
+    'ipv4-full-width': ('１２７．0。0｡１', '127.0.0.1', None, ('127.0.0.1', 80)),
+    'ipv4-highest': ('255.255.255.255', '255.255.255.255', None, ('255.255.255.255', 80)),
+    'ipv6': ('[::1]', '[::1]', None, ('::1', 80, 0, 0)),
+    'ipv6-and-port': ('[::1]:8080', '[::1]:8080', None, ('::1', 8080, 0, 0)),
+    'ipv6-empty-port': ('[::1]:', '[::1]', None, ('::1', 80, 0, 0)),
+    'ipv6-long': ('[2001:0DB8:0:0:0:0:0:0A]', '[2001:db8::a]', None, ('2001:db8::a', 80, 0, 0)),
+    'ipv6-with-ipv4': ('[::ffff:1.2.3.4]', f'[{IPv6Address("::ffff:1.2.3.4")}]', None,
+                       (str(IPv6Address('::ffff:1.2.3.4')), 80, 0, 0)),
+    'zone': (f'[FE80::A%25{ZONE}]', '[fe80::a]', None, ('fe80::a', 80, 0, ZONE_INDEX)),
+    'zone-and-port': (f'[fe80::a%25{ZONE}]:8080', '[fe80::a]:8080', None,
+                      ('fe80::a', 8080, 0, ZONE_INDEX)),
+    'zone-bare': (f'[fe80::a%{ZONE}]', '[fe80::a]', None, ('fe80::a', 80, 0, ZONE_INDEX)),
+    'zone-number': ('[fe80::a%257]', '[fe80::a]', None, ('fe80::a', 80, 0, 7)),
+}
+
+
+@on_loops
+async def test_a_host_has_one_form_for_the_resolver_the_connection_and_the_host_field():
+    results, expected = {}, {}
+    script = Answering(OK)
+    async with Server(script) as server:
+        for name, (authority, field, asked_for, told) in AUTHORITIES.items():
+            asked = []
+            redirecting = Redirecting(server.port)
+            async with pool(get_dns_resolver=resolver_to(ELSEWHERE, asked),
+                            get_sock=redirecting) as request:
+                await get(request, f'http://{authority}/p')
+            results[name] = script.heads[-1], asked, redirecting.told
+            family = socket.AF_INET if told is None or len(told) == 2 else socket.AF_INET6
+            expected[name] = (
+                f'GET /p HTTP/1.1\r\nhost: {field}\r\n\r\n'.encode(),
+                [] if asked_for is None else [(asked_for, aiodnsresolver.TYPES.A)],
+                [(family, told or ('192.0.2.1', 80))])
+    assert results == expected
+
+
+@on_loops
+async def test_a_zone_that_there_is_not_fails_to_connect():
+    async with pool() as request:
+        with pytest.raises(HttpConnectionError) as caught:
+            await request(b'GET', 'http://[fe80::1%25lowhaio]:81/SECRET')
+    assert str(caught.value).startswith(
+        'GET http://[fe80::1%lowhaio]:81: connecting failed: fe80::1%lowhaio: OSError: ')
+    assert type(caught.value.__cause__) is OSError
+
+
+@on_loops
+async def test_the_default_tls_offers_http_1_1_alone():
+    async def script(peer):
+        protocols.append(peer.writer.get_extra_info('ssl_object').selected_alpn_protocol())
+        await peer.read_head()
+        await peer.send(OK)
+
+    protocols = []
+    server_context, client_context, _ = certificates_for_what_is_sent()
+    async with Server(script, server_context) as server, \
+            pool(get_ssl_context=lambda: client_context) as request:
+        assert (await get(request, server.url))[2] == b'ok'
+    assert protocols == ['http/1.1']
+
+
+@on_loops
+async def test_the_spellings_of_an_origin_share_its_connections():
+    script = Answering(OK)
+    async with Server(script) as server, \
+            pool(get_dns_resolver=resolver_to(IPv4Address('127.0.0.1'))) as request:
+        for spelling in ('http://bücher.example', 'HTTP://BÜCHER.Example.',
+                         'hTTp://xn--bcher-kva.EXAMPLE', 'http://bücher\uff0eexample'):
+            await get(request, f'{spelling}:{server.port}')
+        for spelling in ('http://127.0.0.1', 'http://127.0.0.1.', 'http://１２７.0.0.1'):
+            await get(request, f'{spelling}:{server.port}')
+    assert script.connections == [0, 0, 0, 0, 1, 1, 1]
+
+
+@functools.cache
+def certificates_for_what_is_sent():
+    """A server's context, a client's that trusts it, and the server names that were sent."""
+    authority = trustme.CA()
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert('localhost', '127.0.0.1', '::1', 'xn--bcher-kva.example').configure_cert(
+        server_context)
+    client_context = default_of('get_ssl_context')()
+    authority.configure_trust(client_context)
+    server_names = []
+    server_context.set_alpn_protocols(['h2', 'http/1.1'])
+    server_context.sni_callback = lambda sock, name, context: server_names.append(name)
+    return server_context, client_context, server_names
+
+
+@on_loops
+async def test_a_host_has_one_form_for_tls_too_and_an_address_is_no_server_name():
+    server_context, client_context, server_names = certificates_for_what_is_sent()
+    server_names.clear()
+    script = Answering(OK)
+    redirecting = []
+    async with Server(script, server_context) as server:
+        for authority in ('BÜCHER.example.', 'localhost:443', 'LocalHost.:8443', '127.0.0.1',
+                          '127.0.0.1.:80', '[::1]', f'[::1%25{ZONE}]'):
+            redirecting.append(Redirecting(server.port))
+            async with pool(get_dns_resolver=resolver_to(ELSEWHERE), get_sock=redirecting[-1],
+                            get_ssl_context=lambda: client_context) as request:
+                await get(request, f'HTTPS://{authority}')
+    hosts = ['xn--bcher-kva.example', 'localhost', 'localhost:8443', '127.0.0.1', '127.0.0.1:80',
+             '[::1]', '[::1]']
+    assert script.heads == [f'GET / HTTP/1.1\r\nhost: {host}\r\n\r\n'.encode() for host in hosts]
+    assert server_names == ['xn--bcher-kva.example', 'localhost', 'localhost',
+                            None, None, None, None]
+    assert [told for each in redirecting for _, told in each.told] == [
+        ('192.0.2.1', 443), ('192.0.2.1', 443), ('192.0.2.1', 8443), ('127.0.0.1', 443),
+        ('127.0.0.1', 80), ('::1', 443, 0, 0), ('::1', 443, 0, ZONE_INDEX)]
+
+
+# What follows the authority, `params`, and the request target.
+TARGETS = {
+    'nothing': ('', (), '/'),
+    'slash': ('/', (), '/'),
+    'query-without-path': ('?a', (), '/?a'),
+    'empty-query': ('/?', (), '/?'),
+    'empty-query-without-path': ('?', (), '/?'),
+    'fragment': ('/a?b#c?d/e#f', (), '/a?b'),
+    'fragment-without-path': ('#c', (), '/'),
+    'fragment-with-a-lone-surrogate': ('/#\ud800', (), '/'),
+    'dot-segments': ('/a/../b/./c', (), '/a/../b/./c'),
+    'slashes': ('//a///b//', (), '//a///b//'),
+    'a-url': ('/http://b/?http://c', (), '/http://b/?http://c'),
+    'case': ('/A%2f%2Fa', (), '/A%2f%2Fa'),
+    'encoded-unreserved': ('/%41%7e%2D', (), '/%41%7e%2D'),
+    'encoded-control-characters': ('/%00%0d%0A', (), '/%00%0d%0A'),
+    'percent-alone': ('/%', (), '/%25'),
+    'percent-and-one-digit': ('/%a', (), '/%25a'),
+    'percent-and-no-hex': ('/%g1%1g?%zz', (), '/%25g1%251g?%25zz'),
+    'percent-twice': ('/%%41', (), '/%25%41'),
+    'percent-and-full-width-digits': ('/%４１', (), '/%25%EF%BC%94%EF%BC%91'),
+    'plus-and-space': ('/a+b c?d+e f', (), '/a+b%20c?d+e%20f'),
+    'backslash': ('/\\..\\', (), '/%5C..%5C'),
+    'not-ascii': ('/ä?ö=€&\U0001f600', (), '/%C3%A4?%C3%B6=%E2%82%AC&%F0%9F%98%80'),
+    'line-separators': ('/\u2028\u2029\u00a0', (), '/%E2%80%A8%E2%80%A9%C2%A0'),
+    'semicolons': ('/a;b?c;d', (), '/a;b?c;d'),
+    'at-and-colon': ('/a@b:c?d@e:f', (), '/a@b:c?d@e:f'),
+    'question-marks': ('/??a?b', (), '/??a?b'),
+    'long': ('/' + 'a%41ä' * 5000, (), '/' + 'a%41%C3%A4' * 5000),
+
+    'params': ('/', {'a': 'b'}, '/?a=b'),
+    'params-without-path': ('', {'a': 'b'}, '/?a=b'),
+    'params-pairs': ('/', (('a', 'b'), ('c', 'd'), ('a', 'e')), '/?a=b&c=d&a=e'),
+    'params-list': ('/', [('b', '1'), ('a', '2')], '/?b=1&a=2'),
+    'params-sequence-as-value': ('/', {'a': ['b', 'c'], 'd': ()}, '/?a=b&a=c'),
+    'params-encoded': ('/', {'ä b': '&=+%/?#\r\n'}, '/?%C3%A4+b=%26%3D%2B%25%2F%3F%23%0D%0A'),
+    'params-bytes': ('/', {b'a': b'\xff'}, '/?a=%FF'),
+    'params-numbers': ('/', {'a': 1, 'b': None}, '/?a=1&b=None'),
+    'params-after-a-query': ('/p?x', {'a': 'b'}, '/p?x&a=b'),
+    'params-after-an-empty-query': ('/p?', {'a': 'b'}, '/p?a=b'),
+    'params-after-an-ampersand': ('/p?x&', {'a': 'b'}, '/p?x&a=b'),
+    'params-after-an-encoded-question-mark': ('/p%3F', {'a': 'b'}, '/p%3F?a=b'),
+    'params-before-a-fragment': ('/p?x#f', {'a': 'b'}, '/p?x&a=b'),
+    'params-before-a-fragment-with-a-query': ('/p#f?x', {'a': 'b'}, '/p?a=b'),
+    'params-empty-tuple': ('/p?x', (), '/p?x'),
+    'params-empty-mapping': ('/p', {}, '/p'),
+    'params-none': ('/p', None, '/p'),
+}
+
+
+@on_loops
+async def test_the_target_is_what_the_caller_gave_with_only_the_illegal_encoded():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        for suffix, params, _ in TARGETS.values():
+            await get(request, server.origin + suffix, params=params)
+    sent = {name: head.split(b' ')[1].decode()
+            for name, head in zip(TARGETS, script.heads, strict=True)}
+    assert sent == {name: target for name, (_, _, target) in TARGETS.items()}
+
+
+@on_loops
+async def test_each_printable_character_of_a_target_is_sent_or_encoded_as_rfc_3986_has_it():
+    printable = string.ascii_letters + string.digits + string.punctuation + ' '
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        for character in printable:
+            if character not in '#%':
+                await get(request, f'{server.url}x{character}?x{character}x')
+        sent = [head.split(b' ')[1].decode() for head in script.heads]
+    # The sets of 3.3 and 3.4, by name: unreserved, sub-delims, and what each part adds.
+    allowed = '-._~' "!$&'()*+,;=" ':@'
+    encoded = [urllib.parse.quote(character, safe=allowed + '/?')
+               for character in printable if character not in '#%']
+    assert sent == [f'/x{character}?x{character}x' for character in encoded]
+
+
+@on_loops
+async def test_params_that_are_no_query_change_nothing():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await get(request, server.url + 'p', params={'a': []})
+    assert script.heads[0].startswith(b'GET /p HTTP/1.1\r\n')
+
+
+# What the caller gives as `headers`, and all that follows the request line, of `host: H`.
+HEADERS = {
+    'none': ((), b'host: H\r\n\r\n'),
+    'one': (((b'a', b'b'),), b'host: H\r\na: b\r\n\r\n'),
+    'order-case-and-duplicates': (
+        ((b'X-b', b'1'), (b'x-A', b'2'), (b'X-B', b'3'), (b'x-b', b'1')),
+        b'host: H\r\nX-b: 1\r\nx-A: 2\r\nX-B: 3\r\nx-b: 1\r\n\r\n'),
+    'list-of-lists': ([[b'a', b'b'], [b'c', b'd']], b'host: H\r\na: b\r\nc: d\r\n\r\n'),
+    'items-of-a-mapping': ({b'a': b'b', b'c': b'd'}.items(),
+                           b'host: H\r\na: b\r\nc: d\r\n\r\n'),
+    'host': (((b'host', b'other'),), b'host: other\r\n\r\n'),
+    'host-in-its-place': (((b'a', b'b'), (b'HoSt', b'other:1'), (b'c', b'd')),
+                          b'a: b\r\nHoSt: other:1\r\nc: d\r\n\r\n'),
+    'host-empty': (((b'host', b''),), b'host: \r\n\r\n'),
+    'names-like-host': (((b'x-host', b'1'), (b'hosts', b'2')),
+                        b'host: H\r\nx-host: 1\r\nhosts: 2\r\n\r\n'),
+    'value-empty': (((b'a', b''),), b'host: H\r\na: \r\n\r\n'),
+    'value-spaces': (((b'a', b' \t b\t '),), b'host: H\r\na:  \t b\t \r\n\r\n'),
+    'value-not-ascii': (((b'a', b'\x80\xff'),), b'host: H\r\na: \x80\xff\r\n\r\n'),
+    'value-percent': (((b'a', b'%s%(b)d%%'),), b'host: H\r\na: %s%(b)d%%\r\n\r\n'),
+    'upgrade': (((b'Upgrade', b'a'),), b'host: H\r\nUpgrade: a\r\n\r\n'),
+    'content-length-0': (((b'Content-Length', b'0'),), b'host: H\r\nContent-Length: 0\r\n\r\n'),
+    'content-length-with-zeros': (((b'content-length', b'0' * 20),),
+                                  b'host: H\r\ncontent-length: %b\r\n\r\n' % (b'0' * 20)),
+    'nothing-is-added': (((b'connection', b'keep-alive'), (b'accept', b'*/*')),
+                         b'host: H\r\nconnection: keep-alive\r\naccept: */*\r\n\r\n'),
+}
+
+
+@pytest.mark.parametrize('http_version', [b'HTTP/1.1', b'HTTP/1.0'])
+@on_loops
+async def test_the_head_is_what_the_caller_gave_after_host(http_version):
+    script = Answering(OK)
+    async with Server(script) as server, pool(http_version=http_version) as request:
+        for headers, _ in HEADERS.values():
+            await request(b'PUT', server.url, (), headers)
+        field = f'host: 127.0.0.1:{server.port}'.encode()
+    assert dict(zip(HEADERS, script.heads, strict=True)) == {
+        name: b'PUT / %b\r\n' % http_version + rest.replace(b'host: H', field)
+        for name, (_, rest) in HEADERS.items()}
+    assert set(script.connections) == {0}
+
+
+@pytest.mark.parametrize('values, connections', [
+    ([], [0, 0]),
+    ([b'keep-alive'], [0, 0]),
+    ([b'close'], [0, 1]),
+    ([b'a ,\tCLOSE , b'], [0, 1]),
+    ([b'a', b'close', b'b'], [0, 1]),
+    ([b'closed, x-close, close-x'], [0, 0]),
+])
+@on_loops
+async def test_a_request_with_connection_close_is_the_last_of_its_connection(values, connections):
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        for _ in range(2):
+            await get(request, server.url,
+                      headers=tuple((b'Connection', value) for value in values))
+    assert script.connections == connections
+
+
+@on_loops
+async def test_headers_may_come_from_a_generator():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await get(request, server.url, headers=((name, b'1') for name in (b'a', b'b')))
+        await get(request, server.url, headers=(() for _ in ()))
+        field = f'host: 127.0.0.1:{server.port}\r\n'.encode()
+    assert script.heads == [b'GET / HTTP/1.1\r\n' + field + b'a: 1\r\nb: 1\r\n\r\n',
+                            b'GET / HTTP/1.1\r\n' + field + b'\r\n']
+
+
+@on_loops
+async def test_a_field_may_come_from_an_iterator_or_is_refused():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        with contextlib.suppress(HttpConnectionError):
+            await get(request, server.url, headers=(map(str.encode, ('a', 'b')),))
+            assert script.heads[0].endswith(b'\r\na: b\r\n\r\n')
+        await get(request, server.url)
+    assert script.heads[-1].startswith(b'GET / ')
+
+
+@on_loops
+async def test_each_byte_of_a_method_and_of_a_field_is_sent_or_refused():
+    token = (string.ascii_letters + string.digits + "!#$%&'*+-.^_`|~").encode()
+    value = bytes({*range(256)} - {*range(0x20), 0x7f} | {0x09})
+    places = {
+        'method': (lambda byte: (byte, ()), token),
+        'method-inside': (lambda byte: (b'a' + byte + b'b', ()), token),
+        'name': (lambda byte: (b'GET', ((byte, b''),)), token),
+        'name-inside': (lambda byte: (b'GET', ((b'a' + byte + b'b', b''),)), token),
+        'value': (lambda byte: (b'GET', ((b'a', byte),)), value),
+        'value-inside': (lambda byte: (b'GET', ((b'a', b'b' + byte + b'c'),)), value),
+    }
+    results = {}
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        field = f'host: 127.0.0.1:{server.port}\r\n'.encode()
+        for place, (arguments, _) in places.items():
+            sent = []
+            for code in range(256):
+                method, headers = arguments(bytes([code]))
+                with contextlib.suppress(HttpConnectionError):
+                    await get_as(request, method, server.url, headers)
+                    sent.append(code)
+                    lines = [b'%b: %b\r\n' % pair for pair in headers]
+                    assert script.heads[-1] == b'%b / HTTP/1.1\r\n%b%b\r\n' % (
+                        method, field, b''.join(lines))
+            results[place] = bytes(sent)
+    assert results == {place: bytes(sorted(allowed)) for place, (_, allowed) in places.items()}
+    assert set(script.connections) == {0}
+
+
+async def get_as(request, method, url, headers):
+    _, _, body = await request(method, url, headers=headers)
+    return await buffered(body)
+
+
+# ------------------------------------------------------------------------------- the body
+
+
+def of_length(length):
+    return ((b'content-length', b'%d' % length),)
+
+
+async def yielding(*chunks):
+    """Yields chunks at once; waits at None, and raises what is an exception."""
+    for chunk in chunks:
+        if chunk is None:
+            await asyncio.sleep(0)
+        elif isinstance(chunk, BaseException):
+            raise chunk
+        else:
+            yield chunk
+
+
+async def mutating():
+    chunk = bytearray(b'a' * 70_000)
+    yield chunk
+    chunk[:] = b'b' * 30_000
+    yield chunk
+    chunk.clear()
+
+
+class Chunks:
+    """An async iterator that is no generator; `__anext__` is a coroutine function."""
+
+    def __init__(self, *chunks):
+        self.chunks = list(chunks)
+
+    def __aiter__(self):
+        return self
+
+    def take(self):
+        if not self.chunks:
+            raise StopAsyncIteration
+        return self.chunks.pop(0)
+
+    async def __anext__(self):
+        return self.take()
+
+
+class LateChunks(Chunks):
+    async def __anext__(self):
+        await asyncio.sleep(0)
+        return self.take()
+
+
+class FutureChunks(Chunks):
+    """`__anext__` returns a future, which is done, or is soon."""
+
+    def __anext__(self):
+        loop = asyncio.get_running_loop()
+        future = loop.create_future()
+        is_soon = len(self.chunks) % 2
+        try:
+            result = functools.partial(future.set_result, self.take())
+        except StopAsyncIteration as end:
+            result = functools.partial(future.set_exception, end)
+        if is_soon:
+            loop.call_soon(result)
+        else:
+            result()
+        return future
+
+
+class EndingAtOnce(FutureChunks):
+    """`__anext__` itself raises, as an `async for` understands too."""
+
+    def __anext__(self):
+        if not self.chunks:
+            raise StopAsyncIteration
+        return super().__anext__()
+
+
+class GeneratorChunks(Chunks):
+    """`__anext__` returns a generator that can be awaited."""
+
+    @types.coroutine
+    def __anext__(self):
+        yield
+        return self.take()
+
+
+class IteratorChunks(Chunks):
+    """`__anext__` returns an awaitable whose steps are those of a plain iterator."""
+
+    def __anext__(self):
+        chunks = self
+
+        class Steps:
+            def __await__(self):
+                return self
+
+            def __iter__(self):
+                return self
+
+            def __next__(self):
+                raise StopIteration(chunks.take())
+
+        return Steps()
+
+
+class Iterable:
+    """Not an iterator: its `__aiter__` makes one."""
+
+    async def __aiter__(self):
+        yield b'ab'
+        yield b'c'
+
+
+class NoIterator:
+    def __aiter__(self):
+        return iter(())
+
+
+def with_arguments(*args, **kwargs):
+    return yielding(*args, *kwargs.values())
+
+
+# The `body`, what else is passed, and what the server gets.
+BODIES = {
+    'streamed': (streamed(b'abc'), {}, b'abc'),
+    'streamed-empty': (streamed(b''), {}, b''),
+    'none-given': (empty_async_iterator, {}, b''),
+    'generator': (lambda: yielding(b'a', b'bc'), {}, b'abc'),
+    'generator-of-nothing': (lambda: yielding(), {}, b''),
+    'generator-of-nothing-later': (lambda: yielding(None), {}, b''),
+    'waiting-first': (lambda: yielding(None, b'a', None, None, b'bc', None), {}, b'abc'),
+    'waiting-later': (lambda: yielding(b'a', None, b'bc', None), {}, b'abc'),
+    'empty-chunks': (lambda: yielding(b'', b'', b'a', b'', bytearray(), b'bc', b''), {}, b'abc'),
+    'empty-chunks-later': (lambda: yielding(b'', None, b'', b'a', None, b'', b'bc'), {}, b'abc'),
+    'only-empty-chunks': (lambda: yielding(b'', memoryview(b''), b''), {}, b''),
+    'bytearrays': (lambda: yielding(bytearray(b'a'), None, bytearray(b'bc')), {}, b'abc'),
+    'memoryviews': (lambda: yielding(memoryview(b'xaxbx')[1::2], memoryview(b'c')), {}, b'abc'),
+    'arrays': (lambda: yielding(array.array('H', [0x6161]), array.array('I', [0x62626262])), {},
+               b'aabbbb'),
+    'one-chunk-again-and-again': (mutating, {}, b'a' * 70_000 + b'b' * 30_000),
+    'large-chunk': (lambda: yielding(b'x' * 1_000_000), {}, b'x' * 1_000_000),
+    'large-chunk-later': (lambda: yielding(None, b'x' * 1_000_000), {}, b'x' * 1_000_000),
+    'chunk-of-64-kib': (lambda: yielding(b'x' * 65536, b'y'), {}, b'x' * 65536 + b'y'),
+    'many-chunks': (lambda: yielding(*[b'ab'] * 1000), {}, b'ab' * 1000),
+    'iterator': (lambda: Chunks(b'a', b'', b'bc'), {}, b'abc'),
+    'iterator-of-nothing': (Chunks, {}, b''),
+    'iterator-waiting': (lambda: LateChunks(b'a', b'', b'bc'), {}, b'abc'),
+    'futures': (lambda: FutureChunks(b'a', b'', b'bc'), {}, b'abc'),
+    'futures-soon': (lambda: FutureChunks(b'a', b'b', b'', b'c'), {}, b'abc'),
+    'future-of-nothing': (FutureChunks, {}, b''),
+    'futures-and-an-end-at-once': (lambda: EndingAtOnce(b'a', b'bc'), {}, b'abc'),
+    'iterable': (Iterable, {}, b'abc'),
+    'args': (with_arguments, {'body_args': (b'a', b'bc')}, b'abc'),
+    'args-in-a-list': (with_arguments, {'body_args': [b'a', b'bc']}, b'abc'),
+    'kwargs': (with_arguments, {'body_kwargs': {'x': b'a', 'y': b'bc'}}, b'abc'),
+    'kwargs-pairs': (with_arguments, {'body_kwargs': (('x', b'a'), ('y', b'bc'))}, b'abc'),
+    'args-and-kwargs': (with_arguments, {'body_args': (b'a',), 'body_kwargs': (('y', b'bc'),)},
+                        b'abc'),
+}
+
+
+@on_loops
+async def test_a_body_is_the_chunks_that_its_function_yields():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        for body, more, expected in BODIES.values():
+            await request(b'PUT', server.url, headers=of_length(len(expected)), body=body,
+                          **more)
+    assert dict(zip(BODIES, script.bodies, strict=True)) == {
+        name: expected for name, (_, _, expected) in BODIES.items()}
+    # Each was sent whole, so all went over one connection.
+    assert set(script.connections) == {0}
+
+
+@pytest.mark.parametrize('body', [
+    pytest.param(EndingAtOnce, id='the-end-at-once'),
+    pytest.param(lambda: GeneratorChunks(b'abc'), id='generator'),
+    pytest.param(lambda: IteratorChunks(b'abc'), id='plain-iterator'),
+])
+@on_loops
+async def test_a_body_may_be_whatever_an_async_for_takes(body):
+    expected = b''.join([chunk async for chunk in body()])
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await request(b'PUT', server.url, headers=of_length(len(expected)), body=body)
+    assert script.bodies == [expected]
+
+
+@on_loops
+async def test_a_body_coded_by_the_caller_is_sent_as_it_is():
+    heads, bodies = [], []
+
+    async def script(peer):
+        heads.append(await peer.read_head())
+        bodies.append(await peer.reader.readuntil(b'\r\n0\r\n\r\n'))
+        await peer.send(OK)
+        heads.append(await peer.read_head())
+        await peer.send(OK)
+
+    async with Server(script) as server, pool() as request:
+        await request(b'PUT', server.url, headers=((b'Transfer-Encoding', b'Chunked'),),
+                      body=lambda: yielding(b'3\r\nabc', b'\r\n0\r\n', None, b'\r\n'))
+        await request(b'GET', server.url)
+        field = f'host: 127.0.0.1:{server.port}\r\n'.encode()
+    assert heads == [b'PUT / HTTP/1.1\r\n' + field + b'Transfer-Encoding: Chunked\r\n\r\n',
+                     b'GET / HTTP/1.1\r\n' + field + b'\r\n']
+    assert bodies == [b'3\r\nabc\r\n0\r\n\r\n']
+    assert len(server.peers) == 1
+
+
+@on_loops
+async def test_chunked_may_be_the_last_of_several_codings():
+    async def script(peer):
+        heads.append(await peer.read_head())
+        await peer.reader.readuntil(b'0\r\n\r\n')
+        await peer.send(OK)
+
+    heads = []
+    async with Server(script) as server, pool(keep_alive_timeout=0) as request:
+        for value in (b'gzip, chunked', b'gzip,CHUNKED \t'):
+            await request(b'PUT', server.url, headers=((b'transfer-encoding', value),),
+                          body=streamed(b'0\r\n\r\n'))
+            assert b'\r\ntransfer-encoding: ' + value + b'\r\n' in heads[-1]
+
+
+class Uploads:
+    """A script that keeps all that each connection sends until the client closes it."""
+
+    def __init__(self):
+        self.received = []
+
+    async def __call__(self, peer):
+        self.received.append(await peer.closed())
+
+    async def body(self):
+        """What came after a head over the one connection, once that is closed, or None."""
+        await until(lambda: self.received)
+        assert len(self.received) == 1
+        head, end, body = self.received[0].partition(b'\r\n\r\n')
+        return body if end else head or None
+
+
+def at(server, text, method='PUT'):
+    """The whole message of an error of a connection to a server."""
+    return f'{method} {server.origin} (peer 127.0.0.1:{server.port}), {text}'
+
+
+NO_ITERATOR = ('body must return an async iterator of bytes, as an async function that yields '
+               'does, got ')
+
+NO_BODIES = {
+    'none': (None, "'NoneType' object is not callable"),
+    'bytes': (b'abc', "'bytes' object is not callable"),
+    'returns-none': (lambda: None, NO_ITERATOR + 'NoneType'),
+    'returns-bytes': (lambda: b'abc', NO_ITERATOR + 'bytes'),
+    'returns-list': (lambda: [b'abc'], NO_ITERATOR + 'list'),
+    'returns-iterator': (lambda: iter([b'abc']), NO_ITERATOR + 'list_iterator'),
+    'returns-coroutine': (forever, NO_ITERATOR + 'coroutine'),
+    'returns-an-iterable-of-no-iterator': (NoIterator, ''),
+    'wants-an-argument': (lambda a: yielding(a), ''),
+}
+
+
+@on_loops
+async def test_a_body_that_is_no_function_of_an_async_iterator_is_a_connection_error():
+    # A coroutine that is not closed would warn, when it is collected, that it was not awaited.
+    for name, (body, text) in NO_BODIES.items():
+        script = Uploads()
+        async with Server(script) as server, pool() as request:
+            with pytest.raises(HttpConnectionError) as caught:
+                await request(b'PUT', server.url, headers=of_length(3), body=body)
+            assert await script.body() is None
+        assert type(caught.value) is HttpConnectionError
+        assert type(caught.value.__cause__) is TypeError, name
+        assert str(caught.value) == at(
+            server, f'the request body: TypeError: {text or caught.value.__cause__}')
+
+
+@pytest.mark.parametrize('chunk, kind', [
+    ('c', 'str'), (5, 'int'), ([b'c'], 'list'),
+    # What is false is no empty chunk.
+    ('', 'str'), (0, 'int'), ([], 'list'), (None, 'NoneType'),
+])
+@on_loops
+async def test_a_chunk_that_is_no_bytes_is_an_error(chunk, kind):
+    async def body(*first):
+        async for good in yielding(*first):
+            yield good
+        yield chunk
+
+    for first, sent in (((), None), ((None,), b''), ((b'ab',), b'ab')):
+        script = Uploads()
+        async with Server(script) as server, pool() as request:
+            with pytest.raises(HttpError) as caught:
+                await request(b'PUT', server.url, headers=of_length(3), body=body,
+                              body_args=first)
+            assert await script.body() == sent
+        assert type(caught.value) is (HttpDataError if first else HttpConnectionError)
+        assert type(caught.value.__cause__) is TypeError
+        assert str(caught.value) == at(server, 'the request body: TypeError: memoryview: a '
+                                       f"bytes-like object is required, not '{kind}'")
+
+
+# What is declared, what the body yields (None: it waits), the error, and all that is sent.
+WRONG_LENGTHS = {
+    'nothing-for-something': (
+        of_length(5), (), HttpConnectionError,
+        'the body ended 5 bytes short of its content-length of 5', None),
+    'only-empty-chunks-for-something': (
+        of_length(5), (b'', b''), HttpConnectionError,
+        'the body ended 5 bytes short of its content-length of 5', None),
+    'nothing-later-for-something': (
+        of_length(5), (None,), HttpDataError,
+        'the body ended 5 bytes short of its content-length of 5', b''),
+    'too-few': (
+        of_length(5), (b'ab', b'cd'), HttpDataError,
+        'the body ended 1 bytes short of its content-length of 5', b'abcd'),
+    'too-few-later': (
+        of_length(5), (b'ab', None), HttpDataError,
+        'the body ended 3 bytes short of its content-length of 5', b'ab'),
+    'too-many-in-the-first-chunk': (
+        of_length(1), (b'abc',), HttpConnectionError,
+        'the body yielded more than its content-length of 1', None),
+    'too-many-in-the-first-chunk-after-a-wait': (
+        of_length(1), (None, b'abc'), HttpDataError,
+        'the body yielded more than its content-length of 1', b''),
+    'too-many-in-a-later-chunk': (
+        of_length(3), (b'ab', b'cd'), HttpDataError,
+        'the body yielded more than its content-length of 3', b'ab'),
+    'one-chunk-too-many': (
+        of_length(2), (b'ab', b'', b'c'), HttpDataError,
+        'the body yielded more than its content-length of 2', b'ab'),
+    'one-large-chunk-too-many': (
+        of_length(2), (b'ab', None, b'c' * 100_000), HttpDataError,
+        'the body yielded more than its content-length of 2', b'ab'),
+    'something-for-zero': (
+        of_length(0), (b'a',), HttpConnectionError,
+        'the body yielded more than its content-length of 0', None),
+    'something-for-nothing': (
+        (), (b'a',), HttpConnectionError,
+        'the body yielded bytes, but headers has no content-length or transfer-encoding', None),
+    'something-for-nothing-later': (
+        (), (None, b'a'), HttpDataError,
+        'the body yielded bytes, but headers has no content-length or transfer-encoding', b''),
+    'nothing-for-a-coding': (
+        ((b'transfer-encoding', b'chunked'),), (), HttpConnectionError,
+        'the body ended without a byte, but transfer-encoding chunked needs its last chunk',
+        None),
+    'nothing-for-a-coding-later': (
+        ((b'transfer-encoding', b'chunked'),), (None, b''), HttpDataError,
+        'the body ended without a byte, but transfer-encoding chunked needs its last chunk',
+        b''),
+    'an-error-at-once': (
+        of_length(3), (LookupError('why'),), HttpConnectionError, 'LookupError: why', None),
+    'an-error-after-a-wait': (
+        of_length(3), (None, LookupError('why')), HttpDataError, 'LookupError: why', b''),
+    'an-error-after-a-chunk': (
+        of_length(3), (b'ab', LookupError('why')), HttpDataError, 'LookupError: why', b'ab'),
+    'an-error-without-text': (
+        of_length(3), (LookupError(),), HttpConnectionError, 'LookupError', None),
+}
+
+
+@on_loops
+async def test_a_body_that_is_not_what_was_declared_is_an_error_and_its_excess_is_not_sent():
+    results, expected = {}, {}
+    for name, (headers, chunks, kind, text, sent) in WRONG_LENGTHS.items():
+        script = Uploads()
+        async with Server(script) as server, pool() as request:
+            with pytest.raises(HttpError) as caught:
+                await request(b'PUT', server.url, headers=headers, body=yielding,
+                              body_args=chunks)
+            error = caught.value
+            raised = [chunk for chunk in chunks if isinstance(chunk, Exception)]
+            results[name] = (type(error), str(error), type(error.__cause__),
+                             error.__cause__ in raised, error.reused, error.response_started,
+                             await script.body())
+            expected[name] = (kind, at(server, f'the request body: {text}'),
+                              type(raised[0]) if raised else ValueError,
+                              bool(raised), False, False, sent)
+    assert results == expected
+
+
+@pytest.mark.parametrize('error', [
+    ConnectionResetError('why'), BrokenPipeError('why'), EOFError('why')])
+@on_loops
+async def test_a_body_that_fails_on_a_connection_of_its_own_is_no_end_of_ours(error):
+    async with Server(Uploads()) as server, pool() as request:
+        with pytest.raises(HttpDataError) as caught:
+            await request(b'PUT', server.url, headers=of_length(3), body=yielding,
+                          body_args=(b'ab', error))
+    assert caught.value.__cause__ is error
+    assert type(caught.value) is HttpDataError
+
+
+@on_loops
+async def test_a_body_that_fails_before_a_byte_is_sent_costs_a_reused_connection():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await get(request, server.url)
+        with pytest.raises(HttpConnectionError) as caught:
+            await request(b'PUT', server.url, headers=of_length(1))
+        assert str(caught.value) == at(
+            server, 'the request body: the body ended 1 bytes short of its content-length of 1')
+        assert (caught.value.reused, caught.value.response_started) == (True, False)
+        await get(request, server.url)
+    assert script.connections == [0, 1]
+
+
+# ------------------------------------------------------------------------------- sending
+
+
+class Connected(socket.socket):
+    """One end of a pair, which is connected already."""
+
+    def connect(self, address):
+        pass
+
+
+# What the body yields, and what the server reads; H is the head.
+READS = {
+    'no-body': ((), [b'H']),
+    'one-chunk': ((b'abc',), [b'Habc']),
+    'after-an-empty-chunk': ((b'', b'abc'), [b'Habc']),
+    'two-chunks': ((b'abc', b'def'), [b'Habc', b'def']),
+    'a-wait-between': ((bytearray(b'abc'), None, b'def'), [b'Habc', b'def']),
+    'a-wait-before': ((None, b'abc'), [b'H', b'abc']),
+    '64-kib': ((b'x' * 65536,), [b'H' + b'x' * 65536]),
+    'more-than-64-kib': ((b'x' * 65537,), [b'H' + b'x' * 65536, b'x']),
+}
+
+
+@on_loops
+async def test_the_head_and_a_first_chunk_that_is_there_arrive_in_one_read():
+    results, expected = {}, {}
+    loop = asyncio.get_running_loop()
+
+    async def server(sock, number):
+        received = [await loop.sock_recv(sock, 2 ** 20) for _ in range(number)]
+        await loop.sock_sendall(sock, OK)
+        return received
+
+    for name, (chunks, reads) in READS.items():
+        # Of a datagram socket one read returns what one send sent.
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        theirs.setblocking(False)
+        length = sum(len(chunk) for chunk in chunks if chunk is not None)
+        head = b'PUT / HTTP/1.1\r\nhost: 192.0.2.1\r\ncontent-length: %d\r\n\r\n' % length
+        expected[name] = [read.replace(b'H', head) for read in reads]
+        with theirs, Connected(fileno=ours.detach()) as sock:
+            async with pool(get_sock=lambda family, sock=sock: sock) as request:
+                results[name], _ = await asyncio.gather(
+                    server(theirs, len(reads)),
+                    request(b'PUT', 'http://192.0.2.1/', headers=of_length(length),
+                            body=yielding, body_args=chunks))
+    assert results == expected
+
+
+@pytest.mark.parametrize('version', [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3],
+                         ids=['1.2', '1.3'])
+@on_loops
+async def test_the_head_and_a_first_chunk_that_is_there_arrive_in_one_record_of_tls(version):
+    server_context, client_context, _ = certificates_for_what_is_sent()
+    lengths = []  # of the records from the client
+
+    async def forward(peer):
+        reader, writer = await asyncio.open_connection('127.0.0.1', tls_server.port)
+
+        async def back():
+            while data := await reader.read(65536):
+                await peer.send(data)
+
+        backwards = asyncio.create_task(back())
+        try:
+            while True:
+                header = await peer.read(5)
+                record = await peer.read(int.from_bytes(header[3:], 'big'))
+                lengths.append(len(record))
+                writer.write(header + record)
+        finally:
+            backwards.cancel()
+            writer.transport.abort()
+
+    client_context.maximum_version = version
+    script = Answering(OK)
+    try:
+        async with Server(script, server_context) as tls_server, Server(forward) as forwarder, \
+                pool(get_ssl_context=lambda: client_context) as request:
+            url = f'https://127.0.0.1:{forwarder.port}/'
+            await get(request, url)
+            lengths.clear()  # those of the handshake, and of the first request
+            await request(b'PUT', url, headers=of_length(3), body=streamed(b'abc'))
+            assert len(lengths) == 1
+            assert lengths[0] > len(script.heads[-1]) + 3
+            await request(b'PUT', url, headers=of_length(3), body=lambda: yielding(None, b'abc'))
+            assert len(lengths) == 3
+            assert script.bodies == [b'', b'abc', b'abc']
+            assert script.connections == [0, 0, 0]
+    finally:
+        client_context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
+
+
+@on_loops
+async def test_a_body_that_waits_first_does_not_hold_the_head_back():
+    async def script(peer):
+        await peer.read_head()
+        got_head.set()
+        assert await peer.read(3) == b'abc'
+        await peer.send(OK)
+
+    async def body():
+        await got_head.wait()
+        yield b'abc'
+
+    got_head = asyncio.Event()
+    async with Server(script) as server, pool() as request:
+        code, _, _ = await request(b'PUT', server.url, headers=of_length(3), body=body)
+    assert code == b'200'
+
+
+@on_loops
+async def test_a_body_is_asked_for_a_chunk_when_the_one_before_has_arrived():
+    async def script(peer):
+        await peer.read_head()
+        for _ in range(3):
+            arrived.append(await peer.read(100_000))
+        await peer.send(OK)
+
+    async def body():
+        for number in range(3):
+            yield b'x' * 100_000
+            await until(lambda number=number: len(arrived) > number)
+
+    arrived = []
+    async with Server(script) as server, pool() as request:
+        code, _, _ = await request(b'PUT', server.url, headers=of_length(300_000), body=body)
+    assert code == b'200'
+
+
+class Body:
+    """A body that keeps what happens to it, and in which task. What it does when it is called:
+    the chunks of `yielding`, with `forever` to wait for what never comes."""
+
+    def __init__(self, *chunks, cleanup_error=None, swallows=False):
+        self.chunks = chunks
+        self.cleanup_error = cleanup_error
+        self.swallows = swallows
+        self.events = []
+        self.waits = asyncio.Event()
+
+    async def __call__(self):
+        task = asyncio.current_task()
+        try:
+            for chunk in self.chunks:
+                if chunk is forever:
+                    self.waits.set()
+                    await forever()
+                elif chunk is None:
+                    await asyncio.sleep(0)
+                elif isinstance(chunk, Exception):
+                    raise chunk
+                else:
+                    yield chunk
+        except BaseException as error:
+            self.events.append(type(error))
+            if self.swallows:
+                yield b'swallowed'
+            raise
+        finally:
+            self.events.append(asyncio.current_task() is task)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+            self.events.append('cleaned up')
+            if self.cleanup_error is not None:
+                raise self.cleanup_error
+
+
+@contextlib.contextmanager
+def deaf_server():
+    """Connections to it succeed, by its backlog, but nobody accepts them, nor reads."""
+    with socket.create_server(('127.0.0.1', 0)) as listening:
+        listening.setblocking(False)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        yield Deaf(listening)
+
+
+class Deaf:
+    def __init__(self, listening):
+        self.listening = listening
+        self.port = listening.getsockname()[1]
+        self.origin = f'http://127.0.0.1:{self.port}'
+        self.url = self.origin + '/'
+
+    def accept(self):
+        accepted, _ = self.listening.accept()
+        accepted.setblocking(False)
+        return accepted
+
+    async def all_sent(self):
+        """Read after all, until the client has closed the connection."""
+        loop = asyncio.get_running_loop()
+        pieces = []
+        with self.accept() as accepted:
+            while piece := await loop.sock_recv(accepted, 2 ** 20):
+                pieces.append(piece)
+        return b''.join(pieces)
+
+
+def small_sock(family):
+    """What is sent soon waits for the peer to read."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+    return sock
+
+
+LARGE = b'x' * 500_000
+
+
+@on_loops
+async def test_an_upload_to_a_server_that_does_not_read_times_out_and_its_body_is_closed():
+    body = Body(LARGE, LARGE)
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock, socket_timeout=0.05) as request:
+            with pytest.raises(HttpDataError) as caught:
+                await request(b'PUT', server.url, headers=of_length(2 * len(LARGE)), body=body)
+            assert body.events == [GeneratorExit, True, 'cleaned up']
+        assert 0 < len(await server.all_sent()) < len(LARGE)
+    assert type(caught.value) is HttpDataError
+    assert type(caught.value.__cause__) is TimeoutError
+    assert str(caught.value) == at(
+        server, 'sending the request: TimeoutError: socket_timeout, 0.05 seconds, passed')
+    assert (caught.value.reused, caught.value.response_started) == (False, False)
+    assert cancelling() == 0
+
+
+# Whatever the body waits for in its first step, with a head that the server does not take.
+BLOCKED = {
+    'waits': (lambda: Body(forever), [asyncio.CancelledError, True, 'cleaned up']),
+    'waits-and-fails-to-clean-up': (lambda: Body(forever, cleanup_error=LookupError()),
+                                    [asyncio.CancelledError, True, 'cleaned up']),
+    'goes-on-when-cancelled': (lambda: Body(forever, swallows=True),
+                               [asyncio.CancelledError, True, 'cleaned up']),
+    'bare-yields': (lambda: Body(None, forever), [asyncio.CancelledError, True, 'cleaned up']),
+}
+
+
+@pytest.mark.parametrize('name', BLOCKED)
+@on_loops
+async def test_a_body_in_its_first_step_is_closed_when_its_head_is_blocked(name):
+    make, events = BLOCKED[name]
+    body = make()
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock, socket_timeout=0.05) as request:
+            with pytest.raises(HttpDataError) as caught:
+                await request(b'PUT', server.url, body=body,
+                              headers=((b'a', LARGE), *of_length(1)))
+            assert body.events == events
+        assert 0 < len(await server.all_sent()) < len(LARGE)
+    assert str(caught.value) == at(
+        server, 'sending the request: TimeoutError: socket_timeout, 0.05 seconds, passed')
+    assert cancelling() == 0
+
+
+class Closable(Chunks):
+    """An async iterator with an `aclose` of its own."""
+
+    def __init__(self, *chunks):
+        super().__init__(*chunks)
+        self.events = []
+        self.waits = asyncio.Event()
+
+    async def __anext__(self):
+        try:
+            if not self.chunks:
+                self.waits.set()
+                await forever()
+            return self.take()
+        except BaseException as error:
+            self.events.append(type(error))
+            raise
+
+    async def aclose(self):
+        await asyncio.sleep(0)
+        self.events.append('closed')
+
+
+class Unclosable(Closable):
+    aclose = property()
+
+
+@pytest.mark.parametrize('kind, chunks, headers, events', [
+    pytest.param(Closable, (), ((b'a', LARGE), *of_length(1)),
+                 [asyncio.CancelledError, 'closed'], id='in-its-first-step'),
+    pytest.param(Closable, (LARGE,), of_length(len(LARGE)), ['closed'], id='after-a-chunk'),
+    pytest.param(Unclosable, (), ((b'a', LARGE), *of_length(1)),
+                 [asyncio.CancelledError], id='in-its-first-step-without-aclose'),
+    pytest.param(Unclosable, (LARGE,), of_length(len(LARGE)), [],
+                 id='after-a-chunk-without-aclose'),
+])
+@on_loops
+async def test_an_async_iterator_is_closed_if_it_can_be(kind, chunks, headers, events):
+    chunks = kind(*chunks)
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock, socket_timeout=0.05) as request:
+            with pytest.raises(HttpDataError) as caught:
+                await request(b'PUT', server.url, body=lambda: chunks, headers=headers)
+    assert type(caught.value.__cause__) is TimeoutError
+    assert chunks.events == events
+
+
+class Waiting(Chunks):
+    """Its one step is a future of somebody else."""
+
+    def __init__(self):
+        super().__init__()
+        self.future = asyncio.get_running_loop().create_future()
+        self.waits = asyncio.Event()
+
+    async def __anext__(self):
+        self.waits.set()
+        return await self.future
+
+
+@pytest.mark.parametrize('ending', ['times-out', 'is-cancelled', 'is-closed'])
+@on_loops
+async def test_what_a_body_waits_for_is_cancelled_as_a_task_does_it(ending):
+    chunks = Waiting()
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock,
+                        socket_timeout=0.05 if ending == 'times-out' else 10) as request:
+            coroutine = request(b'PUT', server.url, headers=((b'a', LARGE), *of_length(9)),
+                                body=lambda: chunks)
+            if ending == 'is-closed':
+                await run_until(coroutine, chunks.waits.is_set)
+                coroutine.close()
+            elif ending == 'is-cancelled':
+                task = asyncio.create_task(coroutine)
+                await chunks.waits.wait()
+                await turns(3)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            else:
+                with pytest.raises(HttpDataError):
+                    await coroutine
+            assert chunks.future.cancelled()
+
+
+# What a body of content-length 3 yields, the error, and what the body raises or gets.
+FAILING_BODIES = {
+    'too-many-bytes': ((b'ab', b'cd'), 'the body yielded more than its content-length of 3',
+                       GeneratorExit),
+    'too-many-bytes-at-once': ((b'abcd',), 'the body yielded more than its content-length of 3',
+                               GeneratorExit),
+    'too-many-bytes-after-a-wait': (
+        (None, b'abcd'), 'the body yielded more than its content-length of 3', GeneratorExit),
+    'too-few-bytes': ((b'ab',), 'the body ended 1 bytes short of its content-length of 3', None),
+    'an-error': ((b'ab', LookupError('why')), 'LookupError: why', LookupError),
+    'no-bytes': ((b'ab', 5), "TypeError: memoryview: a bytes-like object is required, not 'int'",
+                 GeneratorExit),
+}
+
+
+@pytest.mark.parametrize('cleanup_error', [None, LookupError('of the cleaning up')])
+@on_loops
+async def test_a_body_is_closed_in_the_same_task_before_the_request_raises(cleanup_error):
+    for name, (chunks, text, raised) in FAILING_BODIES.items():
+        if cleanup_error is not None and raised is not GeneratorExit:
+            continue  # then it is not we who close it
+        body = Body(*chunks, cleanup_error=cleanup_error)
+        async with Server(Uploads()) as server, pool() as request:
+            with pytest.raises(HttpError) as caught:
+                await request(b'PUT', server.url, headers=of_length(3), body=body)
+            assert body.events == [*([raised] if raised else []), True, 'cleaned up'], name
+        assert str(caught.value) == at(server, f'the request body: {text}')
+
+
+@pytest.mark.parametrize('chunks', [
+    pytest.param((forever,), id='in-its-first-step'),
+    pytest.param((b'ab', forever), id='after-a-chunk'),
+    pytest.param((None, None, b'ab', None, forever), id='later'),
+])
+@on_loops
+async def test_a_request_that_is_cancelled_while_its_body_waits_cancels_the_body(chunks):
+    body = Body(*chunks)
+    script = Uploads()
+    async with Server(script) as server, pool() as request:
+        task = asyncio.create_task(request(b'PUT', server.url, headers=of_length(9), body=body))
+        await body.waits.wait()
+        await turns(3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert body.events == [asyncio.CancelledError, True, 'cleaned up']
+        assert task.cancelling() == 1
+        assert await script.body() == b''.join(
+            chunk for chunk in chunks if isinstance(chunk, bytes))
+
+
+@pytest.mark.parametrize('headers, chunks, events', [
+    pytest.param(of_length(len(LARGE)), (LARGE,), [GeneratorExit, True, 'cleaned up'],
+                 id='while-a-chunk-is-blocked'),
+    pytest.param(((b'a', LARGE), *of_length(1)), (forever,),
+                 [asyncio.CancelledError, True, 'cleaned up'], id='while-the-head-is-blocked'),
+])
+@on_loops
+async def test_a_request_that_is_cancelled_while_it_is_blocked_closes_its_body(
+        headers, chunks, events):
+    body = Body(*chunks)
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock) as request:
+            task = asyncio.create_task(request(b'PUT', server.url, headers=headers, body=body))
+            await turns(10)
+            assert body.events == []
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert body.events == events
+            assert task.cancelling() == 1
+        assert 0 < len(await server.all_sent()) < len(LARGE)
+
+
+@on_loops
+async def test_a_cancellation_while_a_body_cleans_up_wins_over_the_error_before():
+    async def body():
+        try:
+            yield b'abcd'
+        finally:
+            cleans_up.set()
+            await forever()
+
+    cleans_up = asyncio.Event()
+    async with Server(Uploads()) as server, pool() as request:
+        task = asyncio.create_task(request(b'PUT', server.url, headers=of_length(1), body=body))
+        await cleans_up.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelling() == 1
+
+
+@on_loops
+async def test_a_timeout_around_a_request_interrupts_its_body():
+    body = Body(b'ab', forever)
+    async with Server(Uploads()) as server, pool() as request:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await request(b'PUT', server.url, headers=of_length(3), body=body)
+        assert body.events == [asyncio.CancelledError, True, 'cleaned up']
+        assert cancelling() == 0
+
+
+@pytest.mark.parametrize('headers', [
+    pytest.param(of_length(2), id='while-the-body-waits'),
+    pytest.param(((b'a', LARGE), *of_length(2)), id='while-the-head-is-blocked'),
+])
+@on_loops
+async def test_a_timeout_in_a_body_is_that_of_the_body(headers):
+    async def body():
+        async with asyncio.timeout(0.05):
+            await forever()
+        yield b'ab'
+
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock) as request:
+            with pytest.raises((HttpDataError, asyncio.CancelledError)) as caught:
+                await request(b'PUT', server.url, headers=headers, body=body)
+    assert type(caught.value) is HttpDataError
+    assert str(caught.value) == at(server, 'the request body: TimeoutError')
+    assert cancelling() == 0
+
+
+@on_loops
+async def test_a_timeout_in_a_body_that_goes_on_is_no_failure_of_ours():
+    async def body():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.05):
+                await forever()
+        yield b'ab'
+
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock, socket_timeout=0.1) as request:
+            with pytest.raises(HttpDataError) as caught:
+                await request(b'PUT', server.url, headers=((b'a', LARGE), *of_length(2)),
+                              body=body)
+    # The server never reads, so it does end with an error, but not with one about coroutines.
+    assert type(caught.value.__cause__) is TimeoutError
+
+
+@on_loops
+async def test_an_error_in_a_body_is_not_a_cancellation_of_the_request():
+    """A body may wait for what somebody else cancels."""
+    async def body():
+        yield b'a'
+        future = asyncio.get_running_loop().create_future()
+        future.cancel()
+        try:
+            await future
+        except asyncio.CancelledError:
+            yield b'b'
+
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await request(b'PUT', server.url, headers=of_length(2), body=body)
+    assert script.bodies == [b'ab']
+
+
+async def run_until(coroutine, condition):
+    """Run a coroutine, in the current task, until it waits and the condition holds."""
+    while True:
+        waited_for = coroutine.send(None)
+        if condition():
+            return
+        if waited_for is None:
+            await turns(1)
+        else:
+            await until(waited_for.done)
+            waited_for._asyncio_future_blocking = False
+
+
+@pytest.mark.parametrize('chunks', [(), (b'ab',)], ids=['in-its-first-step', 'after-a-chunk'])
+@on_loops
+async def test_a_request_whose_coroutine_is_closed_closes_its_connection(chunks):
+    chunks = Closable(*chunks)
+    script = Uploads()
+    async with Server(script) as server, pool() as request:
+        coroutine = request(b'PUT', server.url, headers=of_length(9), body=lambda: chunks)
+        await run_until(coroutine, chunks.waits.is_set)
+        coroutine.close()
+        # An `aclose` could not be awaited any more.
+        assert chunks.events == [asyncio.CancelledError]
+        await script.body()
+
+
+@pytest.mark.parametrize('chunks, headers', [
+    pytest.param((forever,), of_length(9), id='in-its-first-step'),
+    pytest.param((b'ab', forever), of_length(9), id='after-a-chunk'),
+    pytest.param((forever,), ((b'a', LARGE), *of_length(9)), id='while-the-head-is-blocked'),
+])
+@on_loops
+async def test_a_request_whose_coroutine_is_closed_lets_its_generator_clean_up(chunks, headers):
+    # Left to itself, the loop would close it in a task, and that would fail.
+    async def body():
+        try:
+            for chunk in chunks:
+                if chunk is forever:
+                    waits.append(True)
+                    await forever()
+                yield chunk
+        finally:
+            cleaned_up.append(True)
+
+    waits, cleaned_up = [], []
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock) as request:
+            coroutine = request(b'PUT', server.url, headers=headers, body=body)
+            await run_until(coroutine, lambda: waits)
+            coroutine.close()
+            assert cleaned_up == [True]
+
+
+@on_loops
+async def test_a_request_whose_coroutine_is_closed_gives_its_resolver_up():
+    def get_dns_resolver(get_logger_adapter):
+        async def resolve(name, kind, get_logger_adapter):
+            try:
+                waits.append(True)
+                await forever()
+            except BaseException as error:
+                events.append(type(error))
+                raise
+
+        async def clear_cache(get_logger_adapter):
+            pass
+
+        return resolve, clear_cache
+
+    waits, events = [], []
+    async with pool(get_dns_resolver=get_dns_resolver) as request:
+        coroutine = request(b'GET', 'http://any.example/')
+        await run_until(coroutine, lambda: waits)
+        coroutine.close()
+        assert events == [asyncio.CancelledError]
+
+
+@on_loops
+async def test_the_clock_does_not_run_while_the_body_of_the_caller_does():
+    async def body():
+        for chunk in (b'a', b'b'):
+            await asyncio.sleep(0.25)
+            yield chunk
+
+    script = Answering(OK)
+    async with Server(script) as server, pool(socket_timeout=0.15) as request:
+        await request(b'PUT', server.url, headers=of_length(2), body=body)
+    assert script.bodies == [b'ab']
+
+
+@on_loops
+async def test_the_time_of_an_upload_is_that_of_each_progress_of_it():
+    loop = asyncio.get_running_loop()
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock, socket_timeout=0.3) as request:
+            start = loop.time()
+            task = asyncio.create_task(request(
+                b'PUT', server.url, headers=of_length(len(LARGE)), body=streamed(LARGE)))
+            await turns(10)
+            with server.accept() as accepted:
+                received = 0
+                while loop.time() < start + 0.4:
+                    received += len(await loop.sock_recv(accepted, 4096))
+                    await asyncio.sleep(0.01)
+                assert received < len(LARGE)
+                while received < len(LARGE):
+                    received += len(await loop.sock_recv(accepted, 2 ** 20))
+                await loop.sock_sendall(accepted, OK)
+                assert (await task)[0] == b'200'
+
+
+@on_loops
+async def test_a_large_head_is_sent_whole_to_a_server_that_reads_slowly():
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock) as request:
+            task = asyncio.create_task(request(b'GET', server.url, headers=((b'a', LARGE),)))
+            await turns(10)
+            loop = asyncio.get_running_loop()
+            with server.accept() as accepted:
+                received = b''
+                while not received.endswith(b'\r\n\r\n'):
+                    received += await loop.sock_recv(accepted, 10_000)
+                await loop.sock_sendall(accepted, OK)
+                assert (await task)[0] == b'200'
+    assert received == (f'GET / HTTP/1.1\r\nhost: 127.0.0.1:{server.port}\r\n'.encode()
+                        + b'a: ' + LARGE + b'\r\n\r\n')
+
+
+@on_loops
+async def test_a_large_upload_lets_other_tasks_run():
+    async def script(peer):
+        await peer.read_head()
+        await peer.read(40 * len(LARGE))
+        await peer.send(OK)
+
+    async def count():
+        nonlocal counted
+        while True:
+            await asyncio.sleep(0)
+            counted += 1
+
+    counted = 0
+    async with Server(script) as server, pool() as request:
+        task = asyncio.create_task(count())
+        await request(b'PUT', server.url, headers=of_length(40 * len(LARGE)),
+                      body=lambda: yielding(*[LARGE] * 40))
+        task.cancel()
+    # A turn for each 256 KiB at least.
+    assert counted >= 40 * len(LARGE) // 2 ** 18
+
+
+# ------------------------------------------------------------------------------- received
+#
+# What comes over the wire, as a table. A row has the bytes that the server sends as answer to
+# one request, and what the client is to make of them; how the bytes are cut on their way is no
+# part of it, since the outcome must not depend on that.
+
+
+def head(*lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> bytes:
+    return b'\r\n'.join((start, *lines, b'', b''))
+
+
+def with_length(*lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> bytes:
+    return head(*lines, b'content-length: 2', start=start) + b'ok'
+
+
+def chunked(body: bytes, *lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> bytes:
+    return head(b'transfer-encoding: chunked', *lines, start=start) + body
+
+
+def with_much_framing(length: int) -> bytes:
+    """66 chunks of one byte, with so many bytes in the lines of their sizes."""
+    first = b'1;' + b'a' * 1004 + b'\r\nx'
+    other = b'\r\n1;' + b'a' * 1002 + b'\r\nx'
+    last = b'\r\n0;' + b'a' * (length - 66 * 1008 - 6) + b'\r\n\r\n'
+    return chunked(first + 65 * other + last)
+
+
+class Row:
+    def __init__(self, raw, expected, method=b'GET', sent=(), ends=False):
+        self.raw = raw
+        self.expected = expected
+        self.method = method
+        self.sent = sent  # fields of the request
+        self.ends = ends  # the server closes after it
+
+
+def good(raw, body=b'ok', *, code=b'200', fields=None, trailers=(), kept=True, **row):
+    """`kept`: the next request goes over the same connection. If not, the client closes it."""
+    return Row(raw, {'code': code, 'fields': fields, 'body': body, 'trailers': trailers,
+                     'kept': kept}, **row)
+
+
+def bad(raw, text, *, error=HttpDataError, cause=ValueError, started=True, **row):
+    """`text` is the whole message after method, origin and peer."""
+    return Row(raw, {'error': error, 'cause': cause, 'text': text, 'reused': False,
+                     'response_started': started, 'kept': False}, **row)
+
+
+def bad_status(raw, came, **row):
+    return bad(raw, 'reading the response head: bad status line: expected HTTP/1.0 or HTTP/1.1, '
+               f'a space, three digits and a reason, got {came}', **row)
+
+
+def bad_line(raw, came, *, phase='head', **row):
+    return bad(raw, f'reading the response {phase}: bad field line: expected a token, ":" and '
+               f'a value, got {came}', **row)
+
+
+def bad_length(value, came):
+    return bad(head(b'content-length: ' + value) + b'ok', 'reading the response body: '
+               f'bad content-length: expected 1 to 20 digits, got {came}')
+
+
+def bad_coding(came, *lines):
+    return bad(head(*lines) + b'2\r\nok\r\n0\r\n\r\n',
+               f'reading the response body: bad transfer-encoding: expected chunked, got {came}')
+
+
+def bad_size(body, came, after_chunk=False):
+    return bad(chunked(body), 'reading the response body: bad chunk-size line: expected '
+               f'{"CRLF after the chunk, " if after_chunk else ""}1 to 16 hex digits, an '
+               f'optional extension and CRLF, got {came}')
+
+
+def ended(raw, text, **row):
+    return bad(raw, f'reading the response {text}', error=HttpConnectionClosedError,
+               cause=EOFError, ends=True, **row)
+
+
+NO_CONTENT = b'HTTP/1.1 204 No Content'
+NOT_MODIFIED = b'HTTP/1.1 304 Not Modified'
+SWITCHING = b'HTTP/1.1 101 Switching Protocols'
+CONTINUE = b'HTTP/1.1 100 Continue\r\n\r\n'
+OLD = b'HTTP/1.0 200 OK'
+UPGRADE = ((b'connection', b'upgrade'), (b'upgrade', b'chat'))
+CLOSED = 'the peer closed the connection'
+
+STATUS_LINE_ROWS = {
+    'status line': good(with_length()),
+    'status line of HTTP/1.0': good(with_length(start=OLD), kept=False),
+    'status line with an empty reason': good(with_length(start=b'HTTP/1.1 200 ')),
+    'status line without a reason': good(with_length(start=b'HTTP/1.1 200')),
+    'status line with a long reason': good(with_length(start=b'HTTP/1.1 200 ' + b'so ' * 99)),
+    'status line with a reason of HTAB and obs-text': good(
+        with_length(start=b'HTTP/1.1 200 D\xe9j\xe0\tvu: 1')),
+    'status line with a code that nobody knows': good(
+        with_length(start=b'HTTP/1.1 799 Hm'), code=b'799'),
+    'status line with the lowest code': good(with_length(start=b'HTTP/1.1 000 Zero'), code=b'000'),
+    'status line with the highest code': good(with_length(start=b'HTTP/1.1 999 Top'), code=b'999'),
+    'status line of an error': good(
+        with_length(start=b'HTTP/1.1 503 Service Unavailable'), code=b'503'),
+    'status line in lower case': bad_status(with_length(start=b'http/1.1 200 OK'),
+                                            r"b'http/1.1 200 OK\r'"),
+    'status line of HTTP/1.2': bad_status(with_length(start=b'HTTP/1.2 200 OK'),
+                                          r"b'HTTP/1.2 200 OK\r'"),
+    'status line of HTTP/2.0': bad_status(with_length(start=b'HTTP/2.0 200 OK'),
+                                          r"b'HTTP/2.0 200 OK\r'"),
+    'status line of HTTP/2': bad_status(with_length(start=b'HTTP/2 200'), r"b'HTTP/2 200\r'"),
+    'status line of HTTP/0.9': bad_status(with_length(start=b'HTTP/0.9 200 OK'),
+                                          r"b'HTTP/0.9 200 OK\r'"),
+    'status line of HTTP/1,1': bad_status(with_length(start=b'HTTP/1,1 200 OK'),
+                                          r"b'HTTP/1,1 200 OK\r'"),
+    'status line of HTTP/1.10': bad_status(with_length(start=b'HTTP/1.10 200 OK'),
+                                           r"b'HTTP/1.10 200 OK\r'"),
+    'status line of HTTP/01.1': bad_status(with_length(start=b'HTTP/01.1 200 OK'),
+                                           r"b'HTTP/01.1 200 OK\r'"),
+    'status line of HTTP/1': bad_status(with_length(start=b'HTTP/1 200 OK'),
+                                        r"b'HTTP/1 200 OK\r'"),
+    'status line of another protocol': bad_status(b'ICY 200 OK\r\n\r\n', r"b'ICY 200 OK\r'"),
+    'status line with two spaces': bad_status(with_length(start=b'HTTP/1.1  200 OK'),
+                                              r"b'HTTP/1.1  200 OK\r'"),
+    'status line with a tab': bad_status(with_length(start=b'HTTP/1.1\t200 OK'),
+                                         r"b'HTTP/1.1\t200 OK\r'"),
+    'status line with a tab before the reason': bad_status(
+        with_length(start=b'HTTP/1.1 200\tOK'), r"b'HTTP/1.1 200\tOK\r'"),
+    'status line with two digits': bad_status(with_length(start=b'HTTP/1.1 20 OK'),
+                                              r"b'HTTP/1.1 20 OK\r'"),
+    'status line with four digits': bad_status(with_length(start=b'HTTP/1.1 2000 OK'),
+                                               r"b'HTTP/1.1 2000 OK\r'"),
+    'status line with a sign': bad_status(with_length(start=b'HTTP/1.1 +20 OK'),
+                                          r"b'HTTP/1.1 +20 OK\r'"),
+    'status line with a letter in its code': bad_status(with_length(start=b'HTTP/1.1 2x0 OK'),
+                                                        r"b'HTTP/1.1 2x0 OK\r'"),
+    'status line with digits that are not ASCII': bad_status(
+        with_length(start=b'HTTP/1.1 20\xb2 OK'), r"b'HTTP/1.1 20\xb2 OK\r'"),
+    'status line with no space after the code': bad_status(
+        with_length(start=b'HTTP/1.1 200OK'), r"b'HTTP/1.1 200OK\r'"),
+    'status line after a space': bad_status(with_length(start=b' HTTP/1.1 200 OK'),
+                                            r"b' HTTP/1.1 200 OK\r'"),
+    'status line after an empty line': bad_status(b'\r\n' + with_length(), r"b'\r'"),
+    'status line after an empty line of LF': bad_status(b'\n' + with_length(), "b''"),
+    'status line with NUL': bad_status(with_length(start=b'HTTP/1.1 200 O\x00K'),
+                                       r"b'HTTP/1.1 200 O\x00K\r'"),
+    'status line with a bare CR': bad_status(with_length(start=b'HTTP/1.1 200 O\rK'),
+                                             r"b'HTTP/1.1 200 O\rK\r'"),
+    'status line with two CR': bad_status(with_length(start=b'HTTP/1.1 200 OK\r'),
+                                          r"b'HTTP/1.1 200 OK\r\r'"),
+    'status line cut short in the message': bad_status(
+        b'<html>' + b'.' * 100 + b'\n\n', f"b'<html>{54 * '.'}'..."),
+    # It is judged once it is there, whatever may follow.
+    'status line that is bad, and nothing after it': bad_status(b'hello\n', "b'hello'"),
+    'status line is missing': bad_status(b'a: b\r\n\r\n', r"b'a: b\r'"),
+    'nothing at all': ended(b'', f'head: {CLOSED}, after no byte of it', started=False),
+    'end in the status line': ended(b'HTTP/1.1 2', f"head: {CLOSED}, after b'HTTP/1.1 2'"),
+    'end after the status line': ended(
+        b'HTTP/1.1 200 OK\r\n', rf"head: {CLOSED}, after b'HTTP/1.1 200 OK\r\n'"),
+    'end in the fields': ended(
+        with_length(b'x: ' + 80 * b'y')[:-8],
+        rf"head: {CLOSED}, after b'HTTP/1.1 200 OK\r\nx: {40 * 'y'}'..."),
+}
+
+FIELDS_ROWS = {
+    'line ends of LF': good(b'HTTP/1.1 200 OK\nA: b\ncontent-length: 2\n\nok',
+                            fields=((b'a', b'b'), (b'content-length', b'2'))),
+    'line ends of both kinds': good(b'HTTP/1.1 200 OK\nA: b\r\ncontent-length: 2\n\r\nok',
+                                    fields=((b'a', b'b'), (b'content-length', b'2'))),
+    'line ends of CRLF, empty line of LF': good(
+        b'HTTP/1.1 200 OK\r\nA: b\r\ncontent-length: 2\r\n\nok',
+        fields=((b'a', b'b'), (b'content-length', b'2'))),
+    'line end of the status line of LF': good(b'HTTP/1.1 200 OK\ncontent-length: 2\r\n\r\nok'),
+    # The body starts right after the empty line, even if with what might be one more.
+    'line ends at the start of the body': good(
+        b'HTTP/1.1 200 OK\ncontent-length: 3\n\n\r\n\n', b'\r\n\n'),
+    'bare CR in a value': bad_line(with_length(b'a: b\rc'), r"b'a: b\rc\r'"),
+    'bare CR between fields': bad_line(with_length(b'a: b\rc: d'), r"b'a: b\rc: d\r'"),
+    'bare CR at the end of a value': bad_line(with_length(b'a: b\r'), r"b'a: b\r\r'"),
+    'bare CR as the whole value': bad_line(with_length(b'a:\r'), r"b'a:\r\r'"),
+    'bare CR before the empty line': bad_line(
+        b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\r\n\r\nok', r"b'\r\r'"),
+    'NUL in a value': bad_line(with_length(b'a: b\x00c'), r"b'a: b\x00c\r'"),
+    'NUL in a name': bad_line(with_length(b'a\x00b: c'), r"b'a\x00b: c\r'"),
+    'NUL as a value': bad_line(with_length(b'a: \x00'), r"b'a: \x00\r'"),
+    'no field': good(head(start=NO_CONTENT), b'', code=b'204', fields=()),
+    'fields in order, with duplicates, in lower case': good(
+        with_length(b'X-B: 1', b'x-a: 2', b'X-b: 3', b'X-A: 2'),
+        fields=((b'x-b', b'1'), (b'x-a', b'2'), (b'x-b', b'3'), (b'x-a', b'2'),
+                (b'content-length', b'2'))),
+    'field with no whitespace': good(with_length(b'a:b'),
+                                     fields=((b'a', b'b'), (b'content-length', b'2'))),
+    'field with whitespace around its value': good(
+        with_length(b'a: \t b \t c\t \t'),
+        fields=((b'a', b'b \t c'), (b'content-length', b'2'))),
+    'field with an empty value': good(
+        with_length(b'a:', b'b: \t '),
+        fields=((b'a', b''), (b'b', b''), (b'content-length', b'2'))),
+    'field with colons in its value': good(
+        with_length(b'a: :b::c'), fields=((b'a', b':b::c'), (b'content-length', b'2'))),
+    'field with every character of a token': good(
+        with_length(b"!#$%&'*+-.^_`|~09AZaz: b"),
+        fields=((b"!#$%&'*+-.^_`|~09azaz", b'b'), (b'content-length', b'2'))),
+    'field with obs-text': good(
+        with_length(b'a: \xc3\xa9\xff\x80'),
+        fields=((b'a', b'\xc3\xa9\xff\x80'), (b'content-length', b'2'))),
+    'field with other control characters': good(
+        with_length(b'a: \x01\x0b\x0c\x1f\x7f\x85'),
+        fields=((b'a', b'\x01\x0b\x0c\x1f\x7f\x85'), (b'content-length', b'2'))),
+    'field with a long value': good(
+        with_length(b'a: ' + b'b ' * 200 + b'c'),
+        fields=((b'a', b'b ' * 200 + b'c'), (b'content-length', b'2'))),
+    'many fields': good(with_length(*[b'a: %d' % i for i in range(50)]), fields=(
+        *[(b'a', b'%d' % i) for i in range(50)], (b'content-length', b'2'))),
+    'space before the colon': bad_line(with_length(b'a : b'), r"b'a : b\r'"),
+    'tab before the colon': bad_line(with_length(b'a\t: b'), r"b'a\t: b\r'"),
+    'space before the colon of a framing field': bad_line(
+        head(b'content-length: 2', b'transfer-encoding : chunked') + b'ok',
+        r"b'transfer-encoding : chunked\r'"),
+    'no colon': bad_line(with_length(b'a b'), r"b'a b\r'"),
+    'no name': bad_line(with_length(b': b'), r"b': b\r'"),
+    'a colon only': bad_line(with_length(b':'), r"b':\r'"),
+    'space in a name': bad_line(with_length(b'a b: c'), r"b'a b: c\r'"),
+    'separator in a name': bad_line(with_length(b'a(b): c'), r"b'a(b): c\r'"),
+    'quotes around a name': bad_line(with_length(b'"a": b'), "b'\"a\": b\\r'"),
+    'obs-text in a name': bad_line(with_length(b'\xe9: b'), r"b'\xe9: b\r'"),
+    'a second status line': bad_line(with_length(b'HTTP/1.1 200 OK'), r"b'HTTP/1.1 200 OK\r'"),
+    'bad last field': bad_line(head(b'content-length: 2', b'b') + b'ok', r"b'b\r'"),
+    'bad field cut short in the message': bad_line(
+        with_length(b'x' * 70), f"b'{60 * 'x'}'..."),
+    'obs-fold with a space': good(with_length(b'a: b\r\n c'),
+                                  fields=((b'a', b'b c'), (b'content-length', b'2'))),
+    'obs-fold with a tab': good(with_length(b'a: b\r\n\tc'),
+                                fields=((b'a', b'b c'), (b'content-length', b'2'))),
+    'obs-fold after LF': good(with_length(b'a: b\n c'),
+                              fields=((b'a', b'b c'), (b'content-length', b'2'))),
+    'obs-fold with whitespace on both sides': good(
+        with_length(b'a: b \t\r\n\t  c'), fields=((b'a', b'b c'), (b'content-length', b'2'))),
+    'obs-fold over several lines': good(
+        with_length(b'a: b\r\n c\r\n\td', b'e: f\r\n g'),
+        fields=((b'a', b'b c d'), (b'e', b'f g'), (b'content-length', b'2'))),
+    'obs-fold before the value': good(with_length(b'a:\r\n b'),
+                                      fields=((b'a', b'b'), (b'content-length', b'2'))),
+    'obs-fold with nothing but whitespace': good(
+        with_length(b'a: b\r\n \t \r\n c'), fields=((b'a', b'b c'), (b'content-length', b'2'))),
+    'obs-fold after the value': good(
+        with_length(b'a: b\r\n \t'), fields=((b'a', b'b'), (b'content-length', b'2'))),
+    'obs-fold of what looks like a field': good(
+        with_length(b'a: b\r\n content-length: 9'),
+        fields=((b'a', b'b content-length: 9'), (b'content-length', b'2'))),
+    'obs-fold in the last field': good(
+        head(b'content-length: 2', b'a: b\r\n c') + b'ok',
+        fields=((b'content-length', b'2'), (b'a', b'b c'))),
+    'obs-fold of a length': good(head(b'content-length:\r\n 2') + b'ok'),
+    'obs-fold of a coding': good(
+        head(b'transfer-encoding:\r\n chunked') + b'2\r\nok\r\n0\r\n\r\n'),
+    'obs-fold inside a length': bad(
+        head(b'content-length: 1\r\n 0') + b'0123456789',
+        "reading the response body: bad content-length: expected 1 to 20 digits, got b'1 0'"),
+    'obs-fold in the first line': bad_line(with_length(b' a: b'), r"b' a: b\r'"),
+    'obs-fold of nothing in the first line': bad_line(with_length(b' '), r"b' \r'"),
+    'obs-fold inside a name': bad_line(with_length(b'a\r\n : b'), r"b'a : b\r'"),
+    'obs-fold of a name': bad_line(with_length(b'a\r\n b: c'), r"b'a b: c\r'"),
+    'obs-fold with NUL': bad_line(with_length(b'a: b\r\n \x00'), r"b'a: b \x00\r'"),
+}
+
+INTERIM_ROWS = {
+    'interim response': good(CONTINUE + with_length()),
+    'interim response with fields': good(
+        head(b'Link: </a>', b'content-length: 9', start=b'HTTP/1.1 103 Early Hints')
+        + with_length(), fields=((b'content-length', b'2'),)),
+    'interim response with LF': good(b'HTTP/1.1 102 P\n\n' + with_length()),
+    'interim response that nobody knows': good(head(start=b'HTTP/1.1 199 Hm') + with_length()),
+    'interim response of HTTP/1.0': good(head(start=b'HTTP/1.0 100 C') + with_length()),
+    'interim response with connection: close': good(
+        head(b'connection: close', start=b'HTTP/1.1 103 Early Hints') + with_length()),
+    'interim response that says chunked': good(
+        head(b'transfer-encoding: chunked', start=b'HTTP/1.1 103 E') + with_length()),
+    'interim response before one without a body': good(
+        CONTINUE + head(start=NO_CONTENT), b'', code=b'204'),
+    'interim response before chunks': good(CONTINUE + chunked(b'2\r\nok\r\n0\r\n\r\n')),
+    'interim responses, 100 of them': good(100 * CONTINUE + with_length()),
+    'interim responses, 101 of them': bad(
+        101 * CONTINUE + with_length(),
+        'reading the response head: got more than 100 interim responses'),
+    'interim response with a bad field': bad_line(
+        head(b'a', start=b'HTTP/1.1 103 E') + with_length(), r"b'a\r'"),
+    'interim response, then none': bad_status(CONTINUE + b'hello\r\n\r\n', r"b'hello\r'"),
+    'interim response, then the end': ended(CONTINUE, f'head: {CLOSED}, after no byte of it'),
+    'interim response, then the end in the next': ended(
+        CONTINUE + b'HTTP', f"head: {CLOSED}, after b'HTTP'"),
+    'switching protocols': good(
+        head(b'upgrade: chat', b'connection: upgrade', start=SWITCHING) + b'\x00anything\r\n',
+        b'\x00anything\r\n', code=b'101', kept=False, ends=True, sent=UPGRADE,
+        fields=((b'upgrade', b'chat'), (b'connection', b'upgrade'))),
+    'switching protocols, no byte': good(
+        head(start=SWITCHING), b'', code=b'101', kept=False, ends=True, sent=UPGRADE),
+    'switching protocols, with a length': good(
+        head(b'content-length: 2', start=SWITCHING) + b'all of it', b'all of it', code=b'101',
+        kept=False, ends=True, sent=UPGRADE),
+    'switching protocols, said to be chunked': good(
+        head(b'transfer-encoding: chunked', start=SWITCHING) + b'2\r\nok', b'2\r\nok',
+        code=b'101', kept=False, ends=True, sent=UPGRADE),
+    'switching protocols after an interim response': good(
+        CONTINUE + head(start=SWITCHING) + b'all', b'all', code=b'101', kept=False, ends=True,
+        sent=UPGRADE),
+    'switching protocols declined': good(with_length(), sent=UPGRADE),
+    'switching protocols unasked': bad(
+        head(start=SWITCHING) + with_length(), 'reading the response head: got 101 Switching '
+        'Protocols, but the request had no upgrade'),
+    'switching protocols unasked, with connection: upgrade only': bad(
+        head(start=SWITCHING) + with_length(), 'reading the response head: got 101 Switching '
+        'Protocols, but the request had no upgrade', sent=((b'connection', b'upgrade'),)),
+}
+
+NO_BODY_ROWS = {
+    'HEAD with a length': good(head(b'content-length: 5'), b'', method=b'HEAD',
+                               fields=((b'content-length', b'5'),)),
+    'HEAD with a coding': good(head(b'transfer-encoding: chunked'), b'', method=b'HEAD'),
+    'HEAD with neither': good(head(), b'', method=b'HEAD'),
+    'HEAD of an error': good(
+        head(b'content-length: 5', start=b'HTTP/1.1 404 Not Found'), b'', code=b'404',
+        method=b'HEAD'),
+    'HEAD of HTTP/1.0': good(head(b'content-length: 5', start=OLD), b'', method=b'HEAD',
+                             kept=False),
+    'HEAD with connection: close': good(head(b'connection: close'), b'', method=b'HEAD',
+                                        kept=False),
+    'HEAD with a bad length': bad(
+        head(b'content-length: 5x'),
+        "reading the response body: bad content-length: expected 1 to 20 digits, got b'5x'",
+        method=b'HEAD'),
+    'HEAD with a length and a coding': good(
+        head(b'content-length: 2', b'transfer-encoding: chunked'), b'', method=b'HEAD',
+        kept=False),
+    'HEAD of HTTP/1.0 with a coding and keep-alive': good(
+        head(b'transfer-encoding: chunked', b'connection: keep-alive', start=OLD), b'',
+        method=b'HEAD', kept=False),
+    'HEAD after an interim response': good(
+        CONTINUE + head(b'content-length: 5'), b'', method=b'HEAD'),
+    '204': good(head(start=NO_CONTENT), b'', code=b'204'),
+    '204 with a length': good(head(b'content-length: 5', start=NO_CONTENT), b'', code=b'204'),
+    '204 with a coding': good(chunked(b'', start=NO_CONTENT), b'', code=b'204'),
+    '204 with connection: close': good(
+        head(b'connection: close', start=NO_CONTENT), b'', code=b'204', kept=False),
+    '304': good(head(start=NOT_MODIFIED), b'', code=b'304'),
+    '304 with a length': good(head(b'content-length: 5', start=NOT_MODIFIED), b'', code=b'304'),
+    '304 with a length and a coding': good(
+        chunked(b'', b'content-length: 5', start=NOT_MODIFIED), b'', code=b'304', kept=False),
+    '304 with a coding': good(chunked(b'', start=NOT_MODIFIED), b'', code=b'304'),
+    # RFC 9110 15.3.6 says that it has none, but RFC 9112 6.3 frames it like any other.
+    '205 with a body': good(with_length(start=b'HTTP/1.1 205 Reset Content'), code=b'205'),
+}
+
+CODING_ROWS = {
+    'coding of chunked': good(chunked(b'2\r\nok\r\n0\r\n\r\n')),
+    'coding of chunked in any case': good(
+        head(b'Transfer-Encoding: ChunKed') + b'2\r\nok\r\n0\r\n\r\n'),
+    'coding of chunked with whitespace': good(
+        head(b'transfer-encoding: \tchunked \t') + b'2\r\nok\r\n0\r\n\r\n'),
+    'coding of identity, without a length': good(
+        head(b'transfer-encoding: identity') + b'ok', kept=False, ends=True),
+    'coding and then a length': good(
+        chunked(b'2\r\nok\r\n0\r\n\r\n', b'content-length: 5'), kept=False),
+    'coding after a length': good(
+        head(b'content-length: 2', b'transfer-encoding: chunked') + b'2\r\nok\r\n0\r\n\r\n',
+        kept=False),
+    'coding and a length of 0': good(
+        chunked(b'2\r\nok\r\n0\r\n\r\n', b'content-length: 0'), kept=False),
+    'coding and a length, and keep-alive': good(
+        chunked(b'2\r\nok\r\n0\r\n\r\n', b'content-length: 2', b'connection: keep-alive'),
+        kept=False),
+    'coding on HTTP/1.0': good(chunked(b'2\r\nok\r\n0\r\n\r\n', start=OLD), kept=False),
+    'coding on HTTP/1.0 with keep-alive': good(
+        chunked(b'2\r\nok\r\n0\r\n\r\n', b'connection: keep-alive', start=OLD), kept=False),
+    'coding and a bad length': bad(
+        chunked(b'2\r\nok\r\n0\r\n\r\n', b'content-length: x'),
+        "reading the response body: bad content-length: expected 1 to 20 digits, got b'x'"),
+    'coding of gzip': bad_coding("b'gzip'", b'transfer-encoding: gzip'),
+    'coding of gzip, with a length': bad_coding(
+        "b'gzip'", b'transfer-encoding: gzip', b'content-length: 2'),
+    'coding of gzip, chunked': bad_coding("b'gzip, chunked'", b'transfer-encoding: gzip, chunked'),
+    'coding of gzip and of chunked': bad_coding(
+        "b'gzip, chunked'", b'transfer-encoding: gzip', b'transfer-encoding: chunked'),
+    'coding of chunked, gzip': bad_coding("b'chunked, gzip'", b'transfer-encoding: chunked, gzip'),
+    'coding of chunked twice': bad_coding(
+        "b'chunked, chunked'", b'transfer-encoding: chunked, chunked'),
+    'coding of chunked in two fields': bad_coding(
+        "b'chunked, chunked'", b'transfer-encoding: chunked', b'transfer-encoding: chunked'),
+    'coding of chunked with a parameter': bad_coding(
+        "b'chunked;a=b'", b'transfer-encoding: chunked;a=b'),
+    'coding of chunked in quotes': bad_coding("b'\"chunked\"'", b'transfer-encoding: "chunked"'),
+    'coding of chunked after a comma': bad_coding("b', chunked'", b'transfer-encoding: , chunked'),
+    'coding of chunked before a comma': bad_coding("b'chunked,'", b'transfer-encoding: chunked,'),
+    'coding of chunked after a vertical tab': bad_coding(
+        r"b'\x0bchunked'", b'transfer-encoding: \x0bchunked'),
+    'coding of xchunked': bad_coding("b'xchunked'", b'transfer-encoding: xchunked'),
+    'coding of nothing': bad_coding("b''", b'transfer-encoding:'),
+    'coding cut short in the message': bad_coding(
+        f"b'{60 * 'x'}'...", b'transfer-encoding: ' + 61 * b'X'),
+}
+
+LENGTH_ROWS = {
+    'length': good(with_length()),
+    'length of 0': good(head(b'content-length: 0'), b''),
+    'length in capitals, with whitespace': good(head(b'CONTENT-LENGTH:\t2 \t') + b'ok'),
+    'length with zeros before it': good(head(b'content-length: 0002') + b'ok'),
+    'lengths that are equal': good(with_length(b'content-length: 2', b'content-length: 2')),
+    'lengths that are different': bad(
+        with_length(b'content-length: 3'),
+        "reading the response body: bad content-length: expected one, got 3 and b'2'"),
+    'lengths of which the last is different': bad(
+        head(b'content-length: 2', b'content-length: 2', b'content-length: 02',
+             b'content-length: 1') + b'ok',
+        "reading the response body: bad content-length: expected one, got 2 and b'1'"),
+    'lengths of which the second is bad': bad(
+        head(b'content-length: 2', b'content-length: x') + b'ok',
+        "reading the response body: bad content-length: expected 1 to 20 digits, got b'x'"),
+    'length with a plus': bad_length(b'+2', "b'+2'"),
+    'length with a minus': bad_length(b'-2', "b'-2'"),
+    'length of minus zero': bad_length(b'-0', "b'-0'"),
+    'length in hex': bad_length(b'0x2', "b'0x2'"),
+    'length with an underscore': bad_length(b'0_2', "b'0_2'"),
+    'length with a fraction': bad_length(b'2.0', "b'2.0'"),
+    'length with an exponent': bad_length(b'2e0', "b'2e0'"),
+    'length as a list': bad_length(b'2, 2', "b'2, 2'"),
+    'length with a parameter': bad_length(b'2;a=b', "b'2;a=b'"),
+    'length in quotes': bad_length(b'"2"', "b'\"2\"'"),
+    'length with a space in it': bad_length(b'2 2', "b'2 2'"),
+    'length after a vertical tab': bad_length(b'\x0b2', r"b'\x0b2'"),
+    'length in digits that are not ASCII': bad_length('٢'.encode(), r"b'\xd9\xa2'"),
+    'length in letters': bad_length(b'two', "b'two'"),
+    'length that is empty': bad_length(b'', "b''"),
+    'length cut short in the message': bad_length(61 * b'x', f"b'{60 * 'x'}'..."),
+    'length that is not reached': ended(
+        head(b'content-length: 5') + b'ok',
+        f'body: {CLOSED}, 3 bytes before the end that content-length told'),
+    'length that is not begun': ended(
+        head(b'content-length: 5'),
+        f'body: {CLOSED}, 5 bytes before the end that content-length told'),
+    'length that nobody could send': ended(
+        head(b'content-length: 99999999999999999999') + b'ok',
+        f'body: {CLOSED}, 99999999999999999997 bytes before the end that content-length told'),
+    'length of 20 digits': good(head(b'content-length: 00000000000000000002') + b'ok'),
+    'length of 21 digits': bad_length(b'000000000000000000002', "b'000000000000000000002'"),
+    'length of more digits than int() takes': bad_length(b'9' * 5000, f"b'{60 * '9'}'..."),
+    'length not given': good(head() + b'ok', kept=False, ends=True),
+    'length not given, and no byte': good(head(), b'', kept=False, ends=True),
+    'length not given, with keep-alive': good(
+        head(b'connection: keep-alive') + b'ok', kept=False, ends=True),
+    'length not given, HTTP/1.0': good(head(start=OLD) + b'ok', kept=False, ends=True),
+    'length not given, HTTP/1.0 with keep-alive': good(
+        head(b'connection: keep-alive', start=OLD) + b'ok', kept=False, ends=True),
+    'length not given, and what looks like a response': good(
+        head() + OK, OK, kept=False, ends=True),
+}
+
+CHUNKS_ROWS = {
+    'chunk': good(chunked(b'5\r\nhello\r\n0\r\n\r\n'), b'hello'),
+    'chunks': good(chunked(b'5\r\nhello\r\n1\r\n \r\n5\r\nworld\r\n0\r\n\r\n'), b'hello world'),
+    'chunks, none': good(chunked(b'0\r\n\r\n'), b''),
+    'chunks of one byte': good(chunked(b'1\r\nx\r\n' * 100 + b'0\r\n\r\n'), b'x' * 100),
+    'chunk with a size in lower case': good(chunked(b'a\r\n0123456789\r\n0\r\n\r\n'),
+                                            b'0123456789'),
+    'chunk with a size in upper case': good(chunked(b'B\r\n0123456789-\r\n0\r\n\r\n'),
+                                            b'0123456789-'),
+    'chunk with a size of two digits': good(
+        chunked(b'1F\r\n' + 31 * b'x' + b'\r\n0\r\n\r\n'), 31 * b'x'),
+    'chunk with zeros before its size': good(
+        chunked(b'0000000000000002\r\nok\r\n0000000000000000\r\n\r\n')),
+    'chunk that looks like framing': good(
+        chunked(b'c\r\n\r\n0\r\n\r\nhello\r\n0\r\n\r\n'), b'\r\n0\r\n\r\nhello'),
+    'chunk of line ends': good(
+        chunked(b'4\r\n\r\n\r\n\r\n2\r\n\n\r\r\n0\r\n\r\n'), b'\r\n\r\n\n\r'),
+    'chunk of every byte': good(
+        chunked(b'100\r\n' + bytes(range(256)) + b'\r\n0\r\n\r\n'), bytes(range(256))),
+    'chunk with an extension': good(chunked(b'2;a\r\nok\r\n0;b=c\r\n\r\n')),
+    'chunk with extensions': good(chunked(b'2;a=b;c="d;e";f\r\nok\r\n0\r\n\r\n')),
+    'chunk with whitespace before its extension': good(
+        chunked(b'2 \t; a = b \r\nok\r\n0\r\n\r\n')),
+    'chunk with an empty extension': good(chunked(b'2;\r\nok\r\n0;\r\n\r\n')),
+    'chunk with obs-text in its extension': good(chunked(b'2;a="\xff\x01"\r\nok\r\n0\r\n\r\n')),
+    'chunk with a long extension': good(
+        chunked(b'2;' + 300 * b'a' + b'\r\nok\r\n0;' + 300 * b'b' + b'\r\n\r\n')),
+    'trailers': good(
+        chunked(b'2\r\nok\r\n0\r\nX-A: b\r\nx-c:d \r\n\r\n'),
+        trailers=((b'x-a', b'b'), (b'x-c', b'd')),
+        fields=((b'transfer-encoding', b'chunked'),)),
+    'trailers after no chunk': good(chunked(b'0\r\na: b\r\n\r\n'), b'', trailers=((b'a', b'b'),)),
+    'trailers with duplicates': good(
+        chunked(b'0\r\na: b\r\nA: c\r\na: b\r\n\r\n'), b'',
+        trailers=((b'a', b'b'), (b'a', b'c'), (b'a', b'b'))),
+    'trailers with obs-fold': good(
+        chunked(b'0\r\na: b\r\n c\r\n\td\r\n\r\n'), b'', trailers=((b'a', b'b c d'),)),
+    'trailers with LF': good(chunked(b'0\r\na: b\nc: d\n\r\n'), b'',
+                             trailers=((b'a', b'b'), (b'c', b'd'))),
+    'trailers that would be framing': good(
+        chunked(b'2\r\nok\r\n0\r\ncontent-length: 9\r\ntransfer-encoding: gzip\r\n\r\n'),
+        trailers=((b'content-length', b'9'), (b'transfer-encoding', b'gzip'))),
+    'trailers with a bad length': good(
+        chunked(b'2\r\nok\r\n0\r\ncontent-length: x\r\n\r\n'),
+        trailers=((b'content-length', b'x'),)),
+    'trailers with connection: close': good(
+        chunked(b'2\r\nok\r\n0\r\nconnection: close\r\nkeep-alive: timeout=0\r\n\r\n'),
+        trailers=((b'connection', b'close'), (b'keep-alive', b'timeout=0'))),
+    'trailers with connection: keep-alive': good(
+        chunked(b'2\r\nok\r\n0\r\nconnection: keep-alive\r\n\r\n', b'connection: close'),
+        trailers=((b'connection', b'keep-alive'),), kept=False),
+    'trailers after a body with connection: close': good(
+        chunked(b'2\r\nok\r\n0\r\na: b\r\n\r\n', b'connection: close'),
+        trailers=((b'a', b'b'),), kept=False),
+    'chunk with no size': bad_size(b'\r\nok\r\n0\r\n\r\n', r"b'\r\n'"),
+    'chunk with an extension only': bad_size(b';a=2\r\nok\r\n0\r\n\r\n', r"b';a=2\r\n'"),
+    'chunk with a size that is not hex': bad_size(b'g\r\nok\r\n0\r\n\r\n', r"b'g\r\n'"),
+    'chunk with a size of 0x': bad_size(b'0x2\r\nok\r\n0\r\n\r\n', r"b'0x2\r\n'"),
+    'chunk with a plus': bad_size(b'+2\r\nok\r\n0\r\n\r\n', r"b'+2\r\n'"),
+    'chunk with a minus': bad_size(b'-2\r\nok\r\n0\r\n\r\n', r"b'-2\r\n'"),
+    'chunk with an underscore': bad_size(b'0_2\r\nok\r\n0\r\n\r\n', r"b'0_2\r\n'"),
+    'chunk after a space': bad_size(b' 2\r\nok\r\n0\r\n\r\n', r"b' 2\r\n'"),
+    'chunk with a space after its size': bad_size(b'2 \r\nok\r\n0\r\n\r\n', r"b'2 \r\n'"),
+    'chunk with 17 digits': bad_size(
+        b'00000000000000002\r\nok\r\n0\r\n\r\n', r"b'00000000000000002\r\n'"),
+    'chunk with a space and no extension': bad_size(
+        b'2 a=b\r\nok\r\n0\r\n\r\n', r"b'2 a=b\r\n'"),
+    'chunk with LF after its size': bad_size(b'2\nok\r\n0\r\n\r\n', r"b'2\n'"),
+    'chunk with LF after its extension': bad_size(b'2;a\nok\r\n0\r\n\r\n', r"b'2;a\n'"),
+    'chunk with CR after its size': bad_size(b'2\rok\r\n0\r\n\r\n', r"b'2\rok\r\n'"),
+    'chunk with two CR after its size': bad_size(b'2\r\r\nok\r\n0\r\n\r\n', r"b'2\r\r\n'"),
+    'chunk with CR in its extension': bad_size(b'2;a\rb\r\nok\r\n0\r\n\r\n', r"b'2;a\rb\r\n'"),
+    'chunk with NUL in its extension': bad_size(b'2;\x00\r\nok\r\n0\r\n\r\n', r"b'2;\x00\r\n'"),
+    'chunk with NUL': bad_size(b'2\x00\r\nok\r\n0\r\n\r\n', r"b'2\x00\r\n'"),
+    'chunk with a digit that is not ASCII': bad_size(
+        '٢\r\nok\r\n0\r\n\r\n'.encode(), r"b'\xd9\xa2\r\n'"),
+    'chunk cut short in the message': bad_size(
+        b'z' * 70 + b'\r\nok\r\n0\r\n\r\n', f"b'{60 * 'z'}'..."),
+    'chunk that is longer than its size': bad_size(
+        b'2\r\nokay\r\n0\r\n\r\n', r"b'ay\r\n'", after_chunk=True),
+    'chunk that is shorter than its size': bad_size(
+        b'4\r\nok\r\n0\r\n\r\n', r"b'0\r\n'", after_chunk=True),
+    'chunk with LF after its data': bad_size(
+        b'2\r\nok\n0\r\n\r\n', r"b'\n'", after_chunk=True),
+    'chunk with two CRLF after its data': bad_size(
+        b'2\r\nok\r\n\r\n0\r\n\r\n', r"b'\r\n\r\n'", after_chunk=True),
+    'chunk with CR after its data': bad_size(
+        b'2\r\nok\r0\r\n\r\n', r"b'\r0\r\n'", after_chunk=True),
+    'chunk of which the second has a bad size': bad_size(
+        b'2\r\nok\r\nx\r\nok\r\n0\r\n\r\n', r"b'\r\nx\r\n'", after_chunk=True),
+    'chunk that is last with LF': bad_size(
+        b'2\r\nok\r\n0\n\r\n', r"b'\r\n0\n'", after_chunk=True),
+    'trailers with no colon': bad_line(
+        chunked(b'2\r\nok\r\n0\r\nab\r\n\r\n'), r"b'ab\r'", phase='body'),
+    'trailers with a space before the colon': bad_line(
+        chunked(b'0\r\na: b\r\nc : d\r\n\r\n'), r"b'c : d\r'", phase='body'),
+    'trailers with NUL': bad_line(
+        chunked(b'0\r\na: \x00\r\n\r\n'), r"b'a: \x00\r'", phase='body'),
+    'trailers with a bare CR': bad_line(
+        chunked(b'0\r\na: b\rc: d\r\n\r\n'), r"b'a: b\rc: d\r'", phase='body'),
+    'trailers with obs-fold in the first line': bad_line(
+        chunked(b'0\r\n a: b\r\n\r\n'), r"b' a: b\r'", phase='body'),
+    'chunks that never come': ended(chunked(b''), f'body: {CLOSED} in a chunk-size line'),
+    'chunks that end in a size': ended(chunked(b'5'), f'body: {CLOSED} in a chunk-size line'),
+    'chunks that end after a size': ended(
+        chunked(b'5\r\n'), f'body: {CLOSED} in a chunk, 5 bytes before its end'),
+    'chunks that end in a chunk': ended(
+        chunked(b'2\r\nok\r\n5\r\nhel'), f'body: {CLOSED} in a chunk, 2 bytes before its end'),
+    'chunks that end in a chunk that nobody could send': ended(
+        chunked(b'ffffffffffffffff\r\nok'),
+        f'body: {CLOSED} in a chunk, {2 ** 64 - 3} bytes before its end'),
+    'chunks that end after a chunk': ended(
+        chunked(b'5\r\nhello'), f'body: {CLOSED} in a chunk-size line'),
+    'chunks that end between chunks': ended(
+        chunked(b'5\r\nhello\r\n'), f'body: {CLOSED} in a chunk-size line'),
+    'chunks that end after the last size': ended(
+        chunked(b'5\r\nhello\r\n0\r\n'), f'body: {CLOSED} in the trailer section'),
+    'chunks that end in the last line end': ended(
+        chunked(b'5\r\nhello\r\n0\r\n\r'), f'body: {CLOSED} in the trailer section'),
+    'chunks that end in the trailer section': ended(
+        chunked(b'5\r\nhello\r\n0\r\na: b\r\n'), f'body: {CLOSED} in the trailer section'),
+    'framing just within proportion': good(with_much_framing(66592), b'x' * 66),
+    'framing out of proportion': bad(
+        with_much_framing(66593), 'reading the response body: the framing of the chunked body '
+        'is out of proportion: 66593 bytes for 66 of content'),
+    'framing out of proportion long before the end': bad(
+        chunked(100 * (b'1;' + b'a' * 996 + b'\r\nx\r\n') + b'0\r\n\r\n'),
+        'reading the response body: the framing of the chunked body is out of proportion: '
+        '67132 bytes for 66 of content'),
+    'framing in proportion to the content': good(
+        chunked(b''.join(b'40;' + b'a' * 995 + b'\r\n' + 64 * b'x' + b'\r\n' for _ in range(200))
+                + b'0\r\n\r\n'), 200 * 64 * b'x'),
+}
+
+PERSISTENCE_ROWS = {
+    'connection: close': good(with_length(b'connection: close'), kept=False),
+    'connection: close in any case': good(with_length(b'Connection: CLOSE'), kept=False),
+    'connection: close first of a list': good(with_length(b'connection: close, x'), kept=False),
+    'connection: close last of a list': good(with_length(b'connection: x ,\tclose'), kept=False),
+    'connection: close among keep-alive': good(
+        with_length(b'connection: keep-alive,close,keep-alive'), kept=False),
+    'connection: close among empty elements': good(
+        with_length(b'connection: ,, close ,'), kept=False),
+    'connection: close in the second field': good(
+        with_length(b'connection: keep-alive', b'connection: close'), kept=False),
+    'connection: close in the first field': good(
+        with_length(b'connection: close', b'connection: keep-alive'), kept=False),
+    'connection: close after obs-fold': good(with_length(b'connection: x,\r\n close'), kept=False),
+    'connection: close with chunks': good(
+        chunked(b'2\r\nok\r\n0\r\n\r\n', b'connection: close'), kept=False),
+    'connection: close on HTTP/1.0': good(
+        with_length(b'connection: close', start=OLD), kept=False),
+    'connection: closed': good(with_length(b'connection: closed')),
+    'connection: x-close': good(with_length(b'connection: x-close')),
+    'connection: close in quotes': good(with_length(b'connection: "close"')),
+    'connection: a field of another name': good(with_length(b'x-connection: close')),
+    'connection: keep-alive': good(with_length(b'connection: keep-alive')),
+    'connection: nothing': good(with_length(b'connection:')),
+    'connection: keep-alive on HTTP/1.0': good(with_length(b'connection: keep-alive', start=OLD)),
+    'connection: keep-alive in any case on HTTP/1.0': good(
+        with_length(b'connection: x, Keep-Alive', start=OLD)),
+    'connection: keep-alive in the second field on HTTP/1.0': good(
+        with_length(b'connection: x', b'connection: keep-alive', start=OLD)),
+    'connection: keep-alive and close on HTTP/1.0': good(
+        with_length(b'connection: keep-alive', b'connection: close', start=OLD), kept=False),
+    'connection: keep-alives on HTTP/1.0': good(
+        with_length(b'connection: keep-alives', start=OLD), kept=False),
+    'connection: other tokens on HTTP/1.0': good(
+        with_length(b'connection: x, y', start=OLD), kept=False),
+    'connection: a keep-alive field alone on HTTP/1.0': good(
+        with_length(b'keep-alive: timeout=9', start=OLD), kept=False),
+    'connection: close in the request': good(
+        with_length(), kept=False, sent=((b'connection', b'close'),)),
+    'connection: close in the request, in a list': good(
+        with_length(), kept=False, sent=((b'Connection', b'TE, Close'), (b'te', b'trailers'))),
+    'connection: close in the request, and keep-alive in the response': good(
+        with_length(b'connection: keep-alive'), kept=False, sent=((b'connection', b'close'),)),
+    'connection: closed in the request': good(with_length(), sent=((b'connection', b'closed'),)),
+    # A second is taken off for the way, so these leave no time at all.
+    'keep-alive: timeout=0': good(with_length(b'keep-alive: timeout=0'), kept=False),
+    'keep-alive: timeout=1': good(with_length(b'keep-alive: timeout=1'), kept=False),
+    'keep-alive: timeout=1 among others': good(
+        with_length(b'Keep-Alive: max=5, Timeout=1'), kept=False),
+    'keep-alive: timeout=1 with whitespace': good(
+        with_length(b'keep-alive: timeout = 1;max=5'), kept=False),
+    'keep-alive: timeout=1 in the second field': good(
+        with_length(b'keep-alive: max=5', b'keep-alive: timeout=1'), kept=False),
+    'keep-alive: timeout=2': good(with_length(b'keep-alive: timeout=2, max=100')),
+    'keep-alive: timeout=1000': good(with_length(b'keep-alive: timeout=1000')),
+    'keep-alive: a timeout that no integer holds': good(
+        with_length(b'keep-alive: timeout=' + 30 * b'9')),
+    'keep-alive: max alone': good(with_length(b'keep-alive: max=1')),
+    'keep-alive: a parameter of another name': good(with_length(b'keep-alive: xtimeout=1')),
+    'keep-alive: a timeout that is no number': good(
+        with_length(b'keep-alive: timeout, timeout=, timeout=x')),
+}
+
+ROWS = {
+    **STATUS_LINE_ROWS, **FIELDS_ROWS, **INTERIM_ROWS, **NO_BODY_ROWS, **CODING_ROWS,
+    **LENGTH_ROWS, **CHUNKS_ROWS, **PERSISTENCE_ROWS}
+
+
+class Delivery:
+    """The pieces that answer one request, and what became of its connection."""
+
+    def __init__(self, pieces, ends):
+        self.pieces = pieces
+        self.ends = ends
+        self.connections: list[int] = []
+        self.first_closed = asyncio.Event()
+
+
+class Delivering:
+    """A script that answers the first request for a path with what is to be delivered to it,
+    and later ones with `OK`."""
+
+    def __init__(self):
+        self.deliveries: dict[bytes, Delivery] = {}
+
+    def add(self, pieces, ends):
+        path = b'/%d' % len(self.deliveries)
+        delivery = self.deliveries[path] = Delivery(pieces, ends)
+        return path.decode(), delivery
+
+    async def __call__(self, peer):
+        delivery = None
+        try:
+            while True:
+                request_head = await peer.read_head()
+                delivery = self.deliveries[request_head.split(b' ')[1]]
+                delivery.connections.append(peer.index)
+                if len(delivery.connections) > 1:
+                    await peer.send(OK)
+                    continue
+                for piece in delivery.pieces:
+                    if peer.reader.at_eof():
+                        break  # refused already
+                    await peer.send(piece)
+                if delivery.ends:
+                    return
+        finally:
+            if delivery is not None and peer.index == delivery.connections[0]:
+                delivery.first_closed.set()
+
+
+def kind_of_cause(error):
+    """The type of the cause, or that of the standard library which it is a kind of."""
+    kinds = type(error.__cause__).__mro__
+    return next(kind for kind in kinds if kind.__module__ != 'lowhaio')
+
+
+async def outcome_of(server, row, pieces, *, ends=None, surplus=False, **options):
+    """What a client makes of the bytes, in the form of what is expected in a row."""
+    path, delivery = server.script.add(pieces, row.ends if ends is None else ends)
+    url = server.origin + path
+    # If a connection is closed, then not because it has idled for too long.
+    async with pool(keep_alive_timeout=1000, **options) as request:
+        try:
+            code, fields, body = await request(row.method, url, headers=row.sent)
+            content = await buffered(body)
+        except lowhaio.HttpError as error:
+            text = str(error).split(where(server, row.method.decode()), maxsplit=1)
+            outcome = {
+                'error': type(error), 'cause': kind_of_cause(error), 'text': text[-1],
+                'reused': error.reused, 'response_started': error.response_started}
+        else:
+            outcome = {'code': code, 'fields': fields, 'body': content,
+                       'trailers': body.trailers}
+        if surplus:
+            await delivery.first_closed.wait()
+        assert await get(request, url) == (b'200', ((b'content-length', b'2'),), b'ok')
+        if not row.expected['kept']:
+            # By the client, or by the server where the row says so.
+            await delivery.first_closed.wait()
+    first, second = delivery.connections
+    return {**outcome, 'kept': first == second}
+
+
+async def wrong_outcomes(runs):
+    """Run many at a time: those that are wrong, with what came and what was expected."""
+    # Most of the time would go into the debug mode's stack traces, of thousands of exchanges.
+    asyncio.get_running_loop().set_debug(False)
+    wrong = {}
+    some_at_once = asyncio.Semaphore(64)
+
+    async def run(server, name, expected, *args, **kwargs):
+        async with some_at_once:
+            outcome = await outcome_of(server, *args, **kwargs)
+        if expected.get('fields', ...) is None:
+            expected = {**expected, 'fields': outcome.get('fields')}
+        if outcome != expected:
+            wrong[name] = {key: (outcome.get(key), expected.get(key))
+                           for key in {*outcome, *expected}
+                           if outcome.get(key) != expected.get(key)}
+
+    async with Server(Delivering()) as server, asyncio.TaskGroup() as group:
+        for args, kwargs in runs:
+            group.create_task(run(server, *args, **kwargs))
+    return wrong
+
+
+def cut_into_bytes(raw):
+    # What is long shows nothing that what is short does not, but for the time it takes.
+    step = 1 if len(raw) < 300 else 97
+    return [raw[i:i + step] for i in range(0, len(raw), step)]
+
+
+WAYS = {
+    'whole': (lambda raw: [raw], {}),
+    'byte by byte': (cut_into_bytes, {}),
+    'cut after each line': (re.compile(rb'[^\n]*\n|[^\n]+').findall, {}),
+    'cut in the middle of each CRLF': (re.compile(rb'[^\r]*\r|[^\r]+').findall, {}),
+    'read byte by byte': (lambda raw: [raw], {'recv_bufsize': 1}),
+    'read in sevens': (lambda raw: [raw], {'recv_bufsize': 7}),
+}
+
+
+LONG = 2000
+
+
+@pytest.mark.parametrize('way', WAYS)
+@on_loops
+async def test_a_response_has_the_outcome_of_its_row_however_it_is_cut(way):
+    cut, options = WAYS[way]
+    assert await wrong_outcomes(
+        ((name, row.expected, row, [piece for piece in cut(row.raw) if piece]), options)
+        for name, row in ROWS.items()
+        if len(row.raw) < LONG or options.get('recv_bufsize') != 1) == {}
+
+
+EVIL = b'HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil'
+
+
+@on_loops
+async def test_bytes_after_the_end_are_never_delivered_and_close_the_connection():
+    surplus = itertools.cycle((EVIL, b'\x00', b'\r\n', b'0\r\n\r\n'))
+
+    def runs():
+        for name, row in ROWS.items():
+            if 'error' in row.expected or row.ends:
+                continue
+            expected = {**row.expected, 'kept': False}
+            more = next(surplus)
+            for way, pieces, options in (
+                    ('at once', [row.raw + more], {}),
+                    # The first read is filled by the response: what follows is not in it.
+                    ('in the next read', [row.raw + more], {'recv_bufsize': len(row.raw)}),
+                    ('later', [row.raw, more], {})):
+                yield (f'{name}, {way}', expected, row, pieces), {'surplus': True, **options}
+
+    assert await wrong_outcomes(runs()) == {}
+
+
+@on_loops
+async def test_a_response_that_fills_its_read_keeps_its_connection():
+    rows = {name: row for name, row in ROWS.items() if row.expected['kept']}
+    assert await wrong_outcomes(
+        ((name, row.expected, row, [row.raw]), {'recv_bufsize': len(row.raw)})
+        for name, row in rows.items()) == {}
+
+
+
+
+IDENTITY_ROWS = {
+    'coding of identity, with a length': good(with_length(b'transfer-encoding: identity')),
+    'coding of identity in any case, with a length': good(
+        with_length(b'transfer-encoding: IDENTITY')),
+    'coding of identity, with a length, on HTTP/1.0': good(
+        with_length(b'transfer-encoding: identity', b'connection: keep-alive', start=OLD)),
+    'HEAD with a coding of identity and a length': good(
+        head(b'transfer-encoding: identity', b'content-length: 2'), b'', method=b'HEAD'),
+}
+
+
+@on_loops
+async def test_a_coding_of_identity_counts_as_absent():
+    assert await wrong_outcomes(
+        ((name, row.expected, row, [row.raw]), {}) for name, row in IDENTITY_ROWS.items()) == {}
+
+
+def end_of_head(raw):
+    """Where the body starts."""
+    end = 0
+    while True:
+        start, end = end, re.compile(rb'\n\r?\n').search(raw, end).end()
+        if not re.match(rb'HTTP/1.. 1(?!01)', raw[start:]):
+            return end
+
+
+@on_loops
+async def test_a_response_cut_short_is_never_taken_for_a_whole_one():
+    rows = {'status line': ROWS['status line'], **INTERIM_ROWS, **NO_BODY_ROWS, **CODING_ROWS,
+            **LENGTH_ROWS, **CHUNKS_ROWS}
+
+    def runs():
+        for name, row in rows.items():
+            if 'error' in row.expected:
+                continue
+            body_starts = end_of_head(row.raw)
+            last = body_starts if row.ends else len(row.raw)
+            line_ends = [match.end() for match in re.finditer(b'\n', row.raw)][-4:]
+            for cut in {0, 1, last - 2, last - 1, *line_ends}:
+                if cut < last:
+                    phase = 'head' if cut < body_starts else 'body'
+                    expected = ended(b'', phase, started=cut > 0).expected
+                    yield (f'{name}, {cut}', expected, row, [row.raw[:cut]]), {'ends': True}
+
+    wrong = await wrong_outcomes(runs())
+    # The texts begin with what is expected, and have rows of their own.
+    for name, difference in list(wrong.items()):
+        text, phase = difference.pop('text')
+        if text.startswith(f'{phase}: {CLOSED}') and not difference:
+            del wrong[name]
+    assert wrong == {}
+
+
+# Each makes the bytes before the section, the section itself in so many bytes, and what follows
+# it. All but those of the first two begin with a head of 47 bytes.
+LIMIT = 50
+SECTIONS = {
+    'head': lambda length: (
+        b'', b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\na: '
+        + b'b' * (length - 43) + b'\r\n\r\n', b'ok'),
+    'head with LF': lambda length: (
+        b'', b'HTTP/1.1 200 OK\ncontent-length: 2\na: ' + b'b' * (length - 39) + b'\n\n', b'ok'),
+    'head that is all status line': lambda length: (
+        b'', b'HTTP/1.1 204 ' + b'x' * (length - 17) + b'\r\n\r\n', b''),
+    'interim head': lambda length: (
+        CONTINUE, b'HTTP/1.1 103 E\r\na: ' + b'b' * (length - 23) + b'\r\n\r\n', OK),
+    'head after an interim one': lambda length: (
+        CONTINUE, b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\na: '
+        + b'b' * (length - 43) + b'\r\n\r\n', b'ok'),
+    'trailer section': lambda length: (
+        chunked(b'2\r\nok\r\n0\r\n'), b'a: ' + b'b' * (length - 7) + b'\r\n\r\n', b''),
+    'trailer section with LF': lambda length: (
+        chunked(b'2\r\nok\r\n0\r\n'), b'a: ' + b'b' * (length - 5) + b'\n\n', b''),
+    'first chunk-size line': lambda length: (
+        chunked(b''), b'2;' + b'a' * (length - 4) + b'\r\n', b'ok\r\n0\r\n\r\n'),
+    'only chunk-size line': lambda length: (
+        chunked(b''), b'0;' + b'a' * (length - 4) + b'\r\n', b'\r\n'),
+    'second chunk-size line': lambda length: (
+        chunked(b'1\r\no\r\n'), b'1;' + b'a' * (length - 4) + b'\r\n', b'k\r\n0\r\n\r\n'),
+    'last chunk-size line': lambda length: (
+        chunked(b'2\r\nok\r\n'), b'0;' + b'a' * (length - 4) + b'\r\n', b'\r\n'),
+}
+
+
+def limit_rows(section):
+    """The rows of a section as long as it may be, of one that is a byte longer, and of one that
+    has come as far as it may be without its end, of which nothing more comes."""
+    what = next(what for what in ('head', 'trailer section', 'chunk-size line') if what in section)
+    before, exact, after = SECTIONS[section](LIMIT)
+    _, longer, _ = SECTIONS[section](LIMIT + 1)
+    assert (len(exact), len(longer)) == (LIMIT, LIMIT + 1)
+    too_long = {'error': HttpHeaderTooLong, 'text':
+                f'reading the response {"head" if what == "head" else "body"}: the {what} is '
+                f'longer than max_header_length, {LIMIT} bytes'}
+    body, code = (b'', b'204') if b'204' in exact else \
+        (b'', b'200') if section == 'only chunk-size line' else (b'ok', b'200')
+    trailers = () if 'trailer' not in what else ((b'a', b'b' * exact.count(b'b')),)
+    return before, {
+        'exact': good(before + exact + after, body, code=code, trailers=trailers),
+        'longer': bad(before + longer + after, **too_long),
+        'endless': bad(before + longer[:LIMIT], **too_long)}
+
+
+@on_loops
+async def test_the_limit_of_a_section_is_exact_at_every_cut():
+    limited = {'max_header_length': LIMIT}
+
+    def runs(section):
+        before, rows = limit_rows(section)
+        for name, row in rows.items():
+            cuts = range(max(len(before) - 1, 1), min(len(before) + LIMIT + 2, len(row.raw)))
+            for cut in cuts if name != 'endless' else cuts[-4:]:
+                yield ((f'{section}, {name}, {cut}', row.expected, row,
+                        [row.raw[:cut], row.raw[cut:]]), limited)
+            for bufsize in 1, LIMIT, 65536:
+                yield ((f'{section}, {name}, read by {bufsize}', row.expected, row, [row.raw]),
+                       {**limited, 'recv_bufsize': bufsize})
+            yield ((f'{section}, {name}, in bytes', row.expected, row, cut_into_bytes(row.raw)),
+                   limited)
+
+    assert await wrong_outcomes(itertools.chain.from_iterable(map(runs, SECTIONS))) == {}
+
+
+@on_loops
+async def test_the_limit_is_16384_unless_it_is_given():
+    def raw(length):
+        return b''.join(SECTIONS['head'](length))
+
+    rows = {
+        'bad as well': bad(
+            b'x' * 16384 + b'\n\n', 'reading the response head: the head is longer than '
+            'max_header_length, 16384 bytes', error=HttpHeaderTooLong),
+        'exact': good(raw(16384)),
+        'longer': bad(raw(16385), 'reading the response head: the head is longer than '
+                      'max_header_length, 16384 bytes', error=HttpHeaderTooLong)}
+    assert await wrong_outcomes(
+        ((name, row.expected, row, [row.raw]), {}) for name, row in rows.items()) == {}
+
+
+HOSTILE = {
+    'spaces in a value': head(b'a: b' + b' ' * 250_000 + b'\x00'),
+    'tabs and words in a value': head(b'a: ' + b'b\t' * 125_000 + b'\x00'),
+    'spaces before a bare CR': head(b'a: b' + b' ' * 250_000 + b'\rc'),
+    'names without a colon': head(*[b'a'] * 80_000),
+    'one name without a colon': head(b'a' * 250_000),
+    'folds': head(b'a: b' + b'\r\n ' * 80_000 + b'\x00'),
+    'folds of spaces': head(b'a: b' + (b' ' * 500 + b'\r\n' + b' ' * 500) * 250 + b'\x00'),
+    'folds in a first line': head(b' ' + b'\n ' * 125_000),
+    'empty elements of connection': head(b'connection: ' + b', ' * 125_000, b'a'),
+    'spaces in connection': head(b'connection: a,' + b' ' * 250_000 + b'b', b'content-length: x'),
+    'close that is none': head(b'connection: ' + b'close ' * 40_000, b'content-length: x'),
+    'timeouts that are none': head(
+        b'keep-alive: ' + b'timeout ' * 30_000, b'content-length: x'),
+    'spaces after a timeout': head(
+        b'keep-alive: timeout' + b' ' * 250_000, b'content-length: x'),
+    'a status line': head(start=b'HTTP/1.1 200 ' + b' ' * 250_000 + b'\x00'),
+    'spaces after a size': chunked(b'5' + b' ' * 250_000 + b'\r\n'),
+    'an extension': chunked(b'5;' + b' ;' * 125_000 + b'\x00\r\n'),
+    'trailers': chunked(b'0\r\na: ' + b'b ' * 125_000 + b'\x00\r\n\r\n'),
+}
+
+
+@on_loops
+async def test_hostile_bytes_take_a_time_that_is_linear_in_them():
+    # All of them take some hundredths of a second. If the time were the square, one would take
+    # a minute, or hours.
+    started = time.thread_time()
+    script = Answering(*HOSTILE.values())
+    async with Server(script) as server, pool(
+            max_header_length=2 ** 20, recv_bufsize=2 ** 20) as request:
+        for _ in HOSTILE:
+            with pytest.raises(HttpDataError):
+                await get(request, server.url)
+    assert time.thread_time() - started < 5
+
+
+# ------------------------------------------------------------------ the body of a response
+
+
+UNFINISHED = b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nok'
+
+
+def holding(*pieces: bytes):
+    """A script that sends the pieces, and then nothing until the client closes."""
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(*pieces)
+        await peer.closed()
+        script.closed += 1
+
+    script.closed = 0
+    return script
+
+
+async def failure(awaitable) -> lowhaio.HttpError:
+    with pytest.raises(lowhaio.HttpError) as info:
+        await awaitable
+    return info.value
+
+
+def where(server, method='GET'):
+    """How each message begins."""
+    return f'{method} {server.origin} (peer 127.0.0.1:{server.port}), '
+
+
+@on_loops
+async def test_an_error_tells_method_origin_and_peer_and_never_the_path():
+    async with Server(Answering(b'hello\r\n\r\n')) as server, pool() as request:
+        for method in b'HEAD', b'X-Y':
+            error = await failure(request(method, server.origin + '/secret?secret#secret'))
+            assert type(error) is HttpDataError
+            assert str(error) == (
+                f'{method.decode()} http://127.0.0.1:{server.port} (peer 127.0.0.1:{server.port})'
+                ', reading the response head: bad status line: expected HTTP/1.0 or HTTP/1.1, '
+                "a space, three digits and a reason, got b'hello\\r'")
+
+
+ON_A_REUSED_CONNECTION = {
+    'no byte': (b'', HttpConnectionClosedError, EOFError, False,
+                f'head: {CLOSED}, after no byte of it'),
+    'a part of the head': (b'HTTP', HttpConnectionClosedError, EOFError, True,
+                           f"head: {CLOSED}, after b'HTTP'"),
+    'a bad field': (head(b'a'), HttpDataError, ValueError, True, 'head: bad field line: expected '
+                    r"""a token, ":" and a value, got b'a\r'"""),
+    'a part of the body': (
+        UNFINISHED, HttpConnectionClosedError, EOFError, True,
+        f'body: {CLOSED}, 98 bytes before the end that content-length told'),
+}
+
+
+@pytest.mark.parametrize('second', ON_A_REUSED_CONNECTION)
+@on_loops
+async def test_an_error_tells_that_the_connection_had_served_before(second):
+    raw, kind, cause, response_started, text = ON_A_REUSED_CONNECTION[second]
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(CONTINUE + OK)
+        await peer.read_head()
+        await peer.send(raw)
+
+    async with Server(script) as server, pool() as request:
+        await get(request, server.url)
+        error = await failure(get(request, server.url))
+        assert (type(error), type(error.__cause__)) == (kind, cause)
+        assert (error.reused, error.response_started) == (True, response_started)
+        assert str(error) == f'{where(server)}reading the response {text}'
+        assert len(server.peers) == 1
+
+
+@on_loops
+async def test_a_reset_is_an_end_too():
+    cases = [(b'', 'head'), (b'HTTP/1.1', 'head'), (UNFINISHED, 'body'), (head(), 'body')]
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(cases[peer.index][0])
+        peer.reset()
+
+    async with Server(script) as server, pool() as request:
+        for sent, phase in cases:
+            error = await failure(get(request, server.url))
+            assert (type(error), type(error.__cause__)) == (
+                HttpConnectionClosedError, ConnectionResetError)
+            assert (error.reused, error.response_started) == (False, bool(sent))
+            assert re.fullmatch(
+                re.escape(f'{where(server)}reading the response {phase}: ConnectionResetError: ')
+                + r'\[Errno \d+\] Connection reset by peer', str(error))
+
+
+@on_loops
+async def test_a_body_is_its_own_iterator_and_stays_ended():
+    async with Server(Answering(OK)) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        assert aiter(body) is body
+        assert [chunk async for chunk in body] == [b'ok']
+        for _ in range(2):
+            with pytest.raises(StopAsyncIteration):
+                await anext(body)
+        assert await buffered(body) == b''
+
+
+FRAMINGS = {
+    'length': (b'content-length: 12', lambda piece: piece, b'', True),
+    'chunks': (b'transfer-encoding: chunked', lambda piece: b'%x\r\n%b\r\n' % (len(piece), piece),
+               b'0\r\nA: b\r\n\r\n', True),
+    'end': (b'connection: close', lambda piece: piece, b'', False),
+}
+
+
+@pytest.mark.parametrize('framing', FRAMINGS)
+@on_loops
+async def test_a_body_yields_what_has_come_and_no_empty_chunks(framing):
+    field, encoded, end, is_kept = FRAMINGS[framing]
+    wanted = asyncio.Queue()
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(head(field))
+        while (piece := await wanted.get()):
+            await peer.send(*cut_into_bytes(encoded(piece)))
+        await peer.send(*cut_into_bytes(end))
+        if is_kept:
+            await peer.read_head()
+            await peer.send(OK)
+
+    async with Server(script) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        for piece in b'hell', b'o, w', b'orld':
+            wanted.put_nowait(piece)
+            for byte in piece:
+                # One at a time as they came, each before the next is there.
+                assert await anext(body) == bytes([byte])
+            assert body.trailers == ()
+        wanted.put_nowait(b'')
+        with pytest.raises(StopAsyncIteration):
+            await anext(body)
+        assert body.trailers == (((b'a', b'b'),) if framing == 'chunks' else ())
+        if is_kept:
+            await get(request, server.url)
+            assert len(server.peers) == 1
+
+
+@on_loops
+async def test_a_chunk_is_no_longer_than_one_read():
+    raw = head(b'content-length: 1000') + bytes(range(250)) * 4
+    async with Server(Answering(raw)) as server, pool(recv_bufsize=100) as request:
+        _, _, body = await request(b'GET', server.url)
+        chunks = [chunk async for chunk in body]
+    assert b''.join(chunks) == bytes(range(250)) * 4
+    assert max(map(len, chunks)) == 100
+
+
+@on_loops
+async def test_buffered_takes_what_is_left_of_any_iterator_of_bytes():
+    async def chunks():
+        for chunk in (b'a', b'', bytearray(b'b'), memoryview(b'c')):
+            yield chunk
+
+    assert await buffered(chunks()) == b'abc'
+    assert await buffered(empty_async_iterator()) == b''
+    raw = chunked(b'2\r\nok\r\n') + b'1\r\n!\r\n0\r\n\r\n'
+    async with Server(Answering(raw)) as server:
+        async with pool(recv_bufsize=len(raw) - 11) as request:
+            _, _, body = await request(b'GET', server.url)
+            assert await anext(body) == b'ok'
+            assert await buffered(body) == b'!'
+            assert await buffered(body) == b''
+        async with pool() as request:
+            _, _, body = await request(b'GET', server.url)
+            assert await buffered(body) == b'ok!'
+            assert await buffered(body) == b''
+
+
+WHOLE = {
+    'length': OK,
+    'chunks': chunked(b'2\r\nok\r\n0\r\na: b\r\n\r\n'),
+    'no body': head(start=NO_CONTENT),
+}
+
+
+@pytest.mark.parametrize('framing', WHOLE)
+@on_loops
+async def test_a_body_that_came_with_its_head_has_released_its_connection(framing):
+    script = Answering(WHOLE[framing], OK)
+    async with Server(script) as server, pool() as request:
+        _, _, first = await request(b'GET', server.url)
+        assert first.trailers == (((b'a', b'b'),) if framing == 'chunks' else ())
+        _, _, second = await request(b'GET', server.url)
+        assert script.connections == [0, 0]
+        assert await buffered(second) == b'ok'
+        assert await buffered(first) == (b'' if framing == 'no body' else b'ok')
+
+
+@on_loops
+async def test_a_connection_is_released_at_the_last_byte_parsed():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK[:-1], OK[-1:])
+        await peer.read_head()
+        await peer.send(OK)
+
+    async with Server(script) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        assert await anext(body) == b'o'
+        assert await anext(body) == b'k'
+        await get(request, server.url)  # the first body has not been asked for its end
+        assert len(server.peers) == 1
+        with pytest.raises(StopAsyncIteration):
+            await anext(body)
+
+
+@on_loops
+async def test_a_body_that_came_whole_can_be_closed_or_dropped_without_harm():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        del body
+        _, _, body = await request(b'GET', server.url)
+        await body.aclose()
+        await body.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(body)
+        # Nor does it harm who has the connection now.
+        _, _, first = await request(b'GET', server.url)
+        _, _, second = await request(b'GET', server.url)
+        await first.aclose()
+        del first
+        assert await buffered(second) == b'ok'
+        await get(request, server.url)
+    assert script.connections == [0, 0, 0, 0, 0]
+
+
+@on_loops
+async def test_a_body_closed_unfinished_closes_its_connection():
+    for raw in (UNFINISHED, head(b'content-length: 5'), chunked(b'2\r\nok\r\n'), head(),
+                chunked(b'0\r\n')):
+        script = holding(raw)
+        async with Server(script) as server, pool() as request:
+            _, _, body = await request(b'GET', server.url)
+            for _ in range(2):
+                await body.aclose()
+                with pytest.raises(StopAsyncIteration):
+                    await anext(body)
+                assert await buffered(body) == b''
+                assert body.trailers == ()
+            await until(lambda script=script: script.closed)
+
+
+@on_loops
+async def test_a_body_closed_while_it_is_read_fails_the_reading():
+    script = holding(UNFINISHED)
+    async with Server(script) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        reading = asyncio.create_task(buffered(body))
+        await turns(5)
+        await body.aclose()
+        error = await failure(reading)
+        assert (type(error), type(error.__cause__)) == (HttpDataError, ConnectionAbortedError)
+        assert str(error) == (f'{where(server)}reading the response body: '
+                              'ConnectionAbortedError: closed meanwhile')
+        await until(lambda: script.closed)
+
+
+@on_loops
+async def test_a_body_that_failed_fails_the_same_again():
+    raw = chunked(b'2\r\nok\r\n'), b'x\r\n'
+    script = holding(*raw)
+    async with Server(script) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        assert await anext(body) == b'ok'
+        error = await failure(anext(body))
+        assert (type(error), type(error.__cause__)) == (HttpDataError, ValueError)
+        assert await failure(anext(body)) is error
+        assert await failure(buffered(body)) is error
+        assert body.trailers == ()
+        await body.aclose()
+        assert await failure(anext(body)) is error
+        await until(lambda: script.closed)
+
+
+@on_loops
+async def test_a_body_read_by_two_tasks_at_once_fails_in_both():
+    script = holding(UNFINISHED)
+    async with Server(script) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        assert await anext(body) == b'ok'
+        first = asyncio.create_task(anext(body, None))
+        await turns(3)
+        error = await failure(anext(body))
+        assert (type(error), type(error.__cause__)) == (HttpDataError, RuntimeError)
+        assert str(error) == (f'{where(server)}reading the response body: RuntimeError: '
+                              'the body is being read by another task')
+        error = await failure(first)
+        assert (type(error), type(error.__cause__)) == (HttpDataError, ConnectionAbortedError)
+        await until(lambda: script.closed)
+
+
+class Sockets:
+    """A `get_sock` that keeps what it returns, to know when bytes have come to the client."""
+
+    def __init__(self, bufsize=None):
+        self.bufsize = bufsize
+        self.socks = []
+
+    def __call__(self, family):
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        if self.bufsize is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.bufsize)
+        self.socks.append(sock)
+        return sock
+
+    def send_to_last(self, peer, data):
+        """Send, without a turn of the loop, and be sure that it has come."""
+        os.write(peer.sock.fileno(), data)
+        assert select.select([self.socks[-1]], [], [], PATIENCE)[0]
+
+
+@on_loops
+async def test_a_body_read_by_two_tasks_at_once_never_harms_another_request():
+    sockets = Sockets()
+
+    async def script(peer):
+        await peer.read_head()
+        if peer.index == 0:
+            await peer.send(head(b'content-length: 4') + b'ok')
+            await peer.read_head()
+        await peer.send(OK)
+
+    async with Server(script) as server, pool(get_sock=sockets) as request:
+        _, _, body = await request(b'GET', server.url)
+        assert await anext(body) == b'ok'
+        first = asyncio.create_task(anext(body, None))
+        await turns(3)
+        sockets.send_to_last(server.peers[0], b'ay')
+        with contextlib.suppress(HttpDataError):
+            await anext(body)
+        try:
+            assert (await get(request, server.url))[2] == b'ok'
+        finally:
+            first.cancel()
+            await asyncio.gather(first, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def body_before_a_turn():
+    """A body of which so much was read without a wait that the next reading begins with a turn
+    for others. Nothing more comes."""
+    sockets = Sockets()
+    length = 256 * 1024
+    has_head = threading.Event()
+
+    def serve(listener):
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(1000)
+            peer.sendall(head(b'content-length: %d' % (length + 1)))
+            has_head.wait(PATIENCE)
+            peer.sendall(b'x' * length)
+            peer.recv(1000)
+
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        async with pool(get_sock=sockets) as request:
+            serving = asyncio.create_task(asyncio.to_thread(serve, listener))
+            _, _, body = await request(
+                b'GET', f'http://127.0.0.1:{listener.getsockname()[1]}/')
+            has_head.set()
+            left = length
+            while left:
+                # So that it does not have to wait in the loop, which gives turns too.
+                select.select(sockets.socks, [], [], PATIENCE)
+                left -= len(await anext(body))
+            try:
+                yield body
+            finally:
+                await body.aclose()
+                await serving
+
+
+@on_loops
+async def test_a_body_read_by_two_tasks_at_once_never_leaves_one_waiting_forever():
+    async with body_before_a_turn() as body:
+        readings = [asyncio.create_task(anext(body)) for _ in range(2)]
+        await turns(5)
+        await body.aclose()
+        _, pending = await asyncio.wait(readings, timeout=0.1)
+        for reading in pending:
+            reading.cancel()
+        outcomes = await asyncio.gather(*readings, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [HttpDataError, HttpDataError]
+
+
+@on_loops
+async def test_a_body_closed_during_the_turn_of_others_fails_the_reading():
+    async with body_before_a_turn() as body:
+        reading = asyncio.create_task(anext(body))
+        await turns(1)
+        await body.aclose()
+        error = await failure(reading)
+        assert (type(error), type(error.__cause__)) == (HttpDataError, ConnectionAbortedError)
+
+
+@on_loops
+async def test_bytes_that_came_before_a_request_are_never_its_response(monkeypatch):
+    sockets = Sockets()
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    async with Server(Answering(OK)) as server, pool(get_sock=sockets) as request:
+        # However fast the next request is: no time passes.
+        monkeypatch.setattr(loop, 'time', lambda: now)
+        await get(request, server.url)
+        sockets.send_to_last(server.peers[0], EVIL)
+        assert (await get(request, server.url))[2] == b'ok'
+
+
+@on_loops
+async def test_a_cancelled_reading_closes_the_connection():
+    script = holding(UNFINISHED)
+    async with Server(script) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        assert await anext(body) == b'ok'
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.02):
+                await anext(body)
+        assert asyncio.current_task().cancelling() == 0
+        await until(lambda: script.closed)
+        # What there was is not to be taken for the whole.
+        for reading in anext(body), buffered(body):
+            error = await failure(reading)
+            assert (type(error), type(error.__cause__)) == (HttpDataError, asyncio.CancelledError)
+            assert str(error) == f'{where(server)}reading the response body: CancelledError'
+
+
+@pytest.mark.parametrize('what', ['bytes', 'reset'])
+@on_loops
+async def test_a_cancellation_wins_over_data_that_comes_in_the_same_tick(what):
+    sockets = Sockets()
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        listener.setblocking(False)
+        url = f'http://127.0.0.1:{listener.getsockname()[1]}/'
+        async with pool(get_sock=sockets) as request:
+            requesting = asyncio.create_task(request(b'GET', url))
+            peer, _ = await asyncio.get_running_loop().sock_accept(listener)
+            with peer:
+                await asyncio.get_running_loop().sock_recv(peer, 1000)
+                peer.sendall(UNFINISHED)
+                _, _, body = await requesting
+                assert await anext(body) == b'ok'
+                reading = asyncio.create_task(anext(body))
+                await turns(3)
+                if what == 'bytes':
+                    peer.sendall(b'more')
+                else:
+                    peer.setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+                    peer.close()
+                assert select.select(sockets.socks, [], [], PATIENCE)[0]
+                # In its next turn the loop finds that, after this task has gone on.
+                await turns(1)
+                reading.cancel()
+                outcome, = await asyncio.gather(reading, return_exceptions=True)
+                assert isinstance(outcome, asyncio.CancelledError)
+                assert sockets.socks[0].fileno() == -1
+
+
+@on_loops
+async def test_a_connection_that_is_reset_while_it_idles_is_closed():
+    sockets = Sockets()
+    async with Server(Answering(OK)) as server, pool(get_sock=sockets) as request:
+        await get(request, server.url)
+        server.peers[0].reset()
+        await until(lambda: sockets.socks[0].fileno() == -1)
+        await get(request, server.url)
+        assert len(server.peers) == 2
+
+
+@pytest.fixture
+def only_full_collections():
+    """So that what is collected in the end is collected in the order of its creation."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def drop(box):
+    box.clear()
+
+
+def drop_in_a_cycle(box):
+    body = box.pop()
+    cycle = [body]
+    cycle.append(cycle)
+    del body, cycle
+    gc.collect()
+
+
+@on_loops
+async def test_a_body_dropped_unfinished_closes_its_connection():
+    script = holding(UNFINISHED)
+    ways = list(itertools.product((drop, drop_in_a_cycle), (False, True), (0, 1)))
+    async with Server(script) as server, pool() as request:
+        for how, in_thread, chunks in ways:
+            closed = script.closed
+            box = [(await request(b'GET', server.url))[2]]
+            for _ in range(chunks):
+                assert await anext(box[0]) == b'ok'
+            if in_thread:
+                await asyncio.to_thread(how, box)
+            else:
+                how(box)
+            await until(lambda closed=closed: script.closed > closed)
+        assert len(server.peers) == len(ways)
+
+
+@on_loops
+async def test_a_body_dropped_in_another_thread_is_closed_in_that_of_its_loop():
+    threads = []
+
+    class Socket(socket.socket):
+        def close(self):
+            threads.append(threading.current_thread())
+            super().close()
+
+    def get_sock(family):
+        sock = Socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        return sock
+
+    script = holding(UNFINISHED)
+    async with Server(script) as server, pool(get_sock=get_sock) as request:
+        box = [(await request(b'GET', server.url))[2]]
+        await asyncio.to_thread(drop, box)
+        await until(lambda: script.closed)
+    assert threads == [threading.current_thread()]
+
+
+@on_loops
+async def test_a_reading_dropped_while_it_waits_closes_the_connection():
+    script = holding(UNFINISHED)
+    async with Server(script) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        assert await anext(body) == b'ok'
+        reading = body.__anext__()
+        reading.send(None)
+        reading.close()
+        await until(lambda: script.closed)
+
+
+@pytest.mark.parametrize('with_pool', [False])
+@pytest.mark.usefixtures('only_full_collections')
+@on_loops
+async def test_a_body_dropped_in_a_cycle_after_a_pause_closes_its_connection(with_pool):
+    script = holding(UNFINISHED, b'more')
+    request, close = Pool(socket_timeout=0.02)
+    async with Server(script) as server:
+        box = [(await request(b'GET', server.url))[2]]
+        # Until the loop has nothing to do with it: bytes have come, no time is running.
+        await asyncio.sleep(0.1)
+        if with_pool:
+            del request, close
+        drop_in_a_cycle(box)
+        await until(lambda: script.closed)
+
+
+@on_loops
+async def test_a_body_left_in_the_middle_closes_its_connection():
+    script = holding(UNFINISHED)
+    async with Server(script) as server, pool() as request:
+        async for _ in (await request(b'GET', server.url))[2]:
+            break
+        await until(lambda: script.closed)
+
+
+def in_this_thread(function, *args):
+    function(*args)
+
+
+def in_another_thread(function, *args):
+    thread = threading.Thread(target=function, args=args)
+    thread.start()
+    thread.join()
+
+
+@pytest.mark.parametrize('loop_is_closed, how', [
+    (False, drop), (False, drop_in_a_cycle), (True, drop),
+    ])
+@pytest.mark.parametrize('loop_name', LOOPS)
+@pytest.mark.usefixtures('only_full_collections')
+def test_a_body_dropped_after_its_loop_stopped_closes_its_connection(
+        loop_name, loop_is_closed, how):
+    before = open_descriptors()
+
+    async def begin(listener):
+        request, _ = Pool()
+        url = f'http://127.0.0.1:{listener.getsockname()[1]}/'
+        task = asyncio.create_task(request(b'GET', url))
+        peer, _ = await asyncio.get_running_loop().sock_accept(listener)
+        peer.sendall(UNFINISHED)
+        return peer, [(await task)[2]]
+
+    for run in in_this_thread, in_another_thread:
+        with (socket.create_server(('127.0.0.1', 0)) as listener,
+              asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner):
+            listener.setblocking(False)
+            peer, box = runner.run(begin(listener))
+            with peer:
+                if loop_is_closed:
+                    runner.close()
+                run(how, box)
+                # The end comes at once, with nothing that runs the loop.
+                peer.settimeout(PATIENCE)
+                while peer.recv(1000):
+                    pass
+    assert open_descriptors() == before
+
+
+@on_loops
+async def test_a_pool_closed_while_a_body_is_read_lets_it_end():
+    script = holding(OK[:-1], OK[-1:])
+    request, close = Pool()
+    async with Server(script) as server:
+        _, _, body = await request(b'GET', server.url)
+        await close()
+        assert await buffered(body) == b'ok'
+        await until(lambda: script.closed)
+
+
+# --------------------------------------------------------------- the pace of a consumer
+
+
+@on_loops
+async def test_nothing_is_read_ahead_of_the_consumer():
+    loop = asyncio.get_running_loop()
+    sockets = Sockets(bufsize=65536)
+
+    async def fill(sock):
+        """Send until the client has not read anything for a hundred turns of its loop."""
+        sent = full = 0
+        while full < 100 and sent < 64 * 1024 * 1024:
+            try:
+                sent += sock.send(b'x' * 65536)
+                full = 0
+            except BlockingIOError:
+                full += 1
+                await turns(1)
+        return sent
+
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 65536)
+        listener.setblocking(False)
+        async with pool(get_sock=sockets) as request:
+            url = f'http://127.0.0.1:{listener.getsockname()[1]}/'
+            task = asyncio.create_task(request(b'GET', url))
+            sock, _ = await loop.sock_accept(listener)
+            with sock:
+                sock.setblocking(False)
+                await loop.sock_recv(sock, 1000)
+                sock.send(head())
+                _, _, body = await task
+                sent = await fill(sock)
+                assert sent < 8 * 1024 * 1024
+                # Nor does the loop look at what is there again and again.
+                busy = time.thread_time()
+                await asyncio.sleep(0.1)
+                assert time.thread_time() - busy < 0.05
+                read = len(await anext(body))
+                while read < sent // 2:
+                    read += len(await anext(body))
+                more = await fill(sock)
+                assert 0 < more < 8 * 1024 * 1024
+            assert read + len(await buffered(body)) == sent + more
+
+
+@on_loops
+async def test_a_body_that_is_always_readable_lets_other_tasks_have_their_turns():
+    length = 4 * 1024 * 1024
+
+    def serve(listener):
+        peer, _ = listener.accept()
+        with peer:
+            peer.recv(1000)
+            peer.sendall(head(b'content-length: %d' % length) + b'x' * length)
+
+    moved = most = total = 0
+
+    async def other():
+        nonlocal moved
+        while True:
+            moved = 0
+            await asyncio.sleep(0)
+
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        async with pool() as request:
+            serving = asyncio.create_task(asyncio.to_thread(serve, listener))
+            _, _, body = await request(
+                b'GET', f'http://127.0.0.1:{listener.getsockname()[1]}/')
+            other_task = asyncio.create_task(other())
+            async for chunk in body:
+                total += len(chunk)
+                moved += len(chunk)
+                most = max(most, moved)
+                # As work on a chunk does: by then there is always more to read.
+                time.sleep(0.0005)
+            other_task.cancel()
+            await serving
+    assert total == length
+    assert most <= 512 * 1024
+
+
+# ----------------------------------------------------------------- the time of a response
+
+
+@on_loops
+async def test_a_response_that_stops_coming_fails_in_time():
+    async def fail(sent, phase):
+        script = holding(sent)
+        async with Server(script) as server, pool(socket_timeout=0.05) as request:
+            error = await failure(get(request, server.url))
+            assert (type(error), type(error.__cause__)) == (HttpDataError, TimeoutError)
+            assert str(error) == (f'{where(server)}reading the response {phase}: TimeoutError: '
+                                  'socket_timeout, 0.05 seconds, passed')
+            assert (error.reused, error.response_started) == (False, bool(sent))
+            assert asyncio.current_task().cancelling() == 0
+            await until(lambda: script.closed)
+
+    await asyncio.gather(*[fail(sent, phase) for sent, phase in (
+        (b'', 'head'), (b'HTTP/1.1 200', 'head'), (CONTINUE, 'head'), (UNFINISHED, 'body'),
+        (chunked(b'2\r\n'), 'body'), (chunked(b'0\r\n'), 'body'), (head(), 'body'))])
+
+
+@on_loops
+async def test_a_head_in_trickles_fails_in_time():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 200 ')
+        while not peer.reader.at_eof():
+            await peer.send(b'x')
+            await asyncio.sleep(0.005)
+
+    async with Server(script) as server, pool(
+            socket_timeout=0.1, max_header_length=2 ** 20) as request:
+        error = await failure(request(b'GET', server.url))
+        assert (type(error), type(error.__cause__)) == (HttpDataError, TimeoutError)
+        assert error.response_started
+
+
+@on_loops
+async def test_interim_responses_and_reads_of_a_body_have_a_time_each():
+    slow = [[CONTINUE] * 5 + [OK], [head(b'content-length: 5'), *[b'x'] * 5]]
+    whole = [b'ok', b'xxxxx']
+
+    async def script(peer):
+        await peer.read_head()
+        for piece in slow[peer.index]:
+            await asyncio.sleep(0.07)
+            await peer.send(piece)
+
+    async with Server(script) as server, pool(socket_timeout=0.3) as request:
+        responses = await asyncio.gather(*[get(request, server.url) for _ in slow])
+    assert sorted(body for _, _, body in responses) == whole
+
+
+@on_loops
+async def test_the_time_of_the_consumer_is_not_counted():
+    async with Server(holding(OK[:-1], OK[-1:])) as server, pool(socket_timeout=0.05) as request:
+        _, _, body = await request(b'GET', server.url)
+        await asyncio.sleep(0.15)
+        assert await buffered(body) == b'ok'
+
+
+@pytest.mark.parametrize('keep_alive_timeout', [0.02, 0])
+@on_loops
+async def test_keep_alive_never_raises_the_time_that_a_connection_idles(keep_alive_timeout):
+    sockets = Sockets()
+    raw = with_length(b'connection: keep-alive', b'keep-alive: timeout=1000')
+    async with Server(Answering(raw)) as server, pool(
+            keep_alive_timeout=keep_alive_timeout, get_sock=sockets) as request:
+        await get(request, server.url)
+        if keep_alive_timeout:
+            await until(lambda: sockets.socks[0].fileno() == -1)
+        assert sockets.socks[0].fileno() == -1
+
+
+@on_loops
+async def test_keep_alive_lowers_the_time_that_a_connection_idles_to_a_second_less():
+    fields = ((b'keep-alive: timeout=2',), (b'Keep-Alive: max=9, Timeout=2',),
+              (b'connection: keep-alive', b'keep-alive: max=9', b'keep-alive: timeout=2'))
+    loop = asyncio.get_running_loop()
+    idled = []
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(with_length(*fields[peer.index]))
+        started = loop.time()
+        await peer.closed()
+        idled.append(loop.time() - started)
+
+    async with Server(script) as server, pool() as request:
+        await asyncio.gather(*[get(request, server.url) for _ in fields])
+        await until(lambda: len(idled) == len(fields))
+    # Without the field it would be 15 seconds.
+    assert all(0.9 < seconds < 10 for seconds in idled)
+
+
+# ---------------------------------------------------------------- names, connecting, pooling
+#
+# Helpers first: a nameserver, certificates, and a server in threads, for what must happen while
+# the client's loop is blocked or must not run on it.
+
+# What is imported by now is no garbage of a test: the harness, which collects after each test,
+# need not look at it again and again.
+gc.freeze()
+
+FORGED = b'HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged'
+
+
+@contextlib.contextmanager
+def row(name):
+    """Of a table whose rows one test runs one after the other: told when one of them fails."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f'in the row: {name}')
+        raise
+
+
+async def failed(awaitable, kind, cause, message=None):
+    """The error that the awaitable ends with, which leaves the task as it was."""
+    before = asyncio.current_task().cancelling()
+    with pytest.raises(lowhaio.HttpError) as caught:
+        await awaitable
+    error = caught.value
+    assert asyncio.current_task().cancelling() == before
+    assert type(error) is kind
+    assert cause is None or type(error.__cause__) is cause
+    assert message is None or str(error) == message
+    return error
+
+
+def peer_prefix(server, method='GET'):
+    """How the message of an error begins that came with or after the connection."""
+    return f'{method} {server.origin} (peer 127.0.0.1:{server.port})'
+
+
+def system_error(kind, number):
+    return f'{kind.__name__}: [Errno {number}] {os.strerror(number)}'
+
+
+REFUSED = system_error(ConnectionRefusedError, errno.ECONNREFUSED)
+
+
+class Nameserver:
+    """A nameserver on UDP. It answers each name with a list of addresses, the name of an error,
+    or None: not at all. It may wait for a gate first."""
+
+    def __init__(self):
+        self.answers = {}
+        self.ttl = 300
+        self.gates = {}
+        self.queries = collections.Counter()
+        logger = dnslib.server.DNSLogger(log='-request,-reply,-truncated,-error')
+        self.server = dnslib.server.DNSServer(self, '127.0.0.1', 0, logger=logger)
+        self.address = self.server.server.socket.getsockname()
+        self.server.start_thread()
+
+    def resolve(self, request, handler):
+        name = str(request.q.qname).rstrip('.').lower()
+        answer = self.answers[name]
+        self.queries[name] += 1
+        if name in self.gates:
+            self.gates[name].wait(PATIENCE)
+        if answer is None:
+            raise dnslib.DNSError('dnslib answers nothing then')
+        reply = request.reply()
+        if isinstance(answer, str):
+            reply.header.rcode = dnslib.RCODE.reverse[answer]
+        else:
+            for address in answer:
+                reply.add_answer(*dnslib.RR.fromZone(f'{name}. {self.ttl} A {address}'))
+        return reply
+
+    def stop(self):
+        self.server.stop()
+        self.server.thread.join()
+        self.server.server.server_close()
+
+
+@pytest.fixture(scope='module')
+def running_nameserver():
+    server = Nameserver()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def nameserver(running_nameserver):
+    running_nameserver.answers = {'name.test': ['127.0.0.1']}
+    running_nameserver.ttl = 300
+    running_nameserver.gates = {}
+    running_nameserver.queries.clear()
+    return running_nameserver
+
+
+@pytest.fixture
+def silent_address():
+    """Of a nameserver that never answers."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind(('127.0.0.1', 0))
+        yield sock.getsockname()
+
+
+def asking(*nameservers):
+    """A `get_dns_resolver` that asks nameservers, each given as (seconds, address)."""
+    async def get_nameservers(_, fqdn):
+        for nameserver in nameservers:
+            yield nameserver
+
+    async def get_host(hosts, fqdn, qtype):
+        return None
+
+    return lambda **kwargs: aiodnsresolver.Resolver(
+        **kwargs, get_nameservers=get_nameservers, get_host=get_host)
+
+
+def resolving(resolve):
+    """A `get_dns_resolver` of the caller's own, from an async function of the host name."""
+    async def resolve_with_type(host, qtype, get_logger_adapter):
+        assert qtype == aiodnsresolver.TYPES.A
+        return await resolve(host)
+
+    async def clear_cache(get_logger_adapter):
+        pass
+
+    return lambda get_logger_adapter: (resolve_with_type, clear_cache)
+
+
+def always(*addresses):
+    """A `get_dns_resolver` with one answer for all names."""
+    async def resolve(host):
+        return [ipaddress.ip_address(address) for address in addresses]
+
+    return resolving(resolve)
+
+
+
+class ServerAt(Server):
+    """A server at the address of a socket that is bound already."""
+
+    def __init__(self, sock, script, context=None):
+        super().__init__(script, context)
+        self.sock = sock
+
+    async def __aenter__(self):
+        self.address, self.port = self.sock.getsockname()[:2]
+        self.server = await asyncio.start_server(
+            self.serve, sock=self.sock, ssl=self.context, limit=2 ** 20)
+        return self
+
+
+def bound_to(*addresses):
+    """A socket for each address, all with one port. Not listening, they refuse connections."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(socket.socket()) for _ in addresses]
+            port = 0
+            try:
+                for sock, address in zip(socks, addresses, strict=True):
+                    sock.bind((address, port))
+                    port = sock.getsockname()[1]
+            except OSError:
+                continue  # somebody has that port at another of the addresses
+            stack.pop_all()
+            return socks
+
+
+def receive_head(sock):
+    """As `Peer.read_head`, of a blocking socket."""
+    data = b''
+    while not data.endswith(b'\r\n\r\n'):
+        more = sock.recv(65536)
+        if not more:
+            raise EOFError
+        data += more
+    return data
+
+
+def receive_end(sock):
+    """Wait until the client has closed, and return what it sent before."""
+    return b''.join(iter(lambda: sock.recv(65536), b''))
+
+
+class ThreadServer:
+    """Runs the script, a function of a blocking socket, in a thread for each connection."""
+
+    def __init__(self, script, context=None, listener=None):
+        self.script = script
+        self.context = context
+        self.listener = listener
+        self.threads = []
+        self.socks = []
+        self.failures = []
+        self.is_over = False
+
+    def __enter__(self):
+        if self.listener is None:
+            [self.listener] = bound_to('127.0.0.1')
+        self.listener.listen()
+        address, self.port = self.listener.getsockname()
+        scheme = 'http' if self.context is None else 'https'
+        self.origin = f'{scheme}://{address}:{self.port}'
+        self.url = self.origin + '/'
+        self.start(self.accept)
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.is_over = True
+        socket.create_connection(self.listener.getsockname()).close()
+        self.threads[0].join()
+        for sock in self.socks:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join()
+        self.listener.close()
+        if error is None and self.failures:
+            raise self.failures[0]
+
+    def start(self, function, *args):
+        thread = threading.Thread(target=function, args=args)
+        self.threads.append(thread)
+        thread.start()
+
+    def accept(self):
+        while True:
+            sock, _ = self.listener.accept()
+            if self.is_over:
+                sock.close()
+                return
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.settimeout(PATIENCE)
+            if self.context is not None:
+                sock = self.context.wrap_socket(
+                    sock, server_side=True, do_handshake_on_connect=False,
+                    suppress_ragged_eofs=False)
+            self.socks.append(sock)
+            self.start(self.serve, sock)
+
+    def serve(self, sock):
+        with sock:
+            try:
+                if self.context is not None:
+                    sock.do_handshake()
+                self.script(sock)
+            except (OSError, EOFError):
+                pass  # the client hung up, or the test is over
+            except BaseException as error:
+                self.failures.append(error)
+
+
+class AnsweringInThreads:
+    """A script that answers all requests. It keeps the sockets that they came over."""
+
+    def __init__(self, response=OK):
+        self.response = response
+        self.socks = []
+
+    def __call__(self, sock):
+        while True:
+            receive_head(sock)
+            self.socks.append(sock)
+            sock.sendall(self.response)
+
+
+@functools.cache
+def authority():
+    return trustme.CA()
+
+
+def certified(*names, version=None, **options):
+    """A server's context with a certificate for the names."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority().issue_cert(*names, **options).configure_cert(context)
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+@functools.cache
+def trusting(*protocols):
+    """A client's context that trusts the authority of the tests."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(protocols or ['http/1.1'])
+    authority().configure_trust(context)
+    return context
+
+
+TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+TLS_VERSIONS = pytest.mark.parametrize('version', [TLS_1_2, TLS_1_3], ids=['1.2', '1.3'])
+
+
+@functools.cache
+def server_context():
+    return certified('127.0.0.1', 'name.test')
+
+
+SCHEMES = pytest.mark.parametrize('scheme', ['http', 'https'])
+
+
+def context_of(scheme):
+    return server_context() if scheme == 'https' else None
+
+
+# ---------------------------------------------------------------------------------- names
+
+def local_address(peer):
+    return peer.sock.getsockname()[0]
+
+
+@on_loops
+async def test_a_name_is_asked_for_once_while_its_records_are_fresh(nameserver):
+    resolvers = []
+
+    def get_dns_resolver(**kwargs):
+        resolvers.append(asking((5, nameserver.address))(**kwargs))
+        return resolvers[-1]
+
+    answering = Answering(OK)
+    options = {'get_dns_resolver': get_dns_resolver, 'keep_alive_timeout': 0}
+    async with Server(answering) as server, pool(**options) as request:
+        await get(request, server.url)
+        assert resolvers == []  # an IP address needs none
+        for _ in range(3):
+            assert (await get(request, f'http://name.test:{server.port}/'))[2] == b'ok'
+    assert answering.connections == [0, 1, 2, 3]
+    assert answering.heads[-1] == b'GET / HTTP/1.1\r\nhost: name.test:%d\r\n\r\n' % server.port
+    assert nameserver.queries == {'name.test': 1}
+    assert len(resolvers) == 1
+
+
+@on_loops
+async def test_records_that_live_for_no_time_are_asked_for_each_time(nameserver):
+    nameserver.ttl = 0
+    options = {'get_dns_resolver': asking((5, nameserver.address))}
+    async with Server(Answering(OK)) as server, pool(**options) as request:
+        for _ in range(3):
+            await get(request, f'http://name.test:{server.port}/')
+    assert nameserver.queries == {'name.test': 3}
+
+
+def expiring(asked, *seconds):
+    """A resolver of 127.0.0.1 and so on, each fresh for some of the seconds."""
+    async def resolve(host):
+        asked.append(host)
+        now = asyncio.get_running_loop().time()
+        return [aiodnsresolver.IPv4AddressExpiresAt(f'127.0.0.{number}', expires_at=now + after)
+                for number, after in enumerate(seconds, 1)]
+
+    return resolving(resolve)
+
+
+@on_loops
+async def test_the_addresses_of_a_custom_resolver_are_kept_while_they_are_fresh():
+    asked = []
+    options = {'get_dns_resolver': expiring(asked, 3600)}
+    async with Server(Answering(OK)) as server, pool(**options) as request:
+        for name in ('a.test', 'b.test', 'A.test', 'a.test.'):
+            await get(request, f'http://{name}:{server.port}/')
+    assert asked == ['a.test', 'b.test']
+
+
+@on_loops
+async def test_the_addresses_of_a_custom_resolver_are_asked_for_again_when_they_are_stale():
+    asked = []
+    options = {'get_dns_resolver': expiring(asked, 0.02)}
+    async with Server(Answering(OK)) as server, pool(**options) as request:
+        while len(asked) < 3:
+            await get(request, f'http://a.test:{server.port}/')
+            await asyncio.sleep(0.005)
+
+
+@on_loops
+async def test_addresses_are_as_fresh_as_the_stalest_of_them():
+    asked = []
+    options = {'get_dns_resolver': expiring(asked, 3600, 0)}
+    async with Server(Answering(OK)) as server, pool(**options) as request:
+        for _ in range(3):
+            await get(request, f'http://a.test:{server.port}/')
+    assert len(asked) == 3
+
+
+@on_loops
+async def test_plain_addresses_are_asked_for_each_time():
+    asked = []
+
+    async def resolve(host):
+        asked.append(host)
+        return (ipaddress.IPv4Address('127.0.0.1'),)
+
+    answering = Answering(OK)
+    options = {'get_dns_resolver': resolving(resolve)}
+    async with Server(answering) as server, pool(**options) as request:
+        for _ in range(3):
+            await get(request, f'http://a.test:{server.port}/')
+    assert asked == ['a.test'] * 3
+    assert answering.connections == [0, 0, 0]
+
+
+@on_loops
+async def test_only_the_names_looked_up_last_are_remembered():
+    asked = []
+
+    def get_sock(family):
+        raise OSError('no socket is needed')
+
+    options = {'get_dns_resolver': expiring(asked, 3600), 'get_sock': get_sock}
+    names = [f'{number}.test' for number in range(1025)]
+    async with pool(**options) as request:
+        for name in (*names, names[1], names[1024], names[0]):
+            with pytest.raises(HttpConnectionError, match='no socket is needed'):
+                await request(b'GET', f'http://{name}/')
+    assert asked == [*names, names[0]]
+
+
+@on_loops
+async def test_a_connection_to_an_address_that_is_no_longer_current_is_not_reused():
+    current = ['127.0.0.1']
+    ends = []
+
+    async def resolve(host):
+        return [ipaddress.ip_address(address) for address in current]
+
+    async def script(peer):
+        try:
+            await Answering(OK)(peer)
+        finally:
+            ends.append(local_address(peer))
+
+    first_sock, second_sock = bound_to('127.0.0.1', '127.0.0.2')
+    options = {'get_dns_resolver': resolving(resolve)}
+    async with (ServerAt(first_sock, script) as first, ServerAt(second_sock, script) as second,
+                pool(**options) as request):
+        url = f'http://a.test:{first.port}/'
+        await get(request, url)
+        current.append('127.0.0.2')
+        await get(request, url)  # the first is still among the addresses
+        assert (len(first.peers), len(second.peers), ends) == (1, 0, [])
+        current.remove('127.0.0.1')
+        await get(request, url)
+        assert (len(first.peers), len(second.peers)) == (1, 1)
+        await until(lambda: ends == ['127.0.0.1'])
+        await get(request, url)
+    assert (len(first.peers), len(second.peers)) == (1, 1)
+
+
+NO_ADDRESS = {
+    'the name does not exist': (
+        'NXDOMAIN', aiodnsresolver.DnsRecordDoesNotExist, 'DnsRecordDoesNotExist', 1),
+    'no answer in the response': (
+        [], aiodnsresolver.DnsNoMatchingAnswers, 'DnsNoMatchingAnswers', 1),
+    'the nameserver fails': (
+        'SERVFAIL', aiodnsresolver.DnsResponseCode, 'DnsResponseCode: 2', 2),
+    'the nameserver refuses': (
+        'REFUSED', aiodnsresolver.DnsResponseCode, 'DnsResponseCode: 5', 2),
+}
+
+
+@on_loops
+async def test_a_name_that_has_no_address_is_an_error(nameserver):
+    options = {'get_dns_resolver': asking((5, nameserver.address), (5, nameserver.address))}
+    for case, (answer, cause, text, queries) in NO_ADDRESS.items():
+        with row(case):
+            nameserver.answers['missing.test'] = answer
+            nameserver.queries.clear()
+            async with Server(Answering(OK)) as server, pool(**options) as request:
+                for number in (1, 2):  # an error is not remembered
+                    error = await failed(
+                        request(b'GET', 'https://MISSING.test.:8443/path?query'),
+                        HttpDnsError, cause,
+                        f'GET https://missing.test:8443: resolving missing.test failed: {text}')
+                    assert (error.reused, error.response_started) == (False, False)
+                    assert nameserver.queries == {'missing.test': queries * number}
+                # Nor does it stand in the way of the record, once there is one.
+                nameserver.answers['missing.test'] = ['127.0.0.1']
+                assert (await get(request, f'http://missing.test:{server.port}/'))[2] == b'ok'
+
+
+@on_loops
+async def test_silent_nameservers_are_an_error_after_the_resolvers_own_timeouts(silent_address):
+    options = {'get_dns_resolver': asking((0.02, silent_address), (0.02, silent_address))}
+    async with pool(**options) as request:
+        error = await failed(
+            request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError,
+            'GET http://name.test:80: resolving name.test failed: TimeoutError: no nameserver '
+            'answered in the time that the resolver gives')
+    assert type(error.__cause__.__cause__) is aiodnsresolver.DnsTimeout
+
+
+@on_loops
+async def test_a_lookup_ends_after_socket_timeout(silent_address):
+    options = {'get_dns_resolver': asking((60, silent_address)), 'socket_timeout': 0.05}
+    async with pool(**options) as request:
+        await failed(
+            request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError,
+            'GET http://name.test:80: resolving name.test failed: TimeoutError: socket_timeout, '
+            '0.05 seconds, passed')
+
+
+@on_loops
+async def test_socket_timeout_bounds_all_of_a_lookup_with_many_timeouts_in_it(silent_address):
+    started = time.monotonic()
+    nameservers = [(0.03, silent_address)] * 100
+    options = {'get_dns_resolver': asking(*nameservers), 'socket_timeout': 0.1}
+    async with pool(**options) as request:
+        error = await failed(request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError)
+    assert 'socket_timeout, 0.1 seconds, passed' in str(error)
+    assert time.monotonic() - started < 2
+
+
+@on_loops
+async def test_the_timeout_of_one_nameserver_leaves_no_cancellation(nameserver, silent_address):
+    options = {'get_dns_resolver': asking(
+        (0.02, silent_address), (0.02, silent_address), (5, nameserver.address))}
+    async with Server(Answering(OK)) as server, pool(**options) as request:
+        url = f'http://name.test:{server.port}/'
+        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+            assert (await get(request, url))[2] == b'ok'
+            assert asyncio.current_task().cancelling() == 0
+            await asyncio.sleep(0)
+            group.create_task(get(request, url))
+
+
+@on_loops
+async def test_a_task_that_was_cancelled_before_is_left_as_it_was(silent_address):
+    """One that caught its cancellation and goes on, to say goodbye over HTTP for example."""
+    options = {'get_dns_resolver': asking((0.02, silent_address), (0.02, silent_address))}
+
+    async def request_after_a_cancellation():
+        asyncio.current_task().cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        assert asyncio.current_task().cancelling() == 1
+        async with pool(**options) as request:
+            await failed(request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError)
+        async with pool(socket_timeout=0.01, **options) as request:
+            await failed(request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError)
+
+    await asyncio.create_task(request_after_a_cancellation())
+
+
+# A timer of a lookup is at 0.005 seconds. The loop, blocked for 0.015, finds both timers due.
+SAME_TICK = {'cancelled before': 0.001, 'cancelled after': 0.01}
+TIMERS = {
+    'of the only nameserver': ([0.005], 10),
+    'of the first nameserver': ([0.005, 0.005], 10),
+    'of socket_timeout': ([60], 0.005),
+    'of both': ([0.005, 60], 0.005),
+}
+
+
+@pytest.mark.parametrize('case', TIMERS)
+@on_loops
+async def test_a_cancellation_in_the_tick_of_a_timeout_of_the_lookup_wins(silent_address, case):
+    loop = asyncio.get_running_loop()
+    nameservers, socket_timeout = TIMERS[case]
+    options = {'get_dns_resolver': asking(*[(after, silent_address) for after in nameservers]),
+               'socket_timeout': socket_timeout}
+
+    def cancel_and_block(task, seconds):
+        loop.call_later(seconds, task.cancel)
+        time.sleep(0.015)
+
+    for name, seconds in SAME_TICK.items():
+        with row(name):
+            async with pool(**options) as request:
+                task = loop.create_task(request(b'GET', 'http://name.test/'))
+                # In one turn of the loop the lookup begins, and then nothing goes on.
+                loop.call_soon(cancel_and_block, task, seconds)
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert task.cancelling() == 1
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        loop.call_soon(time.sleep, 0.015)
+                        await request(b'GET', 'http://name.test/')
+                assert asyncio.current_task().cancelling() == 0
+
+
+@on_loops
+async def test_socket_timeout_in_the_tick_of_the_resolvers_timeout_ends_the_lookup(
+        silent_address):
+    nameservers = [(0.005, silent_address), (60, silent_address)]
+    options = {'get_dns_resolver': asking(*nameservers), 'socket_timeout': 0.005}
+    async with pool(**options) as request:
+        asyncio.get_running_loop().call_soon(time.sleep, 0.015)
+        error = await failed(request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError)
+    assert 'socket_timeout, 0.005 seconds, passed' in str(error)
+
+
+@on_loops
+async def test_a_lookup_can_be_cancelled(nameserver, silent_address):
+    options = {'get_dns_resolver': asking((60, silent_address))}
+    async with pool(**options) as request:
+        task = asyncio.create_task(request(b'GET', 'http://name.test/'))
+        await turns(5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@on_loops
+async def test_a_request_closed_in_its_lookup_lets_the_resolver_clean_up():
+    ends = []
+
+    async def resolve(host):
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            ends.append(host)
+            raise
+
+    async with pool(get_dns_resolver=resolving(resolve)) as request:
+        coroutine = request(b'GET', 'http://name.test/')
+        coroutine.send(None)
+        coroutine.close()
+        assert ends == ['name.test']
+
+
+ENDS_OF_A_LOOKUP = {
+    'is cancelled': ('a.test', 10, asyncio.CancelledError),
+    'times out': ('b.test', 0.05, HttpDnsError),
+}
+
+
+@on_loops
+async def test_a_lookup_shared_with_one_that_ends_early_goes_on(nameserver):
+    """The resolver makes one query for both, in the task of the first."""
+    shared = []
+
+    def get_dns_resolver(**kwargs):
+        if not shared:
+            shared.append(asking((PATIENCE, nameserver.address))(**kwargs))
+        return shared[0]
+
+    for case, (name, socket_timeout, kind) in ENDS_OF_A_LOOKUP.items():
+        nameserver.answers[name] = ['127.0.0.1']
+        nameserver.gates[name] = threading.Event()
+        with row(case):
+            async with (Server(Answering(OK)) as server,
+                        pool(get_dns_resolver=get_dns_resolver,
+                             socket_timeout=socket_timeout) as request,
+                        pool(get_dns_resolver=get_dns_resolver) as other_request):
+                url = f'http://{name}:{server.port}/'
+                first = asyncio.create_task(get(request, url))
+                await turns(2)
+                second = asyncio.create_task(get(other_request, url))
+                await until(lambda: nameserver.queries[name])  # noqa: B023
+                if kind is asyncio.CancelledError:
+                    first.cancel()
+                with pytest.raises(kind):
+                    await first
+                await until(lambda: nameserver.queries[name] == 2)  # noqa: B023
+                nameserver.gates[name].set()
+                assert (await second)[2] == b'ok'
+                assert second.cancelling() == 0
+
+
+@on_loops
+async def test_lookups_of_one_name_at_once_time_out_together(silent_address):
+    options = {'get_dns_resolver': asking((0.03, silent_address))}
+    async with pool(**options) as request:
+        tasks = [asyncio.create_task(request(b'GET', 'http://name.test/')) for _ in range(3)]
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(error) for error in errors] == [HttpDnsError] * 3
+    assert [type(error.__cause__) for error in errors] == [TimeoutError] * 3
+    assert [task.cancelling() for task in tasks] == [0, 0, 0]
+
+
+@types.coroutine
+def bare_yield():
+    yield
+
+
+async def resolve_to_nothing(host):
+    return ()
+
+
+async def resolve_to_none(host):
+    return None
+
+
+async def resolve_to_text(host):
+    return ('127.0.0.1',)
+
+
+async def resolve_by_raising(host):
+    raise LookupError(f'no {host} here')
+
+
+def resolve_at_once(host):
+    return (ipaddress.IPv4Address('127.0.0.1'),)
+
+
+NAME_FAILED = 'GET http://name.test:80: resolving name.test failed: '
+BAD_RESOLVERS = {
+    'it returns no address': (
+        resolving(resolve_to_nothing), LookupError,
+        'LookupError: the resolver returned no address'),
+    'it returns None': (resolving(resolve_to_none), TypeError, None),
+    'it returns text': (resolving(resolve_to_text), AttributeError, None),
+    'it raises': (
+        resolving(resolve_by_raising), LookupError, 'LookupError: no name.test here'),
+    'it is not async': (
+        lambda get_logger_adapter: (lambda *args, **kwargs: (), None), AttributeError, None),
+    'it can not be made': (lambda **kwargs: 1 // 0, ZeroDivisionError, None),
+}
+
+
+@on_loops
+async def test_a_resolver_that_does_not_work_is_an_error():
+    for case, (get_dns_resolver, cause, text) in BAD_RESOLVERS.items():
+        with row(case):
+            request, close = Pool(get_dns_resolver=get_dns_resolver)
+            await failed(request(b'GET', 'http://name.test/'), HttpDnsError, cause,
+                         text and NAME_FAILED + text)
+
+
+async def resolve_by_turning(host):
+    while True:
+        await bare_yield()
+
+
+async def resolve_after_turning(host):
+    for _ in range(3):
+        await bare_yield()
+    return (ipaddress.IPv4Address('127.0.0.1'),)
+
+
+async def resolve_in_spite_of_a_cancellation(host):
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        await asyncio.sleep(3600)
+
+
+async def resolve_after_the_timeout_of_a_part(host):
+    try:
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(3600)
+    except TimeoutError:
+        await asyncio.sleep(0)
+        return (ipaddress.IPv4Address('127.0.0.1'),)
+
+
+async def resolve_after_the_cancellation_of_a_part(host):
+    loop = asyncio.get_running_loop()
+    part = loop.create_future()
+    loop.call_later(0.01, part.cancel)
+    try:
+        await part
+    except asyncio.CancelledError:
+        await asyncio.sleep(0)
+        return (ipaddress.IPv4Address('127.0.0.1'),)
+
+
+async def resolve_after_the_failure_of_a_part(host):
+    loop = asyncio.get_running_loop()
+    part = loop.create_future()
+    loop.call_soon(part.set_exception, OSError('no answer'))
+    try:
+        await part
+    except OSError:
+        await asyncio.sleep(0)
+        return (ipaddress.IPv4Address('127.0.0.1'),)
+
+
+async def resolve_in_a_task(host):
+    await asyncio.create_task(asyncio.sleep(0.001))
+    return (ipaddress.IPv4Address('127.0.0.1'),)
+
+
+@pytest.mark.parametrize('resolve', [resolve_by_turning, resolve_in_spite_of_a_cancellation])
+@on_loops
+async def test_a_resolver_that_does_not_end_is_stopped(resolve):
+    async with pool(get_dns_resolver=resolving(resolve), socket_timeout=0.03) as request:
+        await failed(
+            request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError,
+            NAME_FAILED + 'TimeoutError: socket_timeout, 0.03 seconds, passed')
+
+
+@on_loops
+async def test_a_resolver_that_never_waits_can_be_cancelled():
+    async with pool(get_dns_resolver=resolving(resolve_by_turning)) as request:
+        task = asyncio.create_task(request(b'GET', 'http://name.test/'))
+        await turns(3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+WAYS_TO_RESOLVE = [
+    resolve_after_turning, resolve_after_the_timeout_of_a_part,
+    resolve_after_the_cancellation_of_a_part, resolve_after_the_failure_of_a_part,
+    resolve_in_a_task]
+
+
+@pytest.mark.parametrize('cancelled', [0, 1], ids=['never cancelled', 'cancelled before'])
+@on_loops
+async def test_a_resolver_may_wait_in_whatever_way(cancelled):
+    async def request_after_cancellations(request, url):
+        for _ in range(cancelled):
+            asyncio.current_task().cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        code, _, body = await get(request, url)
+        return code, body, asyncio.current_task().cancelling()
+
+    async with Server(Answering(OK)) as server:
+        for resolve in WAYS_TO_RESOLVE:
+            with row(resolve.__name__):
+                async with pool(get_dns_resolver=resolving(resolve)) as request:
+                    url = f'http://a.test:{server.port}/'
+                    task = asyncio.create_task(request_after_cancellations(request, url))
+                    assert await task == (b'200', b'ok', cancelled)
+
+
+@on_loops
+async def test_a_resolver_may_clean_up_when_it_is_cancelled():
+    cleaned = []
+
+    async def resolve(host):
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.001)
+            cleaned.append(host)
+
+    async with pool(get_dns_resolver=resolving(resolve)) as request:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await request(b'GET', 'http://name.test/')
+        assert asyncio.current_task().cancelling() == 0
+    assert cleaned == ['name.test']
+
+
+@on_loops
+async def test_a_cancellation_is_still_counted_when_the_resolver_cleaned_up():
+    """`cancelling()` tells callers that the cancellation is meant for them."""
+    async def resolve(host):
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0)
+
+    async with pool(get_dns_resolver=resolving(resolve)) as request:
+        task = asyncio.create_task(request(b'GET', 'http://name.test/'))
+        await turns(3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelling() == 1
+
+
+@on_loops
+async def test_closing_the_pool_clears_the_cache_of_the_resolver(nameserver):
+    cleared = []
+
+    def get_dns_resolver(**kwargs):
+        resolve, clear_cache = asking((5, nameserver.address))(**kwargs)
+
+        async def clear_and_tell(**kwargs):
+            cleared.append(True)
+            await clear_cache(**kwargs)
+
+        return resolve, clear_and_tell
+
+    request, close = Pool(get_dns_resolver=get_dns_resolver)
+    async with Server(Answering(OK)) as server:
+        await get(request, f'http://name.test:{server.port}/')
+        await close()
+    assert cleared == [True]
+
+
+# ----------------------------------------------------------------------------- connecting
+
+@on_loops
+async def test_new_connections_take_turns_between_the_addresses():
+    addresses = ['127.0.0.1', '127.0.0.2', '127.0.0.3']
+    used = []
+
+    async def script(peer):
+        used.append(local_address(peer))
+        await Answering(OK)(peer)
+
+    async def resolve(host):
+        # In whatever order they come: some resolvers rotate them too.
+        random.shuffle(addresses)
+        return [ipaddress.ip_address(address) for address in addresses]
+
+    options = {'get_dns_resolver': resolving(resolve), 'keep_alive_timeout': 0}
+    async with contextlib.AsyncExitStack() as stack:
+        for sock in bound_to(*addresses):
+            server = await stack.enter_async_context(ServerAt(sock, script))
+        request = await stack.enter_async_context(pool(**options))
+        for _ in range(6):
+            await get(request, f'http://a.test:{server.port}/')
+    assert used == ['127.0.0.1', '127.0.0.2', '127.0.0.3'] * 2
+
+
+@on_loops
+async def test_reused_connections_do_not_take_the_turn_of_an_address():
+    used = []
+    closing = b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\nok'
+
+    async def script(peer):
+        used.append(local_address(peer))
+        await Answering(OK, OK, closing)(peer)
+
+    socks = bound_to('127.0.0.1', '127.0.0.2')
+    async with (ServerAt(socks[0], script) as server, ServerAt(socks[1], script),
+                pool(get_dns_resolver=always('127.0.0.1', '127.0.0.2')) as request):
+        for _ in range(12):
+            await get(request, f'http://a.test:{server.port}/')
+    assert used == ['127.0.0.1', '127.0.0.2'] * 2
+
+
+@on_loops
+async def test_an_address_that_refuses_is_followed_by_the_next():
+    refusing, serving = bound_to('127.0.0.1', '127.0.0.2')
+    async with ServerAt(serving, Answering(OK)) as server:
+        async with pool(get_dns_resolver=always('127.0.0.1', '127.0.0.2')) as request:
+            code, _, body = await request(b'GET', f'http://a.test:{server.port}/')
+            assert (code, await buffered(body)) == (b'200', b'ok')
+    refusing.close()
+
+
+@on_loops
+async def test_a_single_address_that_refuses_is_the_cause():
+    [refusing] = bound_to('127.0.0.1')
+    port = refusing.getsockname()[1]
+    async with pool() as request:
+        error = await failed(
+            request(b'GET', f'http://127.0.0.1:{port}/path?query'),
+            HttpConnectionError, ConnectionRefusedError,
+            f'GET http://127.0.0.1:{port}: connecting failed: 127.0.0.1: {REFUSED}')
+        assert (error.reused, error.response_started) == (False, False)
+    refusing.close()
+
+
+@on_loops
+async def test_all_addresses_that_refuse_are_in_the_error_in_turn():
+    socks = bound_to('127.0.0.1', '127.0.0.2', '127.0.0.3')
+    port = socks[0].getsockname()[1]
+    options = {'get_dns_resolver': always('127.0.0.3', '127.0.0.1', '127.0.0.2')}
+    async with pool(**options) as request:
+        for one, two, three in ((1, 2, 3), (2, 3, 1), (3, 1, 2)):
+            error = await failed(
+                request(b'POST', f'https://a.test:{port}/'), HttpConnectionError, ExceptionGroup,
+                f'POST https://a.test:{port}: connecting failed: 127.0.0.{one}: {REFUSED}; '
+                f'127.0.0.{two}: {REFUSED}; 127.0.0.{three}: {REFUSED}')
+            causes = error.__cause__.exceptions
+            assert [type(cause) for cause in causes] == [ConnectionRefusedError] * 3
+    for sock in socks:
+        sock.close()
+
+
+@contextlib.contextmanager
+def full_backlog(sock):
+    """Make it listen, with more connections waiting to be accepted than it holds."""
+    sock.listen(0)
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(sock.getsockname())
+        yield sock.getsockname()[1]
+
+
+@on_loops
+async def test_connecting_ends_after_socket_timeout():
+    [sock] = bound_to('127.0.0.1')
+    with sock, full_backlog(sock) as port:
+        async with pool(socket_timeout=0.05) as request:
+            error = await failed(
+                request(b'GET', f'http://127.0.0.1:{port}/'), HttpConnectionError, TimeoutError,
+                f'GET http://127.0.0.1:{port}: connecting failed: 127.0.0.1: TimeoutError: '
+                'socket_timeout, 0.05 seconds, passed')
+            assert (error.reused, error.response_started) == (False, False)
+
+
+@on_loops
+async def test_socket_timeout_is_for_all_addresses_together():
+    silent, serving = bound_to('127.0.0.1', '127.0.0.2')
+    options = {'get_dns_resolver': always('127.0.0.1', '127.0.0.2'), 'socket_timeout': 0.05}
+    async with ServerAt(serving, Answering(OK)) as server:
+        with silent, full_backlog(silent) as port:
+            async with pool(**options) as request:
+                error = await failed(
+                    request(b'GET', f'http://a.test:{port}/'), HttpConnectionError, TimeoutError)
+    assert str(error).startswith(
+        f'GET http://a.test:{port}: connecting failed: 127.0.0.1: TimeoutError: socket_timeout')
+    assert server.peers == []
+
+
+@on_loops
+async def test_socket_timeout_is_for_the_lookup_and_connecting_together():
+    """A lookup that took nearly all of it leaves nearly nothing."""
+    ends = []
+
+    async def resolve(host):
+        await asyncio.sleep(0.18)
+        ends.append(time.monotonic())
+        return (ipaddress.IPv4Address('127.0.0.1'),)
+
+    [silent] = bound_to('127.0.0.1')
+    with silent, full_backlog(silent) as port:
+        async with pool(get_dns_resolver=resolving(resolve), socket_timeout=0.2) as request:
+            await failed(
+                request(b'GET', f'http://a.test:{port}/'), HttpConnectionError, TimeoutError)
+    assert time.monotonic() - ends[0] < 0.15
+
+
+@on_loops
+async def test_connecting_can_be_cancelled():
+    [silent] = bound_to('127.0.0.1')
+    with silent, full_backlog(silent) as port:
+        async with pool() as request:
+            task = asyncio.create_task(request(b'GET', f'http://127.0.0.1:{port}/'))
+            await turns(5)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+
+@on_loops
+async def test_get_sock_is_called_with_the_family_for_each_connection():
+    families = []
+
+    def get_sock(family):
+        families.append(family)
+        return socket.socket(family)  # blocking, and yet nothing blocks
+
+    options = {'get_sock': get_sock, 'keep_alive_timeout': 0}
+    async with Server(Answering(OK)) as server, pool(**options) as request:
+        for _ in range(2):
+            assert (await get(request, server.url))[2] == b'ok'
+        with pytest.raises(HttpConnectionError):
+            await get(request, 'http://[::1]:1/')
+    assert families == [socket.AF_INET, socket.AF_INET, socket.AF_INET6]
+
+
+def get_sock_raising(family):
+    raise OSError(errno.EMFILE, 'too many')
+
+
+def get_sock_closed(family):
+    sock = socket.socket(family)
+    sock.close()
+    return sock
+
+
+def get_sock_of_wrong_family(family):
+    return socket.socket(socket.AF_UNIX)
+
+
+BAD_SOCKS = {
+    'it raises': (get_sock_raising, OSError),
+    'its socket is closed': (get_sock_closed, None),
+    'its socket is of another family': (get_sock_of_wrong_family, TypeError),
+    'it returns nothing': (lambda family: None, AttributeError),
+}
+
+
+@on_loops
+async def test_a_get_sock_that_does_not_work_is_an_error():
+    for case, (get_sock, cause) in BAD_SOCKS.items():
+        with row(case):
+            async with Server(Answering(OK)) as server, pool(get_sock=get_sock) as request:
+                error = await failed(get(request, server.url), HttpConnectionError, cause)
+                assert str(error).startswith(
+                    f'GET {server.origin}: connecting failed: 127.0.0.1: ')
+                assert server.peers == []
+
+
+def ipv6_sock():
+    try:
+        sock = socket.socket(socket.AF_INET6)
+        sock.bind(('::1', 0))
+    except OSError:
+        pytest.skip('this machine has no IPv6')
+    return sock
+
+
+IPV6_HOSTS = {
+    'literal': '[::1]',
+    'long literal': '[0:0:0:0:0:0:0:1]',
+    'name of a zone': '[::1%25lo]',
+    'number of a zone': '[::1%251]',
+    'zone as others write it': '[::1%lo]',
+}
+
+
+@SCHEMES
+@on_loops
+async def test_an_ipv6_address_is_connected_to(scheme):
+    context = certified('::1') if scheme == 'https' else None
+    for case, literal in IPV6_HOSTS.items():
+        answering = Answering(OK)
+        with row(case):
+            async with (ServerAt(ipv6_sock(), answering, context) as server,
+                        pool(get_ssl_context=trusting) as request):
+                url = f'{scheme}://{literal}:{server.port}/'
+                for _ in range(2):
+                    assert (await get(request, url))[2] == b'ok'
+            # RFC 6874 4: a zone is for this machine only.
+            assert answering.heads[0].endswith(b'host: [::1]:%d\r\n\r\n' % server.port)
+            assert answering.connections == [0, 0]
+
+
+@on_loops
+async def test_the_peer_of_an_ipv6_connection_is_in_brackets_in_errors():
+    async with (ServerAt(ipv6_sock(), Answering(b'bad\r\n\r\n')) as server, pool() as request):
+        error = await failed(
+            get(request, f'http://[::1%25lo]:{server.port}/'), HttpDataError, ValueError)
+    origin = f'[::1%lo]:{server.port}'
+    assert str(error).startswith(f'GET http://{origin} (peer {origin}), reading the response')
+
+
+@on_loops
+async def test_a_zone_that_does_not_exist_is_an_error():
+    async with pool() as request:
+        error = await failed(
+            request(b'GET', 'http://[fe80::1%25nosuch]/'), HttpConnectionError, OSError)
+    assert str(error).startswith(
+        'GET http://[fe80::1%nosuch]:80: connecting failed: fe80::1%nosuch: OSError: ')
+
+
+@on_loops
+async def test_an_ipv6_address_of_a_custom_resolver_is_connected_to():
+    sock = ipv6_sock()
+    async with (ServerAt(sock, Answering(OK)) as server,
+                pool(get_dns_resolver=always('::1', '127.0.0.1')) as request):
+        [refusing] = [socket.socket()]
+        with refusing:
+            refusing.bind(('127.0.0.1', server.port))
+            assert (await get(request, f'http://a.test:{server.port}/'))[2] == b'ok'
+
+
+# ------------------------------------------------------------------------------------ TLS
+
+VERIFIED = {
+    'an address': ('127.0.0.1', '127.0.0.1'),
+    'a name': ('name.test', 'name.test'),
+    'a name in capitals, with a dot': ('name.test', 'NAME.Test.'),
+    'a name of a wildcard': ('*.name.test', 'www.name.test'),
+    'one of many': ('other.test', 'name.test', 'name.test'),
+    'a name in its own script': ('xn--bcher-kva.test', 'BÜCHER.test'),
+}
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_a_certificate_for_the_host_is_accepted(version):
+    options = {'get_ssl_context': trusting, 'get_dns_resolver': always('127.0.0.1')}
+    for case, (*names, host) in VERIFIED.items():
+        answering = Answering(OK)
+        with row(case):
+            async with (Server(answering, certified(*names, version=version)) as server,
+                        pool(**options) as request):
+                for _ in range(2):
+                    assert (await get(request, f'https://{host}:{server.port}/'))[2] == b'ok'
+            assert answering.connections == [0, 0]
+
+
+LONG_AGO = datetime.datetime(2001, 1, 1, tzinfo=datetime.UTC)
+NOT_VERIFIED = {
+    'another name': (('other.test',), {}, 'name.test', 'Hostname mismatch'),
+    'an address for a name': (('127.0.0.1',), {}, 'name.test', 'Hostname mismatch'),
+    'another address': (('127.0.0.2',), {}, '127.0.0.1', 'IP address mismatch'),
+    'a name for an address': (('name.test',), {}, '127.0.0.1', 'IP address mismatch'),
+    'a wildcard two labels up': (('*.test',), {}, 'www.name.test', 'Hostname mismatch'),
+    'expired': (
+        ('name.test',), {'not_before': LONG_AGO, 'not_after': LONG_AGO.replace(2002)},
+        'name.test', 'certificate has expired'),
+    'not valid yet': (
+        ('name.test',), {'not_before': LONG_AGO.replace(2901), 'not_after': LONG_AGO.replace(2902)},
+        'name.test', 'certificate is not yet valid'),
+}
+
+
+@on_loops
+async def test_a_certificate_that_does_not_fit_is_refused():
+    options = {'get_ssl_context': trusting, 'get_dns_resolver': always('127.0.0.1')}
+    for case, (names, validity, host, text) in NOT_VERIFIED.items():
+        answering = AnsweringInThreads()
+        with row(case), ThreadServer(answering, certified(*names, **validity)) as server:
+            async with pool(**options) as request:
+                error = await failed(
+                    request(b'GET', f'https://{host}:{server.port}/path?query'),
+                    HttpTlsError, ssl.SSLCertVerificationError)
+            assert str(error).startswith(
+                f'GET https://{host}:{server.port} (peer 127.0.0.1:{server.port}): the TLS '
+                'handshake failed: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: '
+                + text)
+            assert (error.reused, error.response_started) == (False, False)
+            assert answering.socks == []
+
+
+@on_loops
+async def test_an_unknown_authority_is_refused_by_default():
+    answering = AnsweringInThreads()
+    with ThreadServer(answering, server_context()) as server:
+        async with pool() as request:
+            error = await failed(
+                request(b'GET', server.url), HttpTlsError, ssl.SSLCertVerificationError)
+    assert 'unable to get local issuer certificate' in str(error)
+    assert answering.socks == []
+
+
+@on_loops
+async def test_the_server_is_told_the_canonical_name():
+    told = []
+    context = certified('name.test', 'xn--bcher-kva.test', '127.0.0.1')
+    context.sni_callback = lambda sock, name, context: told.append(name)
+    options = {'get_ssl_context': trusting, 'get_dns_resolver': always('127.0.0.1')}
+    async with Server(Answering(OK), context) as server, pool(**options) as request:
+        for host in ('NAME.test.', 'Bücher.test', '127.0.0.1'):
+            await get(request, f'https://{host}:{server.port}/')
+    assert told == ['name.test', 'xn--bcher-kva.test', None]  # RFC 6066 3: no addresses
+
+
+@on_loops
+async def test_the_ssl_context_is_got_once_at_the_first_https_request():
+    got = []
+
+    def get_ssl_context():
+        got.append(trusting())
+        return got[-1]
+
+    options = {'get_ssl_context': get_ssl_context, 'keep_alive_timeout': 0}
+    async with (Server(Answering(OK)) as plain, Server(Answering(OK), server_context()) as server,
+                pool(**options) as request):
+        await get(request, plain.url)
+        assert got == []
+        for _ in range(3):
+            await get(request, server.url)
+        await asyncio.gather(*[get(request, server.url) for _ in range(3)])
+    assert len(got) == 1
+
+
+@on_loops
+async def test_an_ssl_context_that_can_not_be_made_is_an_error():
+    contexts = [trusting()]
+
+    def get_ssl_context():
+        if not asked:
+            asked.append(True)
+            raise FileNotFoundError('no certificates')
+        return contexts.pop()
+
+    asked = []
+    with ThreadServer(AnsweringInThreads(), server_context()) as server:
+        async with pool(get_ssl_context=get_ssl_context) as request:
+            await failed(
+                request(b'GET', server.url), HttpTlsError, FileNotFoundError,
+                f'{peer_prefix(server)}: the TLS handshake failed: FileNotFoundError: no '
+                'certificates')
+            assert (await get(request, server.url))[2] == b'ok'  # it was asked again
+
+
+PROTOCOLS = {
+    'the server knows none': (['http/1.1'], None, True),
+    'both know http/1.1': (['http/1.1'], ['h2', 'http/1.1'], True),
+    'both know http/1.0': (['http/1.0'], ['http/1.0'], True),
+    'the server prefers http/1.1': (['h2', 'http/1.1'], ['http/1.1', 'h2'], True),
+    'the server prefers h2': (['h2', 'http/1.1'], ['h2', 'http/1.1'], False),
+}
+
+
+@on_loops
+async def test_only_http_1_is_spoken():
+    for case, (offered, known, is_accepted) in PROTOCOLS.items():
+        context = certified('127.0.0.1')
+        if known:
+            context.set_alpn_protocols(known)
+        answering = AnsweringInThreads()
+        with row(case), ThreadServer(answering, context) as server:
+            async with pool(get_ssl_context=functools.partial(trusting, *offered)) as request:
+                if is_accepted:
+                    assert (await get(request, server.url))[2] == b'ok'
+                    continue
+                error = await failed(get(request, server.url), HttpTlsError, ssl.SSLError)
+                assert str(error).startswith(f'{peer_prefix(server)}: the TLS handshake failed: ')
+                assert str(error).endswith("the negotiated protocol must be http/1.1, got 'h2'")
+                assert answering.socks == []
+
+
+@on_loops
+async def test_the_default_context_offers_http_1_1_alone():
+    offered = []
+    context = certified('127.0.0.1')
+    context.set_alpn_protocols(['h2', 'http/1.1'])
+
+    async def script(peer):
+        offered.append(peer.writer.get_extra_info('ssl_object').selected_alpn_protocol())
+        await Answering(OK)(peer)
+
+    def get_ssl_context():
+        default = inspect.signature(Pool).parameters['get_ssl_context'].default()
+        assert default.verify_mode == ssl.CERT_REQUIRED
+        assert default.check_hostname
+        authority().configure_trust(default)
+        return default
+
+    async with (Server(script, context) as server,
+                pool(get_ssl_context=get_ssl_context) as request):
+        await get(request, server.url)
+    assert offered == ['http/1.1']
+
+
+def wanting_certificates(version=None):
+    context = certified('127.0.0.1', version=version)
+    context.verify_mode = ssl.CERT_REQUIRED
+    authority().configure_trust(context)
+    return context
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_a_client_certificate_is_sent(version):
+    names = []
+
+    async def script(peer):
+        names.append(peer.writer.get_extra_info('peercert')['subjectAltName'])
+        await Answering(OK)(peer)
+
+    def get_ssl_context():
+        context = trusting.__wrapped__()
+        authority().issue_cert('client.test').configure_cert(context)
+        return context
+
+    async with (Server(script, wanting_certificates(version)) as server,
+                pool(get_ssl_context=get_ssl_context) as request):
+        assert (await get(request, server.url))[2] == b'ok'
+    assert names == [(('DNS', 'client.test'),)]
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_a_client_certificate_that_is_missing_is_an_error(version):
+    def script(listener, context):
+        sock, _ = listener.accept()
+        sock.settimeout(PATIENCE)
+        with sock, context.wrap_socket(sock.dup(), server_side=True,
+                                       do_handshake_on_connect=False) as tls:
+            with contextlib.suppress(ssl.SSLError):
+                tls.do_handshake()
+            # Reads all, so that the alert is not overtaken by a reset.
+            sock.shutdown(socket.SHUT_WR)
+            receive_end(sock)
+
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        thread = threading.Thread(target=script, args=(listener, wanting_certificates(version)))
+        thread.start()
+        port = listener.getsockname()[1]
+        async with pool(get_ssl_context=trusting) as request:
+            # In TLS 1.3 the client's part of the handshake ends before the server looks at it.
+            is_1_3 = version == TLS_1_3
+            error = await failed(
+                request(b'GET', f'https://127.0.0.1:{port}/'),
+                HttpDataError if is_1_3 else HttpTlsError, ssl.SSLError)
+        thread.join()
+    prefix = f'GET https://127.0.0.1:{port} (peer 127.0.0.1:{port})'
+    if is_1_3:
+        prefix += ', reading the response head: SSLError: '
+        assert 'CERTIFICATE_REQUIRED' in str(error)
+    else:
+        prefix += ': the TLS handshake failed: SSLError: '
+        assert 'HANDSHAKE_FAILURE' in str(error)
+    assert str(error).startswith(prefix)
+    assert (error.reused, error.response_started) == (False, False)
+
+
+def handshake_plain(sock):
+    sock.recv(65536)
+    sock.sendall(b'HTTP/1.1 400 Bad Request\r\n\r\n')
+    receive_end(sock)
+
+
+def handshake_closing(sock):
+    sock.recv(65536)
+
+
+def handshake_closing_in_a_record(sock):
+    sock.recv(65536)
+    sock.sendall(b'\x16\x03\x03\x40\x00half of it')
+
+
+def handshake_reset(sock):
+    sock.recv(1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+
+
+def handshake_silent(sock):
+    receive_end(sock)
+
+
+def handshake_trickling(sock):
+    """The first byte of a long record after the other, as if it were to end one day."""
+    sock.sendall(b'\x16\x03\x03\x40\x00')
+    while True:
+        sock.sendall(b'\x02')
+        time.sleep(0.01)
+
+
+LATE = 'TimeoutError: socket_timeout, 0.2 seconds, passed'
+HANDSHAKES = {
+    'no TLS': (handshake_plain, ssl.SSLError, 'SSLError: '),
+    'closed': (handshake_closing, ssl.SSLEOFError, 'SSLEOFError: '),
+    'closed in a record': (handshake_closing_in_a_record, ssl.SSLEOFError, 'SSLEOFError: '),
+    'reset': (handshake_reset, ConnectionResetError, 'ConnectionResetError: '),
+    'silent': (handshake_silent, TimeoutError, LATE),
+    'trickling': (handshake_trickling, TimeoutError, LATE),
+}
+
+
+@on_loops
+async def test_a_handshake_that_does_not_succeed_is_an_error():
+    async def check(request, case):
+        script, cause, text = HANDSHAKES[case]
+        with row(case), ThreadServer(script) as server:
+            url = f'https://127.0.0.1:{server.port}'
+            error = await failed(request(b'GET', url), HttpTlsError, cause)
+            assert str(error).startswith(
+                f'GET {url} (peer 127.0.0.1:{server.port}): the TLS handshake failed: {text}')
+            assert (error.reused, error.response_started) == (False, False)
+
+    context = trusting()
+    cpu = time.process_time()
+    async with pool(get_ssl_context=lambda: context, socket_timeout=0.2) as request:
+        await asyncio.gather(*[check(request, case) for case in HANDSHAKES])
+    assert time.process_time() - cpu < 0.1  # half of the time that it takes to wait
+
+
+@on_loops
+async def test_a_handshake_that_fails_is_not_tried_on_another_address():
+    socks = bound_to('127.0.0.1', '127.0.0.2')
+    answering = AnsweringInThreads()
+    options = {'get_dns_resolver': always('127.0.0.1', '127.0.0.2'), 'get_ssl_context': trusting}
+    with (ThreadServer(answering, certified('other.test'), socks[0]) as first,
+          ThreadServer(answering, certified('name.test'), socks[1]) as second):
+        async with pool(**options) as request:
+            url = f'https://name.test:{first.port}/'
+            await failed(request(b'GET', url), HttpTlsError, ssl.SSLCertVerificationError)
+            assert second.socks == []
+            # The next request takes the next address.
+            assert (await get(request, url))[2] == b'ok'
+            assert answering.socks == second.socks
+
+
+CLOSE_DELIMITED = b'HTTP/1.1 200 OK\r\n\r\nsome'
+CHUNKED = b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nsome\r\n'
+SIZED = b'HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nsome'
+TRUNCATED = ', reading the response body: SSLEOFError: '
+ENDS_OF_A_TLS_STREAM = {
+    'to the end, with close_notify': (CLOSE_DELIMITED, True, None, None),
+    'to the end, without': (CLOSE_DELIMITED, False, ssl.SSLEOFError, TRUNCATED),
+    'content-length, with close_notify': (SIZED + b'more', True, None, None),
+    'content-length, without': (SIZED + b'more', False, None, None),
+    'chunked, with close_notify': (CHUNKED + b'0\r\n\r\n', True, None, None),
+    'chunked, without': (CHUNKED + b'0\r\n\r\n', False, None, None),
+    'content-length, cut short, with close_notify': (
+        SIZED, True, EOFError, ', reading the response body: the peer closed the connection, '
+        '4 bytes before the end that content-length told'),
+    'content-length, cut short, without': (SIZED, False, ssl.SSLEOFError, TRUNCATED),
+    'chunked, cut short, with close_notify': (
+        CHUNKED, True, EOFError, ', reading the response body: the peer closed the connection in '
+        'a chunk-size line'),
+    'chunked, cut short, without': (CHUNKED, False, ssl.SSLEOFError, TRUNCATED),
+    'head, cut short, with close_notify': (
+        b'HTTP/1.1 200', True, EOFError, ", reading the response head: the peer closed the "
+        "connection, after b'HTTP/1.1 200'"),
+    'head, cut short, without': (
+        b'HTTP/1.1 200', False, ssl.SSLEOFError, ', reading the response head: SSLEOFError: '),
+    'head, none of it, with close_notify': (
+        b'', True, EOFError, ', reading the response head: the peer closed the connection, after '
+        'no byte of it'),
+    'head, none of it, without': (
+        b'', False, ssl.SSLEOFError, ', reading the response head: SSLEOFError: '),
+}
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_a_body_to_the_end_of_the_stream_needs_close_notify(version):
+    """Whoever cuts the connection can not forge it. Where the end is told, nobody needs it."""
+    cases = iter(ENDS_OF_A_TLS_STREAM.values())
+
+    def script(sock):
+        receive_head(sock)
+        response, says_goodbye, _, _ = next(cases)
+        sock.sendall(response)
+        if says_goodbye:
+            sock.unwrap()
+
+    with ThreadServer(script, certified('127.0.0.1', version=version)) as server:
+        async with pool(get_ssl_context=trusting, keep_alive_timeout=0) as request:
+            for response, _, cause, text in ENDS_OF_A_TLS_STREAM.values():
+                if cause is None:
+                    assert (await get(request, server.url))[2] in (b'some', b'somemore')
+                    continue
+                error = await failed(get(request, server.url), HttpConnectionClosedError, cause)
+                assert str(error).startswith(peer_prefix(server) + text)
+                assert error.response_started == bool(response)
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_closing_says_goodbye_to_the_server(version):
+    ends = []
+
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(OK)
+        ends.append(receive_end(sock))  # raises SSLEOFError without close_notify
+
+    with ThreadServer(script, certified('127.0.0.1', version=version)) as server:
+        for _ in range(2):
+            async with pool(get_ssl_context=trusting) as request:
+                await get(request, server.url)
+        await until(lambda: len(ends) == 2)
+    assert ends == [b'', b'']
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_large_bodies_go_both_ways_over_tls(version):
+    """In records of 16 KiB, of which a short read leaves bytes that no selector sees."""
+    data = random.Random(1).randbytes(500_000)
+
+    async def script(peer):
+        for _ in range(2):
+            await peer.read_head()
+            received = await peer.read(len(data))
+            peer.writer.write(
+                b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b' % (len(data), received))
+            await peer.writer.drain()
+        await peer.closed()
+
+    context = certified('127.0.0.1', version=version)
+    for recv_bufsize in (1000, 16384, 65536):
+        options = {'get_ssl_context': trusting, 'recv_bufsize': recv_bufsize}
+        async with Server(script, context) as server, pool(**options) as request:
+            for _ in range(2):
+                _, _, body = await request(
+                    b'POST', server.url, body=streamed(data),
+                    headers=((b'content-length', b'%d' % len(data)),))
+                assert await buffered(body) == data
+            assert len(server.peers) == 1
+
+
+@SCHEMES
+@on_loops
+async def test_a_response_is_read_a_few_bytes_at_a_time(scheme):
+    response = CHUNKED + b'4\r\nmore\r\n0\r\nx-trailer: 1\r\n\r\n'
+    for recv_bufsize in (1, 7, len(response)):
+        answering = Answering(response)
+        options = {'get_ssl_context': trusting, 'recv_bufsize': recv_bufsize}
+        async with Server(answering, context_of(scheme)) as server, pool(**options) as request:
+            for _ in range(3):
+                _, _, body = await request(b'GET', server.url)
+                assert await buffered(body) == b'somemore'
+                assert body.trailers == ((b'x-trailer', b'1'),)
+        assert answering.connections == [0, 0, 0]
+
+
+# A client's certificate that is larger than the buffers of a socket, so that to send it the
+# client has to wait for the server.
+LONG_NAMES = [f'{number:060}.test' for number in range(800)]
+
+
+def small_sending_sock(family, descriptors=None):
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    if descriptors is not None:
+        descriptors.append(sock.fileno())
+    return sock
+
+
+@functools.cache
+def trusting_with_large_certificate():
+    context = trusting.__wrapped__()
+    context.post_handshake_auth = True
+    authority().issue_cert(*LONG_NAMES).configure_cert(context)
+    return context
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_a_handshake_may_have_to_wait_to_send(version):
+    lengths = []
+
+    def script(sock):
+        lengths.append(len(sock.getpeercert(binary_form=True)))
+        receive_head(sock)
+        sock.sendall(OK)
+        receive_end(sock)
+
+    with ThreadServer(script, wanting_certificates(version)) as server:
+        server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        options = {'get_ssl_context': trusting_with_large_certificate,
+                   'get_sock': small_sending_sock}
+        async with pool(**options) as request:
+            assert (await get(request, server.url))[2] == b'ok'
+    assert lengths[0] > 40_000
+
+
+class AskingForCertificate:
+    """A script that, when the client has sent its request and its buffers are full, asks for
+    a certificate (RFC 8446 4.6.2): to read on, the client must first send. The server sends
+    more at once, and does not read for a while."""
+
+    def __init__(self, before, after):
+        self.before = before
+        self.after = after
+        self.is_full = threading.Event()
+        self.is_read = threading.Event()
+        self.is_asked = threading.Event()
+        self.cpu = []
+        self.certificates = []
+        self.descriptors = []
+
+    def __call__(self, sock):
+        self.is_full.wait(PATIENCE)
+        sock.sendall(self.before)
+        if self.before:
+            self.is_read.wait(PATIENCE)
+        sock.verify_client_post_handshake()
+        sock.sendall(self.after)
+        self.is_asked.set()
+        started = time.process_time()
+        time.sleep(0.1)
+        self.cpu.append(time.process_time() - started)
+        receive_end(sock)
+        self.certificates.append(sock.getpeercert())
+
+    async def chunks(self):
+        """A request body that ends when the kernel takes no more. (Its last chunk, which nobody
+        looks at, is left out.)"""
+        while select.select([], self.descriptors, [], 0)[1]:
+            yield b'3e8\r\n%b\r\n' % bytes(1000)
+        self.is_full.set()
+
+    def get_sock(self, family):
+        return small_sending_sock(family, self.descriptors)
+
+    @contextlib.asynccontextmanager
+    async def post(self):
+        context = wanting_certificates()
+        context.post_handshake_auth = True
+        context.num_tickets = 0  # they would hold that certificate, and wait for a reader
+        with ThreadServer(self, context) as server:
+            server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            options = {'get_ssl_context': trusting_with_large_certificate,
+                       'get_sock': self.get_sock}
+            async with pool(**options) as request:
+                response = await request(
+                    b'POST', server.url, headers=((b'transfer-encoding', b'chunked'),),
+                    body=self.chunks)
+                yield response
+            await until(lambda: self.certificates)
+
+
+@on_loops
+async def test_reading_a_head_may_have_to_wait_to_send():
+    script = AskingForCertificate(b'', OK)
+    async with script.post() as (code, _, body):
+        assert (code, await buffered(body)) == (b'200', b'ok')
+    assert script.certificates[0] is not None
+    assert script.cpu[0] < 0.05  # of 0.1 seconds: nothing spins
+
+
+@on_loops
+async def test_reading_a_body_may_have_to_wait_to_send():
+    script = AskingForCertificate(OK[:-1], OK[-1:])
+    async with script.post() as (_, _, body):
+        assert await anext(body) == b'o'
+        script.is_read.set()
+        script.is_asked.wait(PATIENCE)
+        assert await buffered(body) == b'k'
+    assert script.certificates[0] is not None
+    assert script.cpu[0] < 0.05
+
+
+class Openssl:
+    """The server's end of TLS, with what the ssl module does not offer."""
+
+    FILETYPE_PEM = 1
+    MAX_PROTO_VERSION = 124
+    KEY_UPDATE_REQUESTED = 1
+
+    def __init__(self, sock, version):
+        sock.settimeout(None)
+        self.context = self.call('SSL_CTX_new', self.call('TLS_server_method'))
+        self.call('SSL_CTX_ctrl', self.context, self.MAX_PROTO_VERSION, int(version), None)
+        chain = authority().issue_cert('127.0.0.1').private_key_and_cert_chain_pem
+        with chain.tempfile() as path:
+            self.call('SSL_CTX_use_certificate_chain_file', self.context, path.encode())
+            self.call('SSL_CTX_use_PrivateKey_file', self.context, path.encode(),
+                      self.FILETYPE_PEM)
+        self.ssl = self.call('SSL_new', self.context)
+        self.call('SSL_set_fd', self.ssl, sock.fileno())
+        self.call('SSL_accept', self.ssl)
+
+    @staticmethod
+    @functools.cache
+    def library():
+        try:
+            library = ctypes.CDLL(_ssl.__file__)
+            functions = [getattr(library, name) for name in (
+                'SSL_CTX_new', 'TLS_server_method', 'SSL_new', 'SSL_renegotiate')]
+        except (AttributeError, OSError):
+            return None
+        for function in functions:
+            function.restype = ctypes.c_void_p
+        library.SSL_renegotiate.restype = ctypes.c_int
+        return library
+
+    def call(self, name, *args):
+        """Call a function of OpenSSL, in which a result of 0 or less is a failure."""
+        result = getattr(self.library(), name)(
+            *[ctypes.c_void_p(arg) if isinstance(arg, int) and arg > 2 ** 16 else arg
+              for arg in args])
+        if result <= 0:
+            raise ConnectionError(f'{name} failed with {result}')
+        return result
+
+    def receive_head(self):
+        data = b''
+        buffer = ctypes.create_string_buffer(65536)
+        while not data.endswith(b'\r\n\r\n'):
+            length = self.call('SSL_read', self.ssl, buffer, len(buffer))
+            data += buffer.raw[:length]
+        return data
+
+    def send(self, data):
+        self.call('SSL_write', self.ssl, data, len(data))
+
+    def free(self):
+        self.library().SSL_free(ctypes.c_void_p(self.ssl))
+        self.library().SSL_CTX_free(ctypes.c_void_p(self.context))
+
+
+def send_hello_request(tls):
+    tls.call('SSL_renegotiate', tls.ssl)
+    tls.call('SSL_do_handshake', tls.ssl)
+
+
+def send_key_update(tls):
+    tls.call('SSL_key_update', tls.ssl, Openssl.KEY_UPDATE_REQUESTED)
+    tls.call('SSL_do_handshake', tls.ssl)
+
+
+def send_session_ticket(tls):
+    tls.call('SSL_new_session_ticket', tls.ssl)
+    tls.call('SSL_do_handshake', tls.ssl)
+
+
+OWN_MESSAGES = {
+    'a renegotiation': (send_hello_request, TLS_1_2),
+    'a key update': (send_key_update, TLS_1_3),
+    'a session ticket': (send_session_ticket, TLS_1_3),
+}
+
+
+@pytest.mark.parametrize('is_blocked', [False, True], ids=['loop free', 'loop blocked'])
+@pytest.mark.parametrize('case', OWN_MESSAGES)
+@on_loops
+async def test_what_tls_itself_sends_does_not_close_an_idle_connection(case, is_blocked):
+    if Openssl.library() is None:
+        pytest.skip('the ssl module keeps its OpenSSL to itself')
+    send, version = OWN_MESSAGES[case]
+    is_idle, is_sent, go_on = (threading.Event() for _ in range(3))
+    results = []
+
+    def script(sock):
+        tls = Openssl(sock, version)
+        try:
+            tls.receive_head()
+            tls.send(OK)
+            is_idle.wait(PATIENCE)
+            send(tls)
+            is_sent.set()
+            go_on.wait(PATIENCE)
+            tls.receive_head()
+            tls.send(OK)
+            receive_end(sock)
+        finally:
+            tls.free()
+
+    with ThreadServer(script) as server:
+        async with pool(get_ssl_context=trusting) as request:
+            url = f'https://127.0.0.1:{server.port}/'
+            await get(request, url)
+            is_idle.set()
+            if is_blocked:
+                is_sent.wait(PATIENCE)
+                time.sleep(0.005)  # so that it is looked at, and not by its reader
+            else:
+                await until(is_sent.is_set)
+                await turns(5)
+            task = asyncio.create_task(get(request, url))
+            # A renegotiation goes on while the request is sent: the write wants to read.
+            await turns(5)
+            go_on.set()
+            results.append((await task)[2])
+        assert results == [b'ok']
+        assert len(server.socks) == 1
+
+
+# ---------------------------------------------------------------------- idle connections
+
+@SCHEMES
+@on_loops
+async def test_a_connection_is_reused(scheme):
+    answering = Answering(OK)
+    async with (Server(answering, context_of(scheme)) as server,
+                pool(get_ssl_context=trusting) as request):
+        for _ in range(3):
+            assert (await get(request, server.url))[2] == b'ok'
+    assert answering.connections == [0, 0, 0]
+
+
+@on_loops
+async def test_the_connection_released_last_is_reused_first():
+    gates = [asyncio.Event() for _ in range(3)]
+    released = []
+    answering = Answering(OK[:-1])
+
+    async def script(peer):
+        await peer.read_head()
+        await gates[peer.index].wait()
+        await peer.send(OK)
+        await answering(peer)
+
+    async def get_first(request, url):
+        released.append(await get(request, url))
+
+    async with Server(script) as server, pool() as request, asyncio.TaskGroup() as group:
+        for _ in gates:
+            group.create_task(get_first(request, server.url))
+        await until(lambda: len(server.peers) == 3)
+        for number, index in enumerate((1, 2, 0), 1):
+            gates[index].set()
+            await until(lambda: len(released) == number)  # noqa: B023
+        # Each of these, its body not whole, keeps the connection that it has.
+        responses = [await request(b'GET', server.url) for _ in range(3)]
+        assert answering.connections == [0, 2, 1]
+        for _, _, body in responses:
+            await body.aclose()
+
+
+@on_loops
+async def test_origins_never_share_connections():
+    answering = Answering(OK)
+    options = {'get_ssl_context': trusting, 'get_dns_resolver': always('127.0.0.1')}
+    context = certified('127.0.0.1', 'name.test')
+    async with (Server(answering) as plain, Server(answering) as other,
+                Server(answering, context) as tls, pool(**options) as request):
+        for _ in range(2):
+            for server, host in ((plain, '127.0.0.1'), (plain, 'name.test'), (plain, 'a.test'),
+                                 (other, '127.0.0.1'), (tls, '127.0.0.1'), (tls, 'name.test')):
+                scheme = 'https' if server is tls else 'http'
+                await get(request, f'{scheme}://{host}:{server.port}/')
+        assert [len(server.peers) for server in (plain, other, tls)] == [3, 1, 2]
+
+
+@on_loops
+async def test_the_spellings_of_an_origin_share_a_connection():
+    answering = Answering(OK)
+    async with (Server(answering) as server,
+                pool(get_dns_resolver=always('127.0.0.1')) as request):
+        for start in ('http://name.test', 'HTTP://NAME.TEST', 'http://name.test.'):
+            await get(request, f'{start}:{server.port}/')
+    assert answering.connections == [0, 0, 0]
+
+
+async def ends_of_idle(respond, **options):
+    """Respond to one request, and return what the server sees after its response."""
+    ends = []
+
+    async def script(peer):
+        await peer.read_head()
+        await respond(peer)
+        ends.append(await peer.closed())
+
+    request, close = Pool(**options)
+    async with Server(script) as server:
+        assert (await get(request, server.url))[2] == b'ok'
+        await until(lambda: ends)  # and this before `close`
+        await close()
+    return ends
+
+
+def kept_alive_for(seconds):
+    return OK.replace(b'\r\n\r\n', b'\r\nkeep-alive: timeout=%d\r\n\r\n' % seconds)
+
+
+# The option, the response, and the seconds after which an idle connection closes.
+IDLE_TIMES = {
+    'the option alone': (0.05, OK, 0.05),
+    'the server allows more': (0.05, kept_alive_for(100), 0.05),
+    'the server allows less: a second less, for the way': (15, kept_alive_for(2), 1),
+    'the server allows a second': (15, kept_alive_for(1), 0),
+    'the server allows none': (15, kept_alive_for(0), 0),
+    'off': (0, OK, 0),
+    'off, whatever the server allows': (0, kept_alive_for(100), 0),
+}
+
+
+@on_loops
+async def test_an_idle_connection_closes_when_its_time_is_over():
+    async def check(case):
+        keep_alive_timeout, response, seconds = IDLE_TIMES[case]
+        started = time.monotonic()
+        with row(case):
+            ends = await ends_of_idle(
+                lambda peer: peer.send(response), keep_alive_timeout=keep_alive_timeout)
+            assert ends == [b'']
+            assert seconds - 0.005 <= time.monotonic() - started < seconds + 0.5
+
+    await asyncio.gather(*[check(case) for case in IDLE_TIMES])
+
+
+@on_loops
+async def test_keep_alive_timeout_begins_anew_with_each_response():
+    answering = Answering(OK)
+    async with Server(answering) as server, pool(keep_alive_timeout=0.15) as request:
+        for _ in range(5):
+            await get(request, server.url)
+            await asyncio.sleep(0.05)
+    assert answering.connections == [0] * 5
+
+
+@on_loops
+async def test_keep_alive_timeout_does_not_end_a_response():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK)
+        await peer.read_head()
+        await asyncio.sleep(0.12)
+        await peer.send(OK[:-1])
+        await asyncio.sleep(0.12)
+        await peer.send(OK[-1:])
+        await peer.closed()
+
+    async with Server(script) as server, pool(keep_alive_timeout=0.1) as request:
+        for _ in range(2):
+            assert (await get(request, server.url))[2] == b'ok'
+        assert len(server.peers) == 1
+
+
+@on_loops
+async def test_a_connection_past_its_keep_alive_timeout_is_not_reused_by_a_late_loop():
+    answering = Answering(OK)
+    async with Server(answering) as server, pool(keep_alive_timeout=0.01) as request:
+        await get(request, server.url)
+        time.sleep(0.02)
+        await get(request, server.url)
+    assert answering.connections == [0, 1]
+
+
+@on_loops
+async def test_a_peer_that_hangs_up_while_idle_is_closed_at_once():
+    async def respond(peer):
+        await peer.send(OK)
+        await turns(10)
+        peer.writer.write_eof()
+
+    assert await ends_of_idle(respond) == [b'']
+
+
+@on_loops
+async def test_data_on_an_idle_connection_closes_it_at_once():
+    async def respond(peer):
+        await peer.send(OK)
+        await turns(10)
+        await peer.send(FORGED)
+
+    assert await ends_of_idle(respond) == [b'']
+
+
+@on_loops
+async def test_a_peer_that_resets_while_idle_is_closed_at_once():
+    is_reset = asyncio.Event()
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK)
+        await is_reset.wait()
+        peer.reset()
+
+    async with Server(script) as server, pool() as request:
+        await get(request, server.url)
+        await turns(5)
+        before = open_descriptors()
+        is_reset.set()
+        await until(lambda: len(before - open_descriptors()) == 2)  # both ends
+
+
+# What a server does, over a connection that idles while the loop is blocked.
+def send_data(sock):
+    sock.sendall(FORGED)
+
+
+def send_end(sock):
+    socket.socket.shutdown(sock, socket.SHUT_WR)
+
+
+def send_goodbye(sock):
+    with contextlib.suppress(OSError):
+        sock.settimeout(0)
+        sock.unwrap()
+
+
+def send_reset(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+    socket.socket.close(sock)
+
+
+UNSEEN = {
+    'data': ('http', send_data),
+    'end': ('http', send_end),
+    'reset': ('http', send_reset),
+    'data in TLS': ('https', send_data),
+    'end in TLS': ('https', send_end),
+    'close_notify': ('https', send_goodbye),
+    'reset in TLS': ('https', send_reset),
+}
+
+
+class Poisoning:
+    """A script that answers one request and, once told to, does something over its idle
+    connection. Other connections it answers as they want."""
+
+    def __init__(self, act):
+        self.act = act
+        self.is_first = True
+        self.go_on = threading.Event()
+        self.is_done = threading.Event()
+
+    def __call__(self, sock):
+        is_first, self.is_first = self.is_first, False
+        receive_head(sock)
+        sock.sendall(OK)
+        if is_first:
+            self.go_on.wait(PATIENCE)
+            self.act(sock)
+            self.is_done.set()
+            receive_end(sock)
+        else:
+            AnsweringInThreads()(sock)
+
+    def act_while_the_loop_is_blocked(self):
+        self.go_on.set()
+        assert self.is_done.wait(PATIENCE)
+        time.sleep(0.003)
+
+
+@on_loops
+async def test_an_idle_connection_is_looked_at_before_its_reuse():
+    """What came while the loop was blocked, the loop has not seen."""
+    for case, (scheme, act) in UNSEEN.items():
+        script = Poisoning(act)
+        with row(case), ThreadServer(script, context_of(scheme)) as server:
+            async with pool(get_ssl_context=trusting) as request:
+                await get(request, server.url)
+                script.act_while_the_loop_is_blocked()
+                assert (await get(request, server.url))[2] == b'ok'
+                assert (await get(request, server.url))[2] == b'ok'
+                assert len(server.socks) == 2
+
+
+@on_loops
+async def test_a_connection_that_idled_while_a_resolver_blocked_the_loop_is_looked_at():
+    script = Poisoning(send_data)
+    names = []
+
+    async def resolve(host):
+        names.append(host)
+        if len(names) == 2:
+            script.act_while_the_loop_is_blocked()
+        return (ipaddress.IPv4Address('127.0.0.1'),)
+
+    with ThreadServer(script) as server:
+        async with pool(get_dns_resolver=resolving(resolve)) as request:
+            for _ in range(3):
+                # Without a turn of the loop in between.
+                body = (await get(request, f'http://a.test:{server.port}/'))[2]
+                assert body == b'ok'
+
+
+@on_loops
+async def test_a_connection_that_expired_while_a_resolver_blocked_the_loop_is_not_reused():
+    answering = Answering(OK)
+    names = []
+
+    async def resolve(host):
+        names.append(host)
+        if len(names) == 2:
+            time.sleep(0.02)
+        return (ipaddress.IPv4Address('127.0.0.1'),)
+
+    options = {'get_dns_resolver': resolving(resolve), 'keep_alive_timeout': 0.01}
+    async with Server(answering) as server, pool(**options) as request:
+        for _ in range(2):
+            await get(request, f'http://a.test:{server.port}/')
+    assert answering.connections == [0, 1]
+
+
+@on_loops
+async def test_a_forged_response_in_a_tls_record_of_its_own_is_not_delivered():
+    """It came together with the response before it, but is read apart from that."""
+    def script(sock):
+        while True:
+            receive_head(sock)
+            # Both records leave in one segment.
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)
+            sock.sendall(OK)
+            sock.sendall(FORGED)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 0)
+
+    with ThreadServer(script, server_context()) as server:
+        async with pool(get_ssl_context=trusting) as request:
+            for _ in range(20):
+                assert (await get(request, server.url))[2] == b'ok'
+
+
+@on_loops
+async def test_a_forged_response_that_came_before_its_request_is_not_delivered():
+    """Of two, the second comes after the first was read from the socket, and before the task
+    that waits for it could go on."""
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        url = f'http://127.0.0.1:{listener.getsockname()[1]}/'
+
+        async def get_two(request):
+            return [(await get(request, url))[2] for _ in range(2)]
+
+        async with pool(socket_timeout=0.05) as request:
+            for ahead in itertools.count():
+                task = asyncio.create_task(get_two(request))
+                await turns(5)
+                sock, _ = listener.accept()
+                with sock:
+                    receive_head(sock)
+                    sock.sendall(OK)
+                    await turns(ahead)
+                    is_too_late = select.select([sock], [], [], 0)[0]
+                    sock.sendall(FORGED)
+                    # The second request times out: nobody accepts its connection.
+                    [result] = await asyncio.gather(task, return_exceptions=True)
+                if is_too_late:
+                    break
+                assert type(result) is HttpDataError
+                listener.accept()[0].close()
+        assert ahead >= 2
+
+
+@on_loops
+async def test_close_closes_idle_connections_at_once():
+    ends = []
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK)
+        ends.append(await peer.closed())
+
+    request, close = Pool()
+    async with Server(script) as server, Server(script) as other:
+        await asyncio.gather(*[get(request, url) for url in (server.url, server.url, other.url)])
+        await turns(5)
+        assert ends == []
+        await close()
+        await until(lambda: ends == [b'', b'', b''])
+
+
+@SCHEMES
+@on_loops
+async def test_close_lets_a_response_end_and_then_closes(scheme):
+    ends = []
+    go_on = asyncio.Event()
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK[:-1])
+        await go_on.wait()
+        await peer.send(OK[-1:])
+        ends.append(await peer.closed())
+
+    request, close = Pool(get_ssl_context=trusting)
+    async with Server(script, context_of(scheme)) as server:
+        _, _, body = await request(b'GET', server.url)
+        waiting = asyncio.create_task(request(b'GET', server.url))
+        await turns(5)
+        await close()
+        await turns(5)
+        assert ends == []
+        go_on.set()
+        assert await buffered(body) == b'ok'
+        _, _, body = await waiting
+        assert await buffered(body) == b'ok'
+        await until(lambda: ends == [b'', b''])
+
+
+@on_loops
+async def test_a_closed_pool_refuses_requests():
+    request, close = Pool()
+    async with Server(Answering(OK)) as server:
+        for _ in range(2):
+            await close()
+            error = await failed(
+                request(b'GET', server.url + 'path?query'), HttpConnectionError, RuntimeError,
+                f'GET {server.origin}, refused: the pool is closed')
+            assert (error.reused, error.response_started) == (False, False)
+    assert server.peers == []
+
+
+@on_loops
+async def test_a_pool_that_is_dropped_keeps_nothing_for_long():
+    socks = weakref.WeakSet()
+
+    def get_sock(family):
+        sock = socket.socket(family)
+        socks.add(sock)
+        return sock
+
+    async with Server(Answering(OK)) as server:
+        request, _ = Pool(get_sock=get_sock, keep_alive_timeout=0.02)
+        await get(request, server.url)
+        del request, _
+        gc.collect()
+        await until(lambda: not socks)
+
+
+# --------------------------------------------------------------------------- one exchange
+
+FACTS = {
+    'closed before any byte': (
+        b'', HttpConnectionClosedError, EOFError, False,
+        ', reading the response head: the peer closed the connection, after no byte of it'),
+    'closed in the head': (
+        b'HTTP/1.1 2', HttpConnectionClosedError, EOFError, True,
+        ", reading the response head: the peer closed the connection, after b'HTTP/1.1 2'"),
+    'closed after an interim response': (
+        b'HTTP/1.1 102 Processing\r\n\r\n', HttpConnectionClosedError, EOFError, True,
+        ', reading the response head: the peer closed the connection, after no byte of it'),
+    'closed in the body': (
+        OK[:-1], HttpConnectionClosedError, EOFError, True,
+        ', reading the response body: the peer closed the connection, 1 bytes before the end that '
+        'content-length told'),
+    'a head that is bad': (
+        b'HTTP/2 200\r\n\r\n', HttpDataError, ValueError, True,
+        ', reading the response head: bad status line: expected HTTP/1.0 or HTTP/1.1, a space, '
+        "three digits and a reason, got b'HTTP/2 200\\r'"),
+    'an upgrade that nobody wanted': (
+        b'HTTP/1.1 101 Switching Protocols\r\n\r\n', HttpDataError, ValueError, True,
+        ', reading the response head: got 101 Switching Protocols, but the request had no upgrade'),
+}
+
+
+@pytest.mark.parametrize('is_reused', [False, True], ids=['fresh', 'reused'])
+@on_loops
+async def test_an_error_tells_what_retries_depend_on(is_reused):
+    ends = []
+
+    async def script(peer):
+        if is_reused:
+            await peer.read_head()
+            await peer.send(OK)
+        await peer.read_head()
+        await peer.send(response)
+        peer.writer.write_eof()
+        ends.append(await peer.closed())
+
+    async with Server(script) as server, pool() as request:
+        for case, (response, kind, cause, is_started, text) in FACTS.items():
+            ends.clear()
+            with row(case):
+                if is_reused:
+                    await get(request, server.url)
+                error = await failed(
+                    get(request, server.url + 'path?query'), kind, cause,
+                    peer_prefix(server) + text)
+                assert (error.reused, error.response_started) == (is_reused, is_started)
+                await until(lambda: ends == [b''])
+
+
+@on_loops
+async def test_a_head_that_is_too_long_is_an_error_of_its_own():
+    response = b'HTTP/1.1 200 OK\r\nx: %b\r\n\r\n' % (b'y' * 100)
+    async with Server(Answering(response)) as server, pool(max_header_length=50) as request:
+        with pytest.raises(lowhaio.HttpError) as caught:
+            await get(request, server.url)
+    assert type(caught.value) is HttpHeaderTooLong
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert str(caught.value) == (
+        f'{peer_prefix(server)}, reading the response head: the head is longer than '
+        'max_header_length, 50 bytes')
+    assert caught.value.response_started
+
+
+@on_loops
+async def test_a_reset_is_the_end_of_a_connection():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK[:-1])
+        peer.reset()
+
+    async with Server(script) as server, pool() as request:
+        error = await failed(
+            get(request, server.url), HttpConnectionClosedError, ConnectionResetError)
+    assert str(error) == (f'{peer_prefix(server)}, reading the response body: '
+                          + system_error(ConnectionResetError, errno.ECONNRESET))
+    assert error.response_started
+
+
+@on_loops
+async def test_a_request_of_which_no_byte_could_be_sent_is_safe_to_retry():
+    socks = []
+
+    def get_sock(family):
+        socks.append(socket.socket(family))
+        return socks[-1]
+
+    async def body():
+        socks[0].shutdown(socket.SHUT_WR)
+        yield b'ok'
+
+    async with Server(Answering(OK)) as server, pool(get_sock=get_sock) as request:
+        for is_reused in (False, True):
+            if is_reused:
+                socks.clear()
+                await get(request, server.url)
+            error = await failed(
+                request(b'PUT', server.url, headers=((b'content-length', b'2'),), body=body),
+                HttpConnectionError, BrokenPipeError,
+                f'{peer_prefix(server, "PUT")}, sending the request: '
+                + system_error(BrokenPipeError, errno.EPIPE))
+            assert (error.reused, error.response_started) == (is_reused, False)
+    assert len(server.peers) == 2
+
+
+@on_loops
+async def test_a_request_of_which_bytes_were_sent_is_not():
+    socks = []
+
+    def get_sock(family):
+        socks.append(socket.socket(family))
+        return socks[-1]
+
+    async def body():
+        yield b'o'
+        socks[0].shutdown(socket.SHUT_WR)
+        yield b'k'
+
+    async with Server(Answering(OK)) as server, pool(get_sock=get_sock) as request:
+        error = await failed(
+            request(b'PUT', server.url, headers=((b'content-length', b'2'),), body=body),
+            HttpConnectionClosedError, BrokenPipeError)
+        assert (error.reused, error.response_started) == (False, False)
+
+
+# -------------------------------------------------------------------------------- timeouts
+
+PASSED = 'TimeoutError: socket_timeout, 0.15 seconds, passed'
+IN_HEAD = f', reading the response head: {PASSED}'
+IN_BODY = f', reading the response body: {PASSED}'
+SILENCES = {
+    'no byte of the head': ((), False, IN_HEAD),
+    'part of the head': ((b'HTTP/1.1 200 OK\r\nx',), True, IN_HEAD),
+    'no byte after an interim response': (
+        (b'HTTP/1.1 102 Processing\r\n\r\n',), True, IN_HEAD),
+    'no byte of the body': ((OK[:-2],), True, IN_BODY),
+    'part of the body': ((OK[:-1],), True, IN_BODY),
+    'part of a chunk': ((CHUNKED[:-3],), True, IN_BODY),
+    'no trailer section': ((CHUNKED + b'0\r\n',), True, IN_BODY),
+    'no end of the stream': ((CLOSE_DELIMITED,), True, IN_BODY),
+}
+
+
+@SCHEMES
+@on_loops
+async def test_a_server_that_falls_silent_is_an_error(scheme):
+    cases = dict(enumerate(SILENCES))
+    ends = []
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK)
+        number = int((await peer.read_head()).split()[1][1:])
+        await peer.send(*SILENCES[cases[number]][0])
+        ends.append(await peer.closed())
+
+    async def check(request, number):
+        _, is_started, text = SILENCES[cases[number]]
+        with row(cases[number]):
+            error = await failed(
+                get(request, f'{server.url}{number}'), HttpDataError, TimeoutError,
+                peer_prefix(server) + text)
+            assert (error.reused, error.response_started) == (True, is_started)
+
+    options = {'get_ssl_context': trusting, 'socket_timeout': 0.15}
+    async with Server(script, context_of(scheme)) as server, pool(**options) as request:
+        await asyncio.gather(*[get(request, server.url) for _ in cases])
+        await asyncio.gather(*[check(request, number) for number in cases])
+        await until(lambda: ends == [b''] * len(cases))
+
+
+@SCHEMES
+@on_loops
+async def test_a_head_that_trickles_can_not_extend_its_time(scheme):
+    ends = []
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 200 OK\r\nx: ')
+        try:
+            while True:
+                await peer.send(b'y')
+                await asyncio.sleep(0.01)
+        except RuntimeError:
+            pass  # from uvloop, once the client has closed
+        finally:
+            ends.append(True)
+
+    options = {'get_ssl_context': trusting, 'socket_timeout': 0.15}
+    async with Server(script, context_of(scheme)) as server, pool(**options) as request:
+        error = await failed(
+            get(request, server.url), HttpDataError, TimeoutError, peer_prefix(server) + IN_HEAD)
+        assert error.response_started
+        await until(lambda: ends)
+
+
+@on_loops
+async def test_each_interim_response_gives_the_head_its_time_anew():
+    async def script(peer):
+        await peer.read_head()
+        for _ in range(4):
+            await asyncio.sleep(0.05)
+            await peer.send(b'HTTP/1.1 102 Processing\r\n\r\n')
+        await peer.send(OK)
+
+    async with Server(script) as server, pool(socket_timeout=0.15) as request:
+        assert (await get(request, server.url))[2] == b'ok'
+
+
+@on_loops
+async def test_each_read_of_a_body_has_its_own_time():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n')
+        for _ in range(4):
+            await asyncio.sleep(0.05)
+            await peer.send(b'y')
+
+    async with Server(script) as server, pool(socket_timeout=0.15) as request:
+        assert (await get(request, server.url))[2] == b'yyyy'
+
+
+@on_loops
+async def test_the_time_in_which_nobody_reads_a_body_does_not_count():
+    go_on = asyncio.Event()
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK[:-1])
+        await go_on.wait()
+        await peer.send(OK[-1:])
+        await Answering(OK)(peer)
+
+    async with Server(script) as server, pool(socket_timeout=0.1) as request:
+        _, _, body = await request(b'GET', server.url)
+        await asyncio.sleep(0.12)
+        assert await anext(body) == b'o'
+        await asyncio.sleep(0.12)
+        go_on.set()
+        assert await buffered(body) == b'k'
+        assert (await get(request, server.url))[2] == b'ok'
+        assert len(server.peers) == 1
+
+
+@on_loops
+async def test_the_time_of_the_callers_own_body_does_not_count():
+    answering = Answering(OK)
+
+    async def body():
+        for _ in range(2):
+            await asyncio.sleep(0.12)
+            yield b'x'
+        await asyncio.sleep(0.12)
+
+    async with Server(answering) as server, pool(socket_timeout=0.1) as request:
+        code, _, response = await request(
+            b'PUT', server.url, headers=((b'content-length', b'2'),), body=body)
+        assert (code, await buffered(response)) == (b'200', b'ok')
+    assert answering.bodies == [b'xx']
+
+
+UPLOAD = bytes(1_000_000) + b'the end'
+
+
+def reading_slowly(sock):
+    started = time.monotonic()
+    data = b''
+    while not data.endswith(b'the end'):
+        if time.monotonic() - started < 0.25:
+            time.sleep(0.01)
+        data = data[-10:] + sock.recv(10_000)
+    sock.sendall(OK)
+    receive_end(sock)
+
+
+@SCHEMES
+@on_loops
+async def test_each_progress_of_sending_has_its_own_time(scheme):
+    """All of it takes longer than `socket_timeout`."""
+    data = UPLOAD[-500_000:]
+    with ThreadServer(reading_slowly, context_of(scheme)) as server:
+        server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        options = {'get_ssl_context': trusting, 'socket_timeout': 0.15,
+                   'get_sock': small_sending_sock}
+        async with pool(**options) as request:
+            _, _, body = await request(
+                b'PUT', server.url, headers=((b'content-length', b'%d' % len(data)),),
+                body=streamed(data))
+            assert await buffered(body) == b'ok'
+
+
+@SCHEMES
+@on_loops
+async def test_a_server_that_does_not_read_is_an_error(scheme):
+    is_over = threading.Event()
+
+    def script(sock):
+        is_over.wait(PATIENCE)
+        ends.append(receive_end(sock))
+
+    ends = []
+    with ThreadServer(script, context_of(scheme)) as server:
+        options = {'get_ssl_context': trusting, 'socket_timeout': 0.15,
+                   'get_sock': small_sending_sock}
+        server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with pool(**options) as request:
+            error = await failed(
+                request(b'PUT', server.url, headers=((b'content-length', b'%d' % len(UPLOAD)),),
+                        body=streamed(UPLOAD)),
+                HttpDataError, TimeoutError,
+                f'{peer_prefix(server, "PUT")}, sending the request: {PASSED}')
+            assert (error.reused, error.response_started) == (False, False)
+            is_over.set()
+
+
+# ---------------------------------------------------------------------------- cancellation
+
+class Everything:
+    """A script that uses what it can of an exchange, again and again: its client sends a body
+    in two pieces and receives two interim responses and a body in three. A GET is simpler."""
+
+    def __init__(self):
+        self.ends = 0
+
+    async def __call__(self, peer):
+        try:
+            while True:
+                if (await peer.read_head()).startswith(b'GET'):
+                    await peer.send(OK)
+                    continue
+                await peer.send(b'HTTP/1.1 102 Processing\r\n\r\n')
+                assert await peer.read(4) == b'abcd'
+                await peer.send(b'HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 20', b'0 OK\r\n',
+                                b'transfer-encoding: chunked\r\n\r\n1\r\nx\r\n', b'1\r\ny',
+                                b'\r\n1\r\nz\r\n0\r\n', b'\r\n')
+        finally:
+            self.ends += 1
+
+
+async def two_pieces():
+    yield b'ab'
+    await asyncio.sleep(0)
+    yield b'cd'
+
+
+async def exchange_everything(request, url):
+    code, _, body = await request(
+        b'POST', url, headers=((b'content-length', b'4'),), body=two_pieces)
+    return code, await buffered(body)
+
+
+async def resolve_in_turns(host):
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    return [ipaddress.IPv4Address('127.0.0.1')]
+
+
+@pytest.mark.parametrize('is_reused', [False, True], ids=['fresh', 'reused'])
+@SCHEMES
+@on_loops
+async def test_a_request_may_be_cancelled_at_any_turn_of_the_loop(scheme, is_reused):
+    # In debug mode, asyncio's server takes a client that hangs up for an error of its own.
+    asyncio.get_running_loop().set_debug(False)
+    script = Everything()
+    context = trusting()
+    options = {'get_ssl_context': lambda: context, 'get_dns_resolver': resolving(resolve_in_turns)}
+    async with Server(script, context_of(scheme)) as server:
+        url = f'{scheme}://name.test:{server.port}/'
+        for turn in itertools.count():
+            async with pool(**options) as request:
+                if is_reused:
+                    await get(request, url)
+                task = asyncio.create_task(exchange_everything(request, url))
+                await turns(turn)
+                task.cancel()
+                [result] = await asyncio.gather(task, return_exceptions=True)
+                is_over = not isinstance(result, asyncio.CancelledError)
+                # Nothing is left of it that stands in the way of the next one.
+                assert (await get(request, url))[2] == b'ok'
+            await until(lambda: script.ends == len(server.peers))
+            if is_over:
+                assert result == (b'200', b'xyz')
+                break
+        assert turn > (8 if is_reused else 12)
+
+
+@on_loops
+async def test_a_request_may_be_closed_at_any_step():
+    """As the interpreter does with what nobody awaits to its end."""
+    script = Everything()
+    async with Server(script) as server, pool() as request:
+        for step in itertools.count():
+            coroutine = exchange_everything(request, server.url)
+            try:
+                for _ in range(step):
+                    waited_for = coroutine.send(None)
+                    if waited_for is not None:
+                        waited_for._asyncio_future_blocking = False
+                        await waited_for
+            except StopIteration as stop:
+                assert stop.value == (b'200', b'xyz')
+                break
+            coroutine.close()
+            assert (await get(request, server.url))[2] == b'ok'
+        assert step > 5
+    await until(lambda: script.ends == len(server.peers))
+
+
+@on_loops
+async def test_a_timeout_of_the_caller_ends_a_request():
+    ends = []
+
+    async def script(peer):
+        await peer.read_head()
+        ends.append(await peer.closed())
+
+    async with Server(script) as server, pool() as request:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.03):
+                await request(b'GET', server.url)
+        assert asyncio.current_task().cancelling() == 0
+        await until(lambda: ends == [b''])
+
+
+@on_loops
+async def test_a_timeout_of_the_caller_in_the_tick_of_socket_timeout_wins():
+    loop = asyncio.get_running_loop()
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK)
+        await peer.closed()
+
+    async with Server(script) as server, pool(socket_timeout=0.1) as request:
+        for seconds in (0.09, 0.11):
+            # A connection that is there already, so that the request is sent in one turn.
+            await get(request, server.url)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(seconds):
+                    loop.call_soon(time.sleep, 0.12)
+                    await request(b'GET', server.url)
+            assert asyncio.current_task().cancelling() == 0
+
+
+@on_loops
+async def test_a_failure_in_a_task_group_cancels_the_other_requests():
+    ends = []
+
+    async def script(peer):
+        path = (await peer.read_head()).split()[1]
+        if path == b'/bad':
+            await until(lambda: len(server.peers) == 3)
+            await peer.send(b'bad\r\n\r\n')
+        ends.append(await peer.closed())
+
+    async with Server(script) as server, pool() as request:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with asyncio.TaskGroup() as group:
+                for path in ('', '', 'bad'):
+                    group.create_task(request(b'GET', server.url + path))
+        assert [type(error) for error in caught.value.exceptions] == [HttpDataError]
+        await until(lambda: ends == [b'', b'', b''])
+
+
+# What has come for a task in the very tick in which it is cancelled.
+COMING = {
+    'data': (10, lambda sock: sock.sendall(OK)),
+    'end': (10, lambda sock: sock.shutdown(socket.SHUT_WR)),
+    'reset': (10, send_reset),
+    'time': (0.1, lambda sock: time.sleep(0.11)),
+}
+
+
+@SCHEMES
+@on_loops
+async def test_a_cancellation_wins_over_what_comes_in_the_same_tick(scheme):
+    """In http while the head is read, in https in the handshake."""
+    loop = asyncio.get_running_loop()
+    with socket.create_server(('127.0.0.1', 0)) as listener:
+        url = f'{scheme}://127.0.0.1:{listener.getsockname()[1]}/'
+        for case, (socket_timeout, come) in COMING.items():
+            options = {'get_ssl_context': trusting, 'socket_timeout': socket_timeout}
+            with row(case):
+                async with pool(**options) as request:
+                    task = asyncio.create_task(request(b'GET', url))
+                    await turns(5)
+                    sock, _ = listener.accept()
+                    with sock:
+                        assert sock.recv(65536)
+                        loop.call_soon(task.cancel)
+                        come(sock)
+                        with pytest.raises(asyncio.CancelledError):
+                            await task
+                    assert task.cancelling() == 1
+
+
+# --------------------------------------------------------------------------------- loops
+
+def in_loop(loop_name, function, *args):
+    with asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner:
+        return runner.run(function(*args))
+
+
+@pytest.mark.parametrize('loop_name', LOOPS)
+def test_a_pool_may_be_made_before_any_loop(loop_name):
+    request, close = Pool()
+
+    async def use():
+        async with Server(Answering(OK)) as server:
+            assert (await get(request, server.url))[2] == b'ok'
+            await close()
+
+    in_loop(loop_name, use)
+
+
+@pytest.mark.parametrize('loop_name', LOOPS)
+def test_a_pool_that_made_no_request_can_be_closed(loop_name):
+    _, close = Pool()
+    in_loop(loop_name, close)
+
+
+@pytest.mark.parametrize('loop_name', LOOPS)
+def test_a_pool_can_be_used_in_one_loop_only(loop_name):
+    request, close = Pool()
+    ends = []
+
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(OK)
+        ends.append(receive_end(sock))
+
+    async def use_again():
+        for _ in range(2):
+            await failed(
+                request(b'GET', server.url), HttpConnectionError, RuntimeError,
+                f'GET {server.origin}, refused: the pool is bound to the event loop of its first '
+                'request and can not be used from another: make one Pool for each loop')
+
+    async def close_and_wait():
+        assert ends == []
+        await close()
+        await until(lambda: ends == [b''])
+
+    with ThreadServer(script) as server:
+        in_loop(loop_name, get, request, server.url)
+        in_loop(loop_name, use_again)
+        # Its idle connections can still be closed, though their loop is gone.
+        in_loop(loop_name, close_and_wait)
+        assert len(server.socks) == 1
+
+
+class ProactorLike(asyncio.SelectorEventLoop):
+    """A loop without `add_reader`, as that of Windows."""
+
+    add_reader = asyncio.AbstractEventLoop.add_reader
+
+
+def test_a_loop_without_add_reader_is_refused_with_an_error_that_says_so():
+    async def use():
+        request, close = Pool()
+        for _ in range(2):
+            await failed(
+                request(b'GET', 'http://127.0.0.1/'), HttpConnectionError, RuntimeError,
+                'GET http://127.0.0.1:80, refused: the event loop must have add_reader, as '
+                "asyncio's selector loop and uvloop do: ProactorLike does not")
+        await close()
+
+    with asyncio.Runner(loop_factory=ProactorLike) as runner:
+        runner.run(use())
+
+
+@SCHEMES
+@on_loops
+async def test_a_response_that_is_being_read_can_be_closed_and_not_read_twice(scheme):
+    ends = []
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK[:-2])
+        ends.append(await peer.closed())
+
+    async with (Server(script, context_of(scheme)) as server,
+                pool(get_ssl_context=trusting) as request):
+        for end in ('aclose', 'anext'):
+            _, _, body = await request(b'GET', server.url)
+            reading = asyncio.create_task(anext(body))
+            await turns(3)
+            if end == 'aclose':
+                await body.aclose()
+            else:
+                await failed(
+                    anext(body), HttpDataError, RuntimeError,
+                    f'{peer_prefix(server)}, reading the response body: RuntimeError: the body is '
+                    'being read by another task')
+            error = await failed(reading, HttpDataError, ConnectionAbortedError)
+            assert str(error) == (f'{peer_prefix(server)}, reading the response body: '
+                                  'ConnectionAbortedError: closed meanwhile')
+        await until(lambda: ends == [b'', b''])
+
+
+# A response body that is dropped closes its connection, wherever the garbage is collected.
+
+async def unfinished_body(server, request):
+    _, _, body = await request(b'GET', server.url)
+    return body
+
+
+def server_of_unfinished_bodies(ends):
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(OK[:-1])
+        ends.append(receive_end(sock))
+
+    return ThreadServer(script)
+
+
+@pytest.mark.parametrize('loop_name', LOOPS)
+def test_a_body_dropped_after_its_loop_closed_closes_its_connection(loop_name):
+    ends = []
+    request, _ = Pool()
+    with server_of_unfinished_bodies(ends) as server:
+        before = open_descriptors()
+        body = in_loop(loop_name, unfinished_body, server, request)
+        del body
+        gc.collect()
+        # The server's end may be closed by now, or not.
+        assert len(open_descriptors() - before) <= 1
+    assert ends == [b'']
+
+
+@pytest.mark.parametrize('loop_name', LOOPS)
+def test_a_body_dropped_while_its_loop_does_not_run_closes_its_connection(loop_name):
+    ends = []
+    request, close = Pool()
+    with (server_of_unfinished_bodies(ends) as server,
+          asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner):
+        bodies = [runner.run(unfinished_body(server, request))]
+        thread = threading.Thread(target=bodies.clear)
+        thread.start()
+        thread.join()
+
+        async def wait():
+            await until(lambda: ends == [b''])
+            await close()
+
+        runner.run(wait())
+
+
+@on_loops
+async def test_a_body_dropped_in_another_thread_closes_its_connection():
+    ends = []
+    with server_of_unfinished_bodies(ends) as server:
+        async with pool() as request:
+            bodies = [await unfinished_body(server, request)]
+            thread = threading.Thread(target=bodies.clear)
+            thread.start()
+            thread.join()
+            await until(lambda: ends == [b''])
+
+
+@on_loops
+async def test_a_body_dropped_in_another_loop_closes_its_connection():
+    ends = []
+
+    async def drop():
+        bodies.clear()
+
+    with server_of_unfinished_bodies(ends) as server:
+        async with pool() as request:
+            bodies = [await unfinished_body(server, request)]
+            thread = threading.Thread(target=asyncio.run, args=(drop(),))
+            thread.start()
+            thread.join()
+            await until(lambda: ends == [b''])
+
+
+@SCHEMES
+@on_loops
+async def test_a_body_that_is_not_read_uses_no_cpu(scheme):
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n' % len(UPLOAD))
+        sock.sendall(UPLOAD)
+
+    with ThreadServer(script, context_of(scheme)) as server:
+        async with pool(get_ssl_context=trusting) as request:
+            _, _, body = await request(b'GET', server.url)
+            await asyncio.sleep(0.02)
+            cpu = time.process_time()
+            await asyncio.sleep(0.1)
+            assert time.process_time() - cpu < 0.05
+            assert await buffered(body) == UPLOAD
+
+
+@on_loops
+async def test_what_comes_while_a_request_is_sent_uses_no_cpu():
+    go_on = asyncio.Event()
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK)  # early
+        await peer.read(2)
+        await Answering(OK)(peer)
+
+    async def body():
+        yield b'a'
+        await go_on.wait()
+        yield b'b'
+
+    async with Server(script) as server, pool() as request:
+        task = asyncio.create_task(
+            request(b'PUT', server.url, headers=((b'content-length', b'2'),), body=body))
+        await asyncio.sleep(0.02)
+        cpu = time.process_time()
+        await asyncio.sleep(0.1)
+        assert time.process_time() - cpu < 0.05
+        go_on.set()
+        _, _, response = await task
+        assert await buffered(response) == b'ok'
+
+
+@SCHEMES
+@on_loops
+async def test_other_tasks_run_while_much_is_sent_and_received(scheme):
+    """Each of them hundreds of times: the kernel always has more, and takes more."""
+    def script(sock):
+        while True:
+            receive_head(sock)
+            sock.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 20000000\r\n\r\n')
+            sock.sendall(bytes(20_000_000))
+
+    turns_taken = 0
+
+    async def turn():
+        nonlocal turns_taken
+        while True:
+            await asyncio.sleep(0)
+            turns_taken += 1
+
+    with ThreadServer(script, context_of(scheme)) as server:
+        async with pool(get_ssl_context=trusting) as request:
+            _, _, body = await request(b'GET', server.url)
+            task = asyncio.create_task(turn())
+            length = 0
+            async for chunk in body:
+                length += len(chunk)
+            assert length == 20_000_000
+            assert turns_taken > 20
+            task.cancel()
+
+
+# ------------------------------------------------------------------------------- no tasks
+
+async def without_tasks(exchange, *args):
+    """Run it on a loop that has one task, and return what else was made on the loop."""
+    loop = asyncio.get_running_loop()
+    made = []
+
+    def factory(loop, coroutine, **kwargs):
+        made.append(coroutine)
+        return asyncio.Task(coroutine, loop=loop, **kwargs)
+
+    loop.set_task_factory(factory)
+    try:
+        await exchange(*args)
+        gc.collect()
+        await turns(5)
+    finally:
+        loop.set_task_factory(None)
+    return made
+
+
+def answer_by_path(sock):
+    while True:
+        path = receive_head(sock).split()[1]
+        if path == b'/upload':
+            sock.recv(2)
+        if path == b'/silent':
+            receive_end(sock)
+        sock.sendall({b'/chunked': CHUNKED + b'0\r\n\r\n', b'/part': OK[:-1],
+                      b'/bad': b'bad\r\n\r\n'}.get(path, OK))
+
+
+async def exchanges_of_all_kinds(server):
+    async def late_body():
+        await asyncio.sleep(0.001)
+        yield b'o'
+        await asyncio.sleep(0.001)
+        yield b'k'
+
+    options = {'get_ssl_context': trusting, 'socket_timeout': 0.1, 'keep_alive_timeout': 0.03}
+    async with pool(**options) as request:
+        for path in ('', 'chunked'):
+            await get(request, server.url + path)
+        _, _, body = await request(
+            b'PUT', server.url + 'upload', headers=((b'content-length', b'2'),), body=late_body)
+        await buffered(body)
+        for path in ('silent', 'bad'):
+            with pytest.raises(HttpDataError):
+                await get(request, server.url + path)
+        _, _, body = await request(b'GET', server.url + 'part')
+        await body.aclose()
+        _, _, body = await request(b'GET', server.url + 'part')
+        del body
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await get(request, server.url + 'silent')
+        await get(request, server.url)
+        await asyncio.sleep(0.04)  # idle until it expires
+
+
+@SCHEMES
+@on_loops
+async def test_no_task_is_made(scheme):
+    with ThreadServer(answer_by_path, context_of(scheme)) as server:
+        assert await without_tasks(exchanges_of_all_kinds, server) == []
+
+
+@on_loops
+async def test_no_task_is_made_for_a_lookup(nameserver, silent_address):
+    async def exchange(port):
+        options = {'get_dns_resolver': asking((0.01, silent_address), (5, nameserver.address))}
+        async with pool(**options) as request:
+            await get(request, f'http://name.test:{port}/')
+
+    with ThreadServer(AnsweringInThreads()) as server:
+        made = await without_tasks(exchange, server.port)
+    assert made == []
+
+
+# --------------------------------------------------------------- README, examples, package
+
+HERE = pathlib.Path(__file__).parent
+README = (HERE / 'README.md').read_text(encoding='utf-8')
+README_BLOCKS = re.findall(r'(?<=^```python\n).*?(?=^```$)', README, re.MULTILINE | re.DOTALL)
+
+
+class Website(http.server.BaseHTTPRequestHandler):
+    """What www.example.com is for the README: it answers anything, with what it was asked."""
+
+    protocol_version = 'HTTP/1.1'
+
+    def answer(self):
+        content = self.rfile.read(int(self.headers.get('content-length', 0)))
+        self.server.asked.append((self.command, self.path, self.headers['host'], content))
+        answer = b'' if self.command == 'HEAD' else b'<p>Hello</p>' + content
+        self.send_response(200)
+        self.send_header('content-type', 'text/html')
+        self.send_header('content-length', str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_GET = do_HEAD = do_POST = do_PUT = answer
+
+    def log_message(self, *args):
+        pass
+
+
+class SockTo(socket.socket):
+    """Connects to one address, whatever it is told."""
+
+    address = None
+
+    def connect(self, address):
+        super().connect(self.address)
+
+
+@pytest.fixture
+def website(tmp_path, monkeypatch):
+    """A local www.example.com, with the certificates and the working directory of the README."""
+    monkeypatch.chdir(tmp_path)
+    authority = trustme.CA()
+    certificate = authority.issue_cert('www.example.com', 'internal.example.com')
+    authority.cert_pem.write_to_path('our-authority.pem')
+    authority.issue_cert('client.example.com').private_key_and_cert_chain_pem.write_to_path(
+        'our-certificate.pem')
+    server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    certificate.configure_cert(server_context)
+
+    async def resolve(name, record_type, get_logger_adapter):
+        if name == 'unreachable.example.com':
+            raise LookupError('no such name')
+        return (ipaddress.ip_address('127.0.0.1'),)
+
+    async def clear_cache(get_logger_adapter):
+        pass
+
+    def get_sock(family):
+        sock = SockTo(family, socket.SOCK_STREAM)
+        sock.address = server.server_address
+        return sock
+
+    def get_ssl_context():
+        return ssl.create_default_context(cafile='our-authority.pem')
+
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Website) as server:
+        server.asked = []
+        server.daemon_threads = True
+        server.socket = server_context.wrap_socket(
+            server.socket, server_side=True, do_handshake_on_connect=False)
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        monkeypatch.setattr(lowhaio, 'Pool', functools.partial(
+            Pool, get_dns_resolver=lambda **_: (resolve, clear_cache), get_sock=get_sock,
+            get_ssl_context=get_ssl_context))
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+README_RESULTS = [
+    # What each block prints or logs, and what it asks for, in the order of the README.
+    pytest.param("b'200'", [('GET', '/', b'')], id='stream'),
+    pytest.param("b'<p>Hello</p>'", [('GET', '/', b'')], id='buffered'),
+    pytest.param("b'200' b'<p>Hello</p>hello world'", [('PUT', '/object', b'hello world')],
+                 id='upload'),
+    pytest.param("b'200'", [('POST', '/documents?draft=yes', b'{"hello": "world"}')],
+                 id='streamed'),
+    pytest.param("(b'200', 12)", [('GET', f'/{number}', b'') for number in range(10)],
+                 id='task-group'),
+    pytest.param("b'text/html'", [('HEAD', '/', b'')], id='dict'),
+    pytest.param('Nothing was sent: GET https://unreachable.example.com:443: resolving '
+                 'unreachable.example.com failed', [], id='exceptions'),
+    pytest.param('', [('GET', '/', b'')], id='timeout'),
+    pytest.param("b'200' b'<p>Hello</p>'", [('GET', '/', b'')], id='tls'),
+    pytest.param('[http:nightly,GET,https://www.example.com/] Received 200 from '
+                 'https://www.example.com:443 (peer 127.0.0.1:443)', [('GET', '/?page=1', b'')],
+                 id='logging'),
+    pytest.param("b'200' b'<p>Hello</p>'", [('GET', '/', b'')], id='layer'),
+]
+
+
+def test_every_block_of_the_readme_has_its_row():
+    assert len(README_BLOCKS) == len(README_RESULTS)
+
+
+@pytest.mark.parametrize(
+    'block, shown, asked',
+    [pytest.param(block, *row.values, id=row.id)
+     for block, row in zip(README_BLOCKS, README_RESULTS, strict=False)])
+def test_a_block_of_the_readme_runs_as_it_stands(block, shown, asked, website, capsys, caplog):
+    caplog.set_level(logging.INFO)
+    exec(compile(block, 'README.md', 'exec'), {'__name__': '__main__'})
+    assert shown in capsys.readouterr().out + caplog.text
+    assert sorted((method, path, content) for method, path, _, content in website.asked) == asked
+    assert {host for _, _, host, _ in website.asked} <= {
+        'www.example.com', 'internal.example.com'}
+
+
+def test_the_readme_tells_the_defaults_of_every_option():
+    options = inspect.signature(Pool).parameters
+    rows = dict(re.findall(r'^\| `(\w+)` \| (.*?) \|', README.partition('## Options of')[2],
+                           re.MULTILINE))
+    assert list(rows) == list(options)
+    for name, option in options.items():
+        if not callable(option.default):
+            assert rows[name].strip('`') == str(option.default)
+
+
+def run_quickstart(*args):
+    return subprocess.run(
+        [sys.executable, HERE / 'examples' / 'quickstart.py', *args], capture_output=True,
+        env={**os.environ, 'PYTHONPATH': str(HERE)}, timeout=60, check=False)
+
+
+def test_quickstart_streams_both_ways_over_one_connection():
+    ended = run_quickstart()
+    printed = ended.stdout.decode()
+    assert ended.returncode == 0, ended.stderr
+    assert re.search(r'Upload +201, 67108864 bytes, from port (\d+)\n'
+                     r'Download +200, 67108864 bytes, to port \1\n', printed)
+    assert "the second request reused the first one's" in printed
+    assert b'Upload: 100%' in ended.stderr
+    assert b'Download: 100%' in ended.stderr
+
+
+@pytest.fixture
+def plain_website():
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Website) as server:
+        server.asked = []
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f'http://127.0.0.1:{server.server_port}/page'
+        server.shutdown()
+        thread.join()
+
+
+def test_quickstart_fetches_a_url_to_standard_output(plain_website):
+    ended = run_quickstart(plain_website)
+    assert (ended.returncode, ended.stdout) == (0, b'<p>Hello</p>')
+
+
+def test_quickstart_fetches_a_url_to_a_file(plain_website, tmp_path):
+    ended = run_quickstart(plain_website, '--output', tmp_path / 'page')
+    assert (ended.returncode, ended.stdout) == (0, b'')
+    assert (tmp_path / 'page').read_bytes() == b'<p>Hello</p>'
+
+
+def test_quickstart_says_what_failed():
+    with socket.socket() as sock:  # bound, and not listening
+        sock.bind(('127.0.0.1', 0))
+        ended = run_quickstart(f'http://127.0.0.1:{sock.getsockname()[1]}/')
+    assert ended.returncode == 1
+    assert b'HttpConnectionError: GET http://127.0.0.1:' in ended.stderr
+    assert b'Connection refused' in ended.stderr
+
+
+def test_importing_imports_nothing_big():
+    ended = subprocess.run(
+        [sys.executable, '-c', 'import asyncio, sys; before = set(sys.modules); import lowhaio; '
+         'print(*sorted(set(sys.modules) - before))'],
+        capture_output=True, env={**os.environ, 'PYTHONPATH': str(HERE)}, check=True)
+    imported = set(ended.stdout.decode().split())
+    # Beside the module and its one dependency, a few of the standard library's.
+    assert {'lowhaio', 'aiodnsresolver'} <= imported
+    assert not imported & {'http.client', 'email', 'requests', 'multiprocessing'}
+
+
+def test_ci_runs_what_the_readme_tells_a_person_to_run():
+    commands = re.findall(r'(?<=^```shell\n).*?(?=\n```$)', README, re.MULTILINE | re.DOTALL)
+    ci = (HERE / '.ci' / 'run').read_text()
+    assert len(commands) == 2
+    assert all(command in ci for command in commands)
