@@ -1814,9 +1814,7 @@ class Connection:
         if (self.keep_alive > 0 and not has_surplus and not (self.is_full and not self.is_quiet())
                 and self.idle.add(self)):
             self.is_idle = True
-            self.deadline = self.loop.time() + self.keep_alive
-            if self.deadline < self.timer_at:
-                self.start_timer()
+            self.set_deadline(self.loop.time() + self.keep_alive)
             if not self.is_reading:
                 self.start_reading()
         else:
@@ -1844,26 +1842,20 @@ class Connection:
     def wait_data(self, deadline: float) -> asyncio.Future[bytes]:
         if not self.is_reading:
             self.start_reading()
-        self.deadline = deadline
-        if deadline < self.timer_at:
-            self.start_timer()
+        self.set_deadline(deadline)
         self.data_waiter = waiter = self.loop.create_future()
         return waiter
 
     def wait_readable(self, deadline: float) -> asyncio.Future[None]:
         if not self.is_reading:
             self.start_reading()
-        self.deadline = deadline
-        if deadline < self.timer_at:
-            self.start_timer()
+        self.set_deadline(deadline)
         self.reader = waiter = self.loop.create_future()
         return waiter
 
     def wait_writable(self, deadline: float) -> asyncio.Future[None]:
         self.start_writing()
-        self.deadline = deadline
-        if deadline < self.timer_at:
-            self.start_timer()
+        self.set_deadline(deadline)
         self.writer = waiter = self.loop.create_future()
         return waiter
 
@@ -1896,13 +1888,10 @@ class Connection:
         try:
             data = self.receive()
         except WANT_READ:
-            if not self.is_reading:
-                self.start_reading()
             return
         except ssl.SSLWantWriteError:
             # Only the wanted direction, or what can be read would be found again and again.
-            if self.is_reading:
-                self.stop_reading()
+            self.stop_reading()
             self.start_writing()
             return
         except Exception as error:
@@ -1920,7 +1909,13 @@ class Connection:
         if writer is not None:
             wake(writer)
         elif self.data_waiter is not None:
+            self.start_reading()
             self.deliver(self.data_waiter)
+
+    def set_deadline(self, deadline: float) -> None:
+        self.deadline = deadline
+        if deadline < self.timer_at:
+            self.start_timer()
 
     def start_timer(self) -> None:
         if self.timer is not None:
@@ -1940,7 +1935,6 @@ class Connection:
             for waiter in (self.data_waiter, self.reader, self.writer):
                 if waiter is not None and not waiter.done():
                     waiter.set_exception(timed_out(self.settings.socket_timeout))
-            self.data_waiter = self.reader = self.writer = None
 
     # Closing
 

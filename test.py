@@ -967,6 +967,9 @@ UNNAMED = 'GET, refused: '
                  id='scheme-another'),
     pytest.param({'url': 'ws://example.com/SECRET'}, ValueError,
                  UNNAMED + "url must have the scheme http or https, got 'ws'", id='scheme-ws'),
+    pytest.param({'url': 'x' * 21 + '://example.com/SECRET'}, ValueError,
+                 UNNAMED + f"url must have the scheme http or https, got '{'x' * 20}'",
+                 id='scheme-shown-cut-short'),
     pytest.param({'url': 'httpſ://example.com/SECRET'}, ValueError,
                  UNNAMED + "url must start with http:// or https:// and a host, got 'httpſ'",
                  id='scheme-lookalike'),
@@ -1051,6 +1054,9 @@ UNNAMED = 'GET, refused: '
     pytest.param({'headers': ((b' ' + b'x' * 60, b'SECRET'),)}, ValueError,
                  NAMED + f"headers must have tokens as names, got b' {'x' * 59}'...",
                  id='headers-name-shown-cut-short'),
+    pytest.param({'headers': ((b' ' + b'x' * 59, b'SECRET'),)}, ValueError,
+                 NAMED + f"headers must have tokens as names, got b' {'x' * 59}'",
+                 id='headers-name-just-shown'),
     pytest.param({'headers': ((b'A', b'SECRET\r\nb: c'),)}, ValueError,
                  NAMED + 'headers must not have control characters but HTAB in a value: see '
                  "that of b'A'",
@@ -1740,6 +1746,17 @@ class LateChunks(Chunks):
         return self.take()
 
 
+class EndingOnce(Chunks):
+    """May not be asked again after its end."""
+
+    has_ended = False
+
+    def take(self):
+        assert not self.has_ended
+        self.has_ended = not self.chunks
+        return super().take()
+
+
 class FutureChunks(Chunks):
     """`__anext__` returns a future, which is done, or is soon."""
 
@@ -1837,6 +1854,8 @@ BODIES = {
     'iterator': (lambda: Chunks(b'a', b'', b'bc'), {}, b'abc'),
     'iterator-of-nothing': (Chunks, {}, b''),
     'iterator-waiting': (lambda: LateChunks(b'a', b'', b'bc'), {}, b'abc'),
+    'iterator-that-ends-once': (lambda: EndingOnce(b'a', b'bc'), {}, b'abc'),
+    'iterator-of-nothing-that-ends-once': (EndingOnce, {}, b''),
     'futures': (lambda: FutureChunks(b'a', b'', b'bc'), {}, b'abc'),
     'futures-soon': (lambda: FutureChunks(b'a', b'b', b'', b'c'), {}, b'abc'),
     'future-of-nothing': (FutureChunks, {}, b''),
@@ -2490,6 +2509,7 @@ async def test_a_request_that_is_cancelled_while_its_body_waits_cancels_the_body
             chunk for chunk in chunks if isinstance(chunk, bytes))
 
 
+@pytest.mark.parametrize('cleanup_error', [None, LookupError('of the cleaning up')])
 @pytest.mark.parametrize('headers, chunks, events', [
     pytest.param(of_length(len(LARGE)), (LARGE,), [GeneratorExit, True, 'cleaned up'],
                  id='while-a-chunk-is-blocked'),
@@ -2498,8 +2518,8 @@ async def test_a_request_that_is_cancelled_while_its_body_waits_cancels_the_body
 ])
 @on_loops
 async def test_a_request_that_is_cancelled_while_it_is_blocked_closes_its_body(
-        headers, chunks, events):
-    body = Body(*chunks)
+        headers, chunks, events, cleanup_error):
+    body = Body(*chunks, cleanup_error=cleanup_error)
     with deaf_server() as server:
         async with pool(get_sock=small_sock) as request:
             task = asyncio.create_task(request(b'PUT', server.url, headers=headers, body=body))
@@ -2511,6 +2531,23 @@ async def test_a_request_that_is_cancelled_while_it_is_blocked_closes_its_body(
             assert body.events == events
             assert task.cancelling() == 1
         assert 0 < len(await server.all_sent()) < len(LARGE)
+
+
+@on_loops
+async def test_the_server_does_not_wait_for_the_end_of_the_connection_while_a_body_cleans_up():
+    async def body():
+        try:
+            yield b'abcd'
+        finally:
+            await until(lambda: script.received)
+            cleaned_up.append(True)
+
+    cleaned_up = []
+    script = Uploads()
+    async with Server(script) as server, pool() as request:
+        with pytest.raises(HttpConnectionError):
+            await request(b'PUT', server.url, headers=of_length(1), body=body)
+    assert cleaned_up == [True]
 
 
 @on_loops
@@ -3106,6 +3143,13 @@ CODING_ROWS = {
         head(b'Transfer-Encoding: ChunKed') + b'2\r\nok\r\n0\r\n\r\n'),
     'coding of chunked with whitespace': good(
         head(b'transfer-encoding: \tchunked \t') + b'2\r\nok\r\n0\r\n\r\n'),
+    'coding of identity, with a length': good(with_length(b'transfer-encoding: identity')),
+    'coding of identity in any case, with a length': good(
+        with_length(b'transfer-encoding: IDENTITY')),
+    'coding of identity, with a length, on HTTP/1.0': good(
+        with_length(b'transfer-encoding: identity', b'connection: keep-alive', start=OLD)),
+    'HEAD with a coding of identity and a length': good(
+        head(b'transfer-encoding: identity', b'content-length: 2'), b'', method=b'HEAD'),
     'coding of identity, without a length': good(
         head(b'transfer-encoding: identity') + b'ok', kept=False, ends=True),
     'coding and then a length': good(
@@ -3564,23 +3608,6 @@ async def test_a_response_that_fills_its_read_keeps_its_connection():
         for name, row in rows.items()) == {}
 
 
-
-
-IDENTITY_ROWS = {
-    'coding of identity, with a length': good(with_length(b'transfer-encoding: identity')),
-    'coding of identity in any case, with a length': good(
-        with_length(b'transfer-encoding: IDENTITY')),
-    'coding of identity, with a length, on HTTP/1.0': good(
-        with_length(b'transfer-encoding: identity', b'connection: keep-alive', start=OLD)),
-    'HEAD with a coding of identity and a length': good(
-        head(b'transfer-encoding: identity', b'content-length: 2'), b'', method=b'HEAD'),
-}
-
-
-@on_loops
-async def test_a_coding_of_identity_counts_as_absent():
-    assert await wrong_outcomes(
-        ((name, row.expected, row, [row.raw]), {}) for name, row in IDENTITY_ROWS.items()) == {}
 
 
 def end_of_head(raw):
@@ -5732,7 +5759,8 @@ NOT_VERIFIED = {
         ('name.test',), {'not_before': LONG_AGO, 'not_after': LONG_AGO.replace(2002)},
         'name.test', 'certificate has expired'),
     'not valid yet': (
-        ('name.test',), {'not_before': LONG_AGO.replace(2901), 'not_after': LONG_AGO.replace(2902)},
+        ('name.test',),
+        {'not_before': LONG_AGO.replace(2901), 'not_after': LONG_AGO.replace(2902)},
         'name.test', 'certificate is not yet valid'),
 }
 
@@ -6123,11 +6151,6 @@ async def test_a_response_is_read_a_few_bytes_at_a_time(scheme):
         assert answering.connections == [0, 0, 0]
 
 
-# A client's certificate that is larger than the buffers of a socket, so that to send it the
-# client has to wait for the server.
-LONG_NAMES = [f'{number:060}.test' for number in range(800)]
-
-
 def small_sending_sock(family, descriptors=None):
     sock = socket.socket(family)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
@@ -6137,10 +6160,13 @@ def small_sending_sock(family, descriptors=None):
 
 
 @functools.cache
-def trusting_with_large_certificate():
+def trusting_with_large_certificate(names):
+    """With a client's certificate of 64 bytes a name. To send one that is larger than the
+    buffers of its socket, or when they are full, the client has to wait for the server."""
     context = trusting.__wrapped__()
     context.post_handshake_auth = True
-    authority().issue_cert(*LONG_NAMES).configure_cert(context)
+    certificate = authority().issue_cert(*[f'{number:060}.test' for number in range(names)])
+    certificate.configure_cert(context)
     return context
 
 
@@ -6157,7 +6183,7 @@ async def test_a_handshake_may_have_to_wait_to_send(version):
 
     with ThreadServer(script, wanting_certificates(version)) as server:
         server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        options = {'get_ssl_context': trusting_with_large_certificate,
+        options = {'get_ssl_context': lambda: trusting_with_large_certificate(800),
                    'get_sock': small_sending_sock}
         async with pool(**options) as request:
             assert (await get(request, server.url))[2] == b'ok'
@@ -6166,16 +6192,17 @@ async def test_a_handshake_may_have_to_wait_to_send(version):
 
 class AskingForCertificate:
     """A script that, when the client has sent its request and its buffers are full, asks for
-    a certificate (RFC 8446 4.6.2): to read on, the client must first send. The server sends
-    more at once, and does not read for a while."""
+    a certificate (RFC 8446 4.6.2): to read on, the client must first send. Before and after
+    that, the server sends parts of a response, and the rest of it when it has read all."""
 
-    def __init__(self, before, after):
+    def __init__(self, before, after, late):
         self.before = before
         self.after = after
+        self.late = late
         self.is_full = threading.Event()
         self.is_read = threading.Event()
         self.is_asked = threading.Event()
-        self.cpu = []
+        self.cpu = 0
         self.certificates = []
         self.descriptors = []
 
@@ -6189,9 +6216,20 @@ class AskingForCertificate:
         self.is_asked.set()
         started = time.process_time()
         time.sleep(0.1)
-        self.cpu.append(time.process_time() - started)
+        self.cpu = time.process_time() - started
+        sock.settimeout(0.01)
+        while not self.has_certificate(sock):
+            with contextlib.suppress(TimeoutError):
+                sock.recv(65536)
+        sock.settimeout(PATIENCE)
+        sock.sendall(self.late)
         receive_end(sock)
-        self.certificates.append(sock.getpeercert())
+
+    def has_certificate(self, sock):
+        with contextlib.suppress(ValueError):  # in the middle of a handshake
+            if sock.getpeercert() is not None:
+                self.certificates.append(sock.getpeercert())
+        return bool(self.certificates)
 
     async def chunks(self):
         """A request body that ends when the kernel takes no more. (Its last chunk, which nobody
@@ -6210,35 +6248,40 @@ class AskingForCertificate:
         context.num_tickets = 0  # they would hold that certificate, and wait for a reader
         with ThreadServer(self, context) as server:
             server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            options = {'get_ssl_context': trusting_with_large_certificate,
+            options = {'get_ssl_context': lambda: trusting_with_large_certificate(150),
                        'get_sock': self.get_sock}
             async with pool(**options) as request:
-                response = await request(
+                code, _, body = await request(
                     b'POST', server.url, headers=((b'transfer-encoding', b'chunked'),),
                     body=self.chunks)
-                yield response
-            await until(lambda: self.certificates)
+                assert code == b'200'
+                yield body
+        assert len(self.certificates) == 1
 
 
+@pytest.mark.parametrize('sent_before_it_reads', [0, len(OK)])
 @on_loops
-async def test_reading_a_head_may_have_to_wait_to_send():
-    script = AskingForCertificate(b'', OK)
-    async with script.post() as (code, _, body):
-        assert (code, await buffered(body)) == (b'200', b'ok')
-    assert script.certificates[0] is not None
-    assert script.cpu[0] < 0.05  # of 0.1 seconds: nothing spins
+async def test_reading_a_head_may_have_to_wait_to_send(sent_before_it_reads):
+    after, late = OK[:sent_before_it_reads], OK[sent_before_it_reads:]
+    script = AskingForCertificate(b'', after, late)
+    async with script.post() as body:
+        assert await buffered(body) == b'ok'
+    assert script.cpu < 0.05  # of 0.1 seconds: nothing spins
 
 
+@pytest.mark.parametrize('is_blocked', [False, True], ids=['loop free', 'loop blocked'])
 @on_loops
-async def test_reading_a_body_may_have_to_wait_to_send():
-    script = AskingForCertificate(OK[:-1], OK[-1:])
-    async with script.post() as (_, _, body):
-        assert await anext(body) == b'o'
+async def test_reading_a_body_may_have_to_wait_to_send(is_blocked):
+    script = AskingForCertificate(OK[:-2], b'o', b'k')
+    async with script.post() as body:
         script.is_read.set()
         script.is_asked.wait(PATIENCE)
-        assert await buffered(body) == b'k'
-    assert script.certificates[0] is not None
-    assert script.cpu[0] < 0.05
+        reading = asyncio.create_task(buffered(body))
+        await turns(1)
+        if is_blocked:
+            time.sleep(0.15)  # until the socket is readable, and writable again
+        assert await reading == b'ok'
+    assert script.cpu < 0.05
 
 
 class Openssl:
@@ -6365,6 +6408,39 @@ async def test_what_tls_itself_sends_does_not_close_an_idle_connection(case, is_
             results.append((await task)[2])
         assert results == [b'ok']
         assert len(server.socks) == 1
+
+
+@on_loops
+async def test_a_renegotiation_in_which_the_server_falls_silent_is_an_error():
+    if Openssl.library() is None:
+        pytest.skip('the ssl module keeps its OpenSSL to itself')
+    is_idle, is_sent, is_over = (threading.Event() for _ in range(3))
+
+    def script(sock):
+        tls = Openssl(sock, TLS_1_2)
+        try:
+            tls.receive_head()
+            tls.send(OK)
+            is_idle.wait(PATIENCE)
+            send_hello_request(tls)
+            is_sent.set()
+            is_over.wait(PATIENCE)
+        finally:
+            tls.free()
+
+    with ThreadServer(script) as server:
+        async with pool(get_ssl_context=trusting, socket_timeout=0.1) as request:
+            url = f'https://127.0.0.1:{server.port}'
+            await get(request, url)
+            await asyncio.sleep(0.11)  # its time is that of the request
+            is_idle.set()
+            await until(is_sent.is_set)
+            error = await failed(
+                request(b'GET', url), HttpDataError, TimeoutError,
+                f'GET {url} (peer 127.0.0.1:{server.port}), sending the request: TimeoutError: '
+                'socket_timeout, 0.1 seconds, passed')
+            assert (error.reused, error.response_started) == (True, False)
+            is_over.set()
 
 
 # ---------------------------------------------------------------------- idle connections
@@ -6813,7 +6889,8 @@ FACTS = {
         "three digits and a reason, got b'HTTP/2 200\\r'"),
     'an upgrade that nobody wanted': (
         b'HTTP/1.1 101 Switching Protocols\r\n\r\n', HttpDataError, ValueError, True,
-        ', reading the response head: got 101 Switching Protocols, but the request had no upgrade'),
+        ', reading the response head: got 101 Switching Protocols, but the request had no '
+        'upgrade'),
 }
 
 
@@ -6832,7 +6909,7 @@ async def test_an_error_tells_what_retries_depend_on(is_reused):
         ends.append(await peer.closed())
 
     async with Server(script) as server, pool() as request:
-        for case, (response, kind, cause, is_started, text) in FACTS.items():
+        for case, (response, kind, cause, is_started, text) in FACTS.items():  # noqa: B007
             ends.clear()
             with row(case):
                 if is_reused:
@@ -6917,6 +6994,59 @@ async def test_a_request_of_which_bytes_were_sent_is_not():
             request(b'PUT', server.url, headers=((b'content-length', b'2'),), body=body),
             HttpConnectionClosedError, BrokenPipeError)
         assert (error.reused, error.response_started) == (False, False)
+
+
+async def body_ending_when_cancelled():
+    yield await cancelled_in_vain()
+
+
+async def body_cleaning_up_when_cancelled():
+    try:
+        yield await asyncio.get_running_loop().create_future()
+    finally:
+        await asyncio.sleep(0)
+
+
+async def body_failing_when_cancelled():
+    try:
+        yield await asyncio.get_running_loop().create_future()
+    except asyncio.CancelledError:
+        await asyncio.sleep(0)
+        raise LookupError from None
+
+
+async def cancelled_in_vain():
+    with contextlib.suppress(asyncio.CancelledError):
+        await asyncio.get_running_loop().create_future()
+    return b'ok'
+
+
+@pytest.mark.parametrize('body', [
+    body_ending_when_cancelled, body_cleaning_up_when_cancelled, body_failing_when_cancelled])
+@on_loops
+async def test_a_body_that_waits_when_its_head_can_not_be_sent_is_cancelled(body):
+    socks = []
+    ends = []
+
+    def get_sock(family):
+        socks.append(socket.socket(family))
+        return socks[-1]
+
+    async def observed():
+        socks[0].shutdown(socket.SHUT_WR)
+        chunks = body()
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            await chunks.aclose()
+            ends.append(True)
+
+    async with Server(Answering(OK)) as server, pool(get_sock=get_sock) as request:
+        await failed(
+            request(b'PUT', server.url, headers=((b'content-length', b'2'),), body=observed),
+            HttpConnectionError, BrokenPipeError)
+        assert ends == [True]
 
 
 # -------------------------------------------------------------------------------- timeouts
@@ -7392,6 +7522,37 @@ async def test_a_response_that_is_being_read_can_be_closed_and_not_read_twice(sc
             assert str(error) == (f'{peer_prefix(server)}, reading the response body: '
                                   'ConnectionAbortedError: closed meanwhile')
         await until(lambda: ends == [b'', b''])
+
+
+@on_loops
+async def test_a_body_can_be_closed_while_its_reader_lets_others_run():
+    socks = []
+
+    def get_sock(family):
+        socks.append(socket.socket(family))
+        socks[0].setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2_000_000)
+        return socks[0]
+
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n' % len(UPLOAD) + UPLOAD)
+
+    async def read_all(body):
+        while True:
+            await anext(body)
+
+    with ThreadServer(script) as server:
+        async with pool(get_sock=get_sock) as request:
+            _, _, body = await request(b'GET', server.url)
+            # So much has come that the reader does not have to wait for any of it.
+            await until(lambda: len(socks[0].recv(300_000, socket.MSG_PEEK)) == 300_000)
+            reading = asyncio.create_task(read_all(body))
+            await asyncio.sleep(0)
+            await body.aclose()
+            await failed(
+                reading, HttpDataError, ConnectionAbortedError,
+                f'{peer_prefix(server)}, reading the response body: ConnectionAbortedError: the '
+                'connection was closed meanwhile')
 
 
 # A response body that is dropped closes its connection, wherever the garbage is collected.
