@@ -6190,98 +6190,61 @@ async def test_a_handshake_may_have_to_wait_to_send(version):
     assert lengths[0] > 40_000
 
 
-class AskingForCertificate:
-    """A script that, when the client has sent its request and its buffers are full, asks for
-    a certificate (RFC 8446 4.6.2): to read on, the client must first send. Before and after
-    that, the server sends parts of a response, and the rest of it when it has read all."""
+class WantingToWrite(ssl.SSLSocket):
+    """To read on, it must first write: as in a renegotiation, or for a certificate that the
+    server asks for late, when the buffers are full."""
 
-    def __init__(self, before, after, late):
-        self.before = before
-        self.after = after
-        self.late = late
-        self.is_full = threading.Event()
-        self.is_read = threading.Event()
-        self.is_asked = threading.Event()
-        self.cpu = 0
-        self.certificates = []
-        self.descriptors = []
+    wants = 0
 
-    def __call__(self, sock):
-        self.is_full.wait(PATIENCE)
-        sock.sendall(self.before)
-        if self.before:
-            self.is_read.wait(PATIENCE)
-        sock.verify_client_post_handshake()
-        sock.sendall(self.after)
-        self.is_asked.set()
-        started = time.process_time()
-        time.sleep(0.1)
-        self.cpu = time.process_time() - started
-        sock.settimeout(0.01)
-        while not self.has_certificate(sock):
-            with contextlib.suppress(TimeoutError):
-                sock.recv(65536)
-        sock.settimeout(PATIENCE)
-        sock.sendall(self.late)
-        receive_end(sock)
-
-    def has_certificate(self, sock):
-        with contextlib.suppress(ValueError):  # in the middle of a handshake
-            if sock.getpeercert() is not None:
-                self.certificates.append(sock.getpeercert())
-        return bool(self.certificates)
-
-    async def chunks(self):
-        """A request body that ends when the kernel takes no more. (Its last chunk, which nobody
-        looks at, is left out.)"""
-        while select.select([], self.descriptors, [], 0)[1]:
-            yield b'3e8\r\n%b\r\n' % bytes(1000)
-        self.is_full.set()
-
-    def get_sock(self, family):
-        return small_sending_sock(family, self.descriptors)
-
-    @contextlib.asynccontextmanager
-    async def post(self):
-        context = wanting_certificates()
-        context.post_handshake_auth = True
-        context.num_tickets = 0  # they would hold that certificate, and wait for a reader
-        with ThreadServer(self, context) as server:
-            server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            options = {'get_ssl_context': lambda: trusting_with_large_certificate(150),
-                       'get_sock': self.get_sock}
-            async with pool(**options) as request:
-                code, _, body = await request(
-                    b'POST', server.url, headers=((b'transfer-encoding', b'chunked'),),
-                    body=self.chunks)
-                assert code == b'200'
-                yield body
-        assert len(self.certificates) == 1
+    def recv(self, *args):
+        if self.wants:
+            type(self).wants -= 1
+            raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, 'The operation did not complete')
+        return super().recv(*args)
 
 
-@pytest.mark.parametrize('sent_before_it_reads', [0, len(OK)])
+def wanting_to_write():
+    context = trusting()
+    context.sslsocket_class = WantingToWrite
+    return context
+
+
+@pytest.mark.parametrize('wants', [1, 2, 3])
 @on_loops
-async def test_reading_a_head_may_have_to_wait_to_send(sent_before_it_reads):
-    after, late = OK[:sent_before_it_reads], OK[sent_before_it_reads:]
-    script = AskingForCertificate(b'', after, late)
-    async with script.post() as body:
-        assert await buffered(body) == b'ok'
-    assert script.cpu < 0.05  # of 0.1 seconds: nothing spins
+async def test_reading_a_head_may_have_to_wait_to_send(wants):
+    async with (Server(Answering(OK), server_context()) as server,
+                pool(get_ssl_context=wanting_to_write) as request):
+        WantingToWrite.wants = wants
+        assert (await get(request, server.url))[2] == b'ok'
+        assert WantingToWrite.wants == 0
 
 
-@pytest.mark.parametrize('is_blocked', [False, True], ids=['loop free', 'loop blocked'])
+@pytest.mark.parametrize('wants', [1, 2, 3])
+@pytest.mark.parametrize('is_there', [False, True])
 @on_loops
-async def test_reading_a_body_may_have_to_wait_to_send(is_blocked):
-    script = AskingForCertificate(OK[:-2], b'o', b'k')
-    async with script.post() as body:
-        script.is_read.set()
-        script.is_asked.wait(PATIENCE)
+async def test_reading_a_body_may_have_to_wait_to_send(wants, is_there):
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK[:-1])
+        if not is_there:
+            await is_waiting.wait()
+        await peer.send(OK[-1:])
+        is_sent.set()
+        await peer.closed()
+
+    is_waiting, is_sent = asyncio.Event(), asyncio.Event()
+    async with (Server(script, server_context()) as server,
+                pool(get_ssl_context=wanting_to_write) as request):
+        _, _, body = await request(b'GET', server.url)
+        assert await anext(body) == b'o'
+        if is_there:
+            await is_sent.wait()
+        WantingToWrite.wants = wants
         reading = asyncio.create_task(buffered(body))
-        await turns(1)
-        if is_blocked:
-            time.sleep(0.15)  # until the socket is readable, and writable again
-        assert await reading == b'ok'
-    assert script.cpu < 0.05
+        await turns(5)
+        is_waiting.set()
+        assert await reading == b'k'
+        assert WantingToWrite.wants == 0
 
 
 class Openssl:
