@@ -71,6 +71,9 @@ MAX_NAMES = 1024
 # Lines of response heads that are remembered with what they say.
 MAX_FIELD_LINES = 512
 
+# Longer times are taken for mistakes: some thirty years.
+MAX_SECONDS = 1e9
+
 # How much of what came is shown in an error, in bytes.
 MAX_SHOWN = 60
 
@@ -388,15 +391,13 @@ def Pool(
 class Settings:
     """The options that connections go by. Times are in seconds, sizes in bytes."""
 
-    __slots__ = ('http_version', 'keep_alive_timeout', 'recv_bufsize', 'max_header_length',
-                 'socket_timeout')
+    __slots__ = ('keep_alive_timeout', 'recv_bufsize', 'max_header_length', 'socket_timeout')
 
     def __init__(self, http_version: bytes, keep_alive_timeout: float, recv_bufsize: int,
                  max_header_length: int, socket_timeout: float) -> None:
         if http_version not in (b'HTTP/1.1', b'HTTP/1.0'):
             raise ValueError(
                 f"http_version must be b'HTTP/1.1' or b'HTTP/1.0', got {http_version!r}")
-        self.http_version = http_version
         self.keep_alive_timeout = checked_number('keep_alive_timeout', keep_alive_timeout, 0)
         self.recv_bufsize = checked_count('recv_bufsize', recv_bufsize)
         self.max_header_length = checked_count('max_header_length', max_header_length)
@@ -404,7 +405,7 @@ class Settings:
 
 
 def checked_number(name: str, value: float, minimum: float) -> float:
-    if not isinstance(value, (int, float)) or not minimum <= value < inf:
+    if not isinstance(value, (int, float)) or not minimum <= value <= MAX_SECONDS:
         raise ValueError(f'{name} must be a number of seconds, got {value!r}')
     return value
 
@@ -1329,7 +1330,8 @@ async def read_head(connection: Connection) -> tuple[bytes, bytes, Fields, bytes
     for _ in range(MAX_INTERIM_RESPONSES + 1):
         deadline = connection.in_time()
         # At first nothing can have come: to wait at once saves a read that finds nothing.
-        more = data or await connection.wait_data(deadline)
+        more = data or await (connection.read(deadline) if connection.has_started else
+                              connection.wait_data(deadline))
         data = b''
         status: re.Match[bytes] | None = None
         end = searched = 0
@@ -1792,7 +1794,8 @@ class Connection:
             self.start_writing()
             data = await self.wait_data(deadline or self.in_time())
         else:
-            self.burst += len(data)
+            # The smallest read takes its time, too.
+            self.burst += len(data) + 1024
         return data
 
     def receive(self) -> bytes:

@@ -6190,6 +6190,14 @@ async def test_a_handshake_may_have_to_wait_to_send(version):
     assert lengths[0] > 40_000
 
 
+@on_loops
+async def test_a_final_response_in_the_record_of_an_interim_one_is_read_however_small_the_reads():
+    interim = b'HTTP/1.1 103 Early\r\n\r\n'
+    async with (Server(Answering(interim + OK), server_context()) as server,
+                pool(get_ssl_context=trusting, recv_bufsize=len(interim)) as request):
+        assert (await get(request, server.url))[2] == b'ok'
+
+
 class WantingToWrite(ssl.SSLSocket):
     """To read on, it must first write: as in a renegotiation, or for a certificate that the
     server asks for late, when the buffers are full."""
