@@ -11,10 +11,11 @@ One exchange, and this module, from top to bottom:
 
     request(method, url, params, headers, body)
       |  names              the host's addresses, while their records are fresh
-      |  idle connections   the last one released that may still be reused, or else
-      |  connecting         a socket, TCP, TLS
+      |  idle connections   the last one released that may still be reused, or else a place
+      |  connecting         to the first address that accepts, and TLS
       |  request head       what the caller gave, checked and turned into bytes
-      |  sending            the head with the first chunk, then the other chunks
+      |  sending            the head with the first chunk, then the other chunks, unless the
+      |                     response comes before their end
       |  response head      status line and fields; interim responses are skipped
       |  framing            where the body ends, and if the connection persists
       |  response body      decoded as it is read; at its last byte the connection
@@ -29,6 +30,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import re
 import select
@@ -37,18 +39,27 @@ import ssl
 import sys
 import types
 from asyncio import CancelledError
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
+from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
 from os import strerror
 from typing import Any, Protocol
 from urllib.parse import urlencode
 
-from aiodnsresolver import TYPES, DnsTimeout, Resolver, ResolverLoggerAdapter
+from aiodnsresolver import TYPES, DnsRecordDoesNotExist, DnsTimeout, Resolver
+from aiodnsresolver import ResolverLoggerAdapter
 
 # ---------------------------------------------------------------------------------- limits
+
+# Seconds until the next address is tried, while the last one has not answered (RFC 8305 5).
+CONNECTION_ATTEMPT_DELAY = 0.25
+
+# Seconds that a request body waits for 100 Continue (RFC 9110 10.1.1): some servers never say.
+CONTINUE_TIMEOUT = 1
 
 # Interim (1xx) responses before the final one. Each may be as long as any head.
 MAX_INTERIM_RESPONSES = 100
@@ -65,7 +76,7 @@ MAX_BURST = 256 * 1024
 # How much of a first chunk is copied to leave in one send with the head.
 MAX_JOINED_CHUNK = 64 * 1024
 
-# Host names whose addresses are remembered by one pool.
+# Host names whose addresses are remembered by one pool, and origins whose TLS sessions are.
 MAX_NAMES = 1024
 
 # Lines of response heads that are remembered with what they say.
@@ -275,12 +286,17 @@ def Pool(
         *,
         get_dns_resolver: Callable[..., Resolver] = Resolver,
         get_sock: Callable[[int], socket.socket] = get_sock_default,
+        get_connection: GetConnection | None = None,
         get_ssl_context: Callable[[], ssl.SSLContext] = get_ssl_context_default,
         http_version: bytes = b'HTTP/1.1',
         keep_alive_timeout: float = 15,
         recv_bufsize: int = 131072,
         max_header_length: int = 16384,
         socket_timeout: float = 10,
+        max_connections: int | None = None,
+        max_connections_per_origin: int | None = None,
+        pool_timeout: float | None = None,
+        max_requests_per_connection: int | None = None,
         get_logger_adapter: GetAdapter = get_logger_adapter_default,
         get_resolver_logger_adapter: GetResolverAdapter = get_resolver_logger_adapter_default,
 ) -> tuple[Request, Close]:
@@ -311,22 +327,29 @@ def Pool(
     - `get_dns_resolver(get_logger_adapter=…)` returns `(resolve, clear_cache)`, as
       `aiodnsresolver.Resolver` does. Called at the first host name that is no IP address.
     - `get_sock(family)` returns a non-blocking stream socket.
+    - `get_connection(scheme, host, port)`, a coroutine function, returns a connected stream
+      socket, in place of the lookup and of `get_sock`. TLS is added to it for https.
     - `get_ssl_context()` returns an `ssl.SSLContext`. Called at the first https request.
     - `http_version`: `b'HTTP/1.1'` or `b'HTTP/1.0'`.
     - `keep_alive_timeout`: how long a connection may idle before it is closed. A second less
       than the server's own time-out, if it tells one. 0: no connection is used again.
     - `recv_bufsize`: asked for by one read, so the size of a response body's longest chunk.
     - `max_header_length`: of a response head, of a trailer section, of a chunk-size line.
-    - `socket_timeout`: for the lookup; for connecting with the TLS handshake; for each progress
-      of sending; for the whole head of a response; for each read of its body.
+    - `socket_timeout`: for the lookup, connecting and the TLS handshake, together; for each
+      progress of sending; for the whole head of a response; for each read of its body.
+    - `max_connections`, `max_connections_per_origin`: idle, in use and being opened. Requests
+      beyond them wait for a connection, the first come first, for at most `pool_timeout`. None:
+      no limit.
+    - `max_requests_per_connection`: after which it is closed. None: no limit.
     - `get_logger_adapter(extra)` returns a logger adapter for one request, or for the pool;
       `get_resolver_logger_adapter(extra)` returns such a function for the resolver.
     """
     settings = Settings(
-        http_version, keep_alive_timeout, recv_bufsize, max_header_length, socket_timeout)
-    idle = IdleConnections()
+        http_version, keep_alive_timeout, recv_bufsize, max_header_length, socket_timeout,
+        max_requests_per_connection)
+    connections = Connections(max_connections, max_connections_per_origin, pool_timeout)
     names = Names(get_dns_resolver, socket_timeout)
-    opener = Opener(get_sock, get_ssl_context, settings, idle)
+    opener = Opener(get_sock, get_connection, get_ssl_context, settings, names, connections)
     default_get_adapter, default_get_resolver_adapter = (
         get_logger_adapter, get_resolver_logger_adapter)
     bound_loop: Loop | None = None
@@ -349,7 +372,7 @@ def Pool(
         try:
             if loop is not bound_loop:
                 bind(loop)
-            if idle.is_closed:
+            if connections.is_closed:
                 raise RuntimeError('the pool is closed')
             origin, head, declared = build_head(method, url, params, headers, http_version)
         except Exception as cause:
@@ -361,15 +384,12 @@ def Pool(
             logger = get_logger_adapter(logger_extra(method, url))
 
         now = loop.time()
-        deadline = now + socket_timeout
-        peers = origin.peers or names.fresh(origin.host, now)
-        if peers is None:
-            get_adapter = get_resolver_logger_adapter(logger_extra(method, url))
-            peers = await names.lookup(method, origin, get_adapter)
-            now = loop.time()
-        connection = idle.take(origin, peers, now)
+        peers = opener.known_peers(origin, now)
+        connection = None if peers is None else connections.take(origin, peers, now)
         if connection is None:
-            connection = await opener.open(loop, method, origin, peers, deadline)
+            connection = await Opening(
+                opener, loop, method, origin,
+                partial(get_resolver_logger_adapter, logger_extra(method, url))).run(peers)
         response = await exchange(
             connection, method, head, declared, body, body_args, body_kwargs)
         if logger is not None:
@@ -382,7 +402,7 @@ def Pool(
             get_resolver_logger_adapter: GetResolverAdapter = default_get_resolver_adapter,
     ) -> None:
         get_logger_adapter({}).debug('Closing the pool')
-        idle.close()
+        connections.close()
         await names.clear(get_resolver_logger_adapter({}))
 
     return request, close
@@ -391,10 +411,12 @@ def Pool(
 class Settings:
     """The options that connections go by. Times are in seconds, sizes in bytes."""
 
-    __slots__ = ('keep_alive_timeout', 'recv_bufsize', 'max_header_length', 'socket_timeout')
+    __slots__ = ('keep_alive_timeout', 'recv_bufsize', 'max_header_length', 'socket_timeout',
+                 'max_requests')
 
     def __init__(self, http_version: bytes, keep_alive_timeout: float, recv_bufsize: int,
-                 max_header_length: int, socket_timeout: float) -> None:
+                 max_header_length: int, socket_timeout: float,
+                 max_requests_per_connection: int | None) -> None:
         if http_version not in (b'HTTP/1.1', b'HTTP/1.0'):
             raise ValueError(
                 f"http_version must be b'HTTP/1.1' or b'HTTP/1.0', got {http_version!r}")
@@ -402,6 +424,8 @@ class Settings:
         self.recv_bufsize = checked_count('recv_bufsize', recv_bufsize)
         self.max_header_length = checked_count('max_header_length', max_header_length)
         self.socket_timeout = checked_number('socket_timeout', socket_timeout, 1e-9)
+        self.max_requests = checked_limit(
+            'max_requests_per_connection', max_requests_per_connection)
 
 
 def checked_number(name: str, value: float, minimum: float) -> float:
@@ -414,6 +438,12 @@ def checked_count(name: str, value: int) -> int:
     if not isinstance(value, int) or value < 1:
         raise ValueError(f'{name} must be a number of bytes, 1 or more, got {value!r}')
     return value
+
+
+def checked_limit(name: str, value: int | None) -> float:
+    if value is not None and (not isinstance(value, int) or value < 1):
+        raise ValueError(f'{name} must be a number, 1 or more, or None, got {value!r}')
+    return inf if value is None else value
 
 
 def check_loop(loop: Loop, bound_loop: Loop | None) -> None:
@@ -464,24 +494,27 @@ async def exchange(
         connection: Connection, method: bytes, head: bytes, declared: Declared,
         body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
         body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Response:
-    connection.method = method
-    connection.requests += 1
-    connection.has_sent = connection.has_started = False
+    response = connection.start_exchange(method)
     try:
         if body is empty_async_iterator and not declared.has_body:
             await connection.send(head)
+            is_sent = True
         else:
-            await send_with_body(
-                connection, head,
-                RequestBody(connection, body, body_args, body_kwargs, declared))
-        connection.phase = 'reading the response head'
-        code, minor, fields, data = await read_head(connection)
-        if code == b'101' and not declared.upgrade:
+            is_sent = await send_with_body(
+                connection, head, declared, body, body_args, body_kwargs)
+        if not response.is_done:
+            connection.phase = READING_HEAD
+            await read_head(connection, response)
+        if response.code == b'101' and not declared.upgrade:
             raise ValueError('got 101 Switching Protocols, but the request had no upgrade')
         connection.phase = 'reading the response body'
-        decoder, keep_alive = frame(method, code, minor, fields, connection.settings)
-        connection.keep_alive = 0 if declared.close else keep_alive
-        return code, fields, ResponseBody(connection, decoder, data)
+        decoder, keep_alive = frame(method, response, connection.settings)
+        is_last = (declared.close or not is_sent
+                   or connection.requests >= connection.settings.max_requests)
+        connection.keep_alive = 0 if is_last else keep_alive
+        if connection.requests == 1:
+            connection.keep_session()
+        return response.code, response.fields, ResponseBody(connection, decoder, response.data)
     except BaseException as cause:
         connection.close()
         if not isinstance(cause, Exception):
@@ -510,68 +543,122 @@ CLOSED = (EOFError, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError,
 #
 # Host name -> addresses. They are remembered as long as their records are fresh; addresses
 # without `expires_at`, as a resolver of the caller's may return, are asked for each time.
+# AAAA records are asked for when there is no A, when no A has connected (see connecting), and
+# when the connection to be reused has an IPv6 address.
 
 class Peers:
-    """The current addresses of a host."""
+    """The current addresses of a host, in the groups in which they are tried."""
 
-    __slots__ = ('addresses', 'texts', 'expires_at', 'turn')
+    __slots__ = ('groups', 'texts', 'expires_at', 'has_all', 'turn', 'before')
 
-    def __init__(self, addresses: Iterable[Address], expires_at: float, turn: int) -> None:
-        self.addresses = tuple(addresses)
-        self.texts = frozenset(map(str, self.addresses))
-        self.expires_at = expires_at
-        self.turn = turn
+    def __init__(self, before: Peers | None = None) -> None:
+        self.groups: list[list[Address]] = []
+        self.texts: frozenset[str] = frozenset()
+        self.expires_at = inf
+        self.has_all = False
+        self.turn = 0 if before is None else before.turn
+        self.before = [] if before is None else before.in_turn(0)
 
-    def in_turn(self) -> tuple[Address, ...]:
-        """All addresses, beginning one later each time, so that all get their share."""
-        first = self.turn % len(self.addresses)
-        self.turn += 1
-        return self.addresses[first:] + self.addresses[:first]
+    def add(self, addresses: Iterable[Address]) -> None:
+        # In the order of the last time, or a nameserver that rotates its answers would undo our
+        # rotation.
+        new = {address: address for address in addresses if str(address) not in self.texts}
+        group = [new.pop(address) for address in self.before if address in new] + list(new)
+        if group:
+            self.groups.append(group)
+            self.texts = self.texts.union(map(str, group))
+            self.expires_at = min(
+                self.expires_at, *(getattr(address, 'expires_at', 0) for address in group))
+
+    @classmethod
+    def fixed(cls, *addresses: Address) -> Peers:
+        """Those of a host that needs no lookup."""
+        peers = cls()
+        peers.add(addresses)
+        peers.expires_at = inf
+        peers.has_all = True
+        return peers
+
+    def in_turn(self, turn: int) -> list[Address]:
+        """All addresses. With each turn they begin one later, so that all get their share."""
+        return [group[(turn + index) % len(group)]
+                for group in self.groups for index in range(len(group))]
 
 
 class Names:
-    __slots__ = ('get_dns_resolver', 'socket_timeout', 'resolver', 'known')
+    __slots__ = ('get_dns_resolver', 'socket_timeout', 'resolver', 'known', 'asking')
 
     def __init__(self, get_dns_resolver: Callable[..., Resolver], socket_timeout: float) -> None:
         self.get_dns_resolver = get_dns_resolver
         self.socket_timeout = socket_timeout
         self.resolver: tuple[Callable[..., Any], Callable[..., Any]] | None = None
         self.known: dict[str, Peers] = {}
+        # Those who wait for an answer that another request has asked for.
+        self.asking: dict[tuple[str, int], list[asyncio.Future[Any]]] = {}
 
     def fresh(self, host: str, now: float) -> Peers | None:
         peers = self.known.get(host)
         return peers if peers is not None and now < peers.expires_at else None
 
-    async def lookup(self, method: bytes, origin: Origin,
-                     get_logger_adapter: GetAdapter) -> Peers:
+    async def lookup(self, loop: Loop, host: str, get_logger_adapter: GetAdapter,
+                     deadline: float, is_ipv6_wanted: bool) -> Peers:
+        """The addresses of its A records, and of its AAAA records if wanted or without A."""
+        peers = Peers(self.known.pop(host, None))
+        failure: Exception = LookupError('the resolver returned no address')
+        for record_type in (TYPES.A, TYPES.AAAA):
+            if peers.groups and not is_ipv6_wanted:
+                break
+            try:
+                steps = self.ask(loop, host, record_type, get_logger_adapter)
+                peers.add(await steps.run_until(deadline))
+            except DnsRecordDoesNotExist as cause:
+                failure = cause
+            except Exception:
+                if not peers.groups:
+                    raise
+        else:
+            peers.has_all = True
+        if not peers.groups:
+            raise failure
+        if len(self.known) >= MAX_NAMES:
+            del self.known[next(iter(self.known))]
+        self.known[host] = peers
+        return peers
+
+    def ask(self, loop: Loop, host: str, record_type: int,
+            get_logger_adapter: GetAdapter) -> InTime:
+        return InTime(loop, self.answer(loop, host, record_type, get_logger_adapter),
+                      self.socket_timeout)
+
+    async def answer(self, loop: Loop, host: str, record_type: int,
+                     get_logger_adapter: GetAdapter) -> list[Address]:
+        """What the resolver returns or raises, for all who ask for the same at the same time."""
+        key = host, record_type
+        answer: list[Address] | Exception | None = None
+        while key in self.asking:
+            waiter = loop.create_future()
+            self.asking[key].append(waiter)
+            answer = await waiter
+            if isinstance(answer, Exception):
+                raise answer
+            if answer is not None:
+                return answer
+            # Who had asked was cancelled: now somebody else has to.
+        waiters = self.asking[key] = []
         try:
             if self.resolver is None:
                 self.resolver = self.get_dns_resolver(get_logger_adapter=get_logger_adapter)
-            lookup = self.resolver[0](
-                origin.host, TYPES.A, get_logger_adapter=get_logger_adapter)
-            task = asyncio.current_task()
-            assert task is not None
-            addresses = await Lookup(lookup, task, self.socket_timeout)
-            return self.remember(origin.host, addresses)
-        except DnsTimeout as cause:
-            error = TimeoutError('no nameserver answered in the time that the resolver gives')
-            error.__cause__ = cause
-            raise dns_error(method, origin, error) from error
-        except Exception as cause:
-            raise dns_error(method, origin, cause) from cause
-
-    def remember(self, host: str, addresses: Iterable[Address]) -> Peers:
-        # Sorted, so that a resolver that rotates its answers does not undo our rotation.
-        in_order = sorted(addresses, key=lambda address: (address.version, int(address)))
-        if not in_order:
-            raise LookupError('the resolver returned no address')
-        expires_at = min(getattr(address, 'expires_at', 0) for address in in_order)
-        before = self.known.pop(host, None)
-        if len(self.known) >= MAX_NAMES:
-            del self.known[next(iter(self.known))]
-        peers = Peers(in_order, expires_at, before.turn if before is not None else 0)
-        self.known[host] = peers
-        return peers
+            answer = checked_addresses(await self.resolver[0](
+                host, record_type, get_logger_adapter=get_logger_adapter))
+            return answer
+        except Exception as error:
+            answer = error
+            raise
+        finally:
+            del self.asking[key]
+            for waiter in waiters:
+                if not waiter.done():
+                    waiter.set_result(answer)
 
     async def clear(self, get_logger_adapter: GetAdapter) -> None:
         self.known.clear()
@@ -579,73 +666,166 @@ class Names:
             await self.resolver[1](get_logger_adapter=get_logger_adapter)
 
 
+def checked_addresses(answer: Iterable[Address]) -> list[Address]:
+    addresses = list(answer)
+    for address in addresses:
+        if not isinstance(address, (IPv4Address, IPv6Address)):
+            raise TypeError('the resolver must return IPv4Address and IPv6Address objects, got '
+                            f'{type(address).__name__}')
+    return addresses
+
+
 def timed_out(socket_timeout: float) -> TimeoutError:
     return TimeoutError(f'socket_timeout, {socket_timeout:g} seconds, passed')
 
 
-def dns_error(method: bytes, origin: Origin, cause: Exception) -> HttpDnsError:
-    return HttpDnsError(
-        f'{shown_method(method)} {origin.name}: resolving {origin.host} failed: {reason(cause)}')
+# ------------------------------------------------------- stepping what the caller gave us
+#
+# A coroutine is stepped, rather than awaited, where something else may happen meanwhile, where
+# what it does at once differs from what it does later, or where its cancellations have to be
+# told apart. It must not notice: what asyncio.Task does for its coroutine is done here for one.
+
+class Steps:
+    """Runs a coroutine in the current task, one step at a time."""
+
+    __slots__ = ('loop', 'coroutine', 'waited_for', 'must_cancel', 'is_over', 'woken')
+
+    def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any]) -> None:
+        self.loop = loop
+        self.coroutine = coroutine
+        self.waited_for: asyncio.Future[Any] | None = None
+        self.must_cancel = False
+        self.is_over = False
+        self.woken: asyncio.Future[None] | None = None
+
+    def step(self) -> None:
+        """Run until it waits, or ends: by StopIteration with its value, or by its exception."""
+        try:
+            if self.must_cancel:
+                self.must_cancel = False
+                waited_for = self.coroutine.throw(CancelledError())
+            else:
+                waited_for = self.coroutine.send(None)
+        except BaseException:
+            self.is_over = True
+            raise
+        if waited_for is None:
+            # A bare yield, as of sleep(0): it goes on in the next turn of the loop.
+            waited_for = self.loop.create_future()
+            self.loop.call_soon(wake, waited_for)
+        waited_for._asyncio_future_blocking = False
+        self.waited_for = waited_for
+
+    def is_ready(self) -> bool:
+        """A step would get it further."""
+        return self.must_cancel or self.waited_for is None or self.waited_for.done()
+
+    def cancel(self) -> None:
+        """Cancel what it waits for, or else itself at its next step."""
+        if self.waited_for is None or not self.waited_for.cancel():
+            self.must_cancel = True
+
+    async def wait(self, woken: asyncio.Future[None]) -> None:
+        """Wait until it is ready, or something else has set the result of `woken`.
+
+        A cancellation of the task is passed on to it: what that means is told by its next step.
+        """
+        waited_for = self.waited_for
+        if waited_for is None or self.is_ready():
+            return
+        self.woken = woken
+        waited_for.add_done_callback(self.on_ready)
+        try:
+            await woken
+        except CancelledError:
+            self.cancel()
+        except GeneratorExit:
+            self.abandon()
+            raise
+        finally:
+            waited_for.remove_done_callback(self.on_ready)
+
+    def on_ready(self, _: asyncio.Future[Any]) -> None:
+        if self.woken is not None:
+            wake(self.woken)
+
+    async def run(self) -> Any:
+        """Run it to its end."""
+        while True:
+            while not self.is_ready():
+                await self.wait(self.loop.create_future())
+            try:
+                self.step()
+            except StopIteration as stop:
+                return stop.value
+
+    def abandon(self) -> None:
+        """Cancel it where nothing can be awaited."""
+        if not self.is_over:
+            self.cancel()
+            self.must_cancel = True
+            with contextlib.suppress(CancelledError, Exception):
+                self.step()
+            self.is_over = True
 
 
-class Lookup:
-    """Awaits the resolver for a time, and takes back the cancellations that it makes.
+class InTime(Steps):
+    """Runs a coroutine up to a deadline, and takes back the cancellations that it makes.
 
     For its own timeouts the resolver cancels the current task, and goes on with the next
     nameserver. So what it goes on after was its own cancellation, and is taken back in the end.
     If more than one came at once, one is from outside, and must win. When the time is up only
-    the future that the resolver waits for is cancelled, never the task.
+    the future that it waits for is cancelled, never the task.
     """
 
-    __slots__ = ('steps', 'socket_timeout', 'task', 'seen', 'own', 'fresh', 'is_late',
-                 'must_stop', 'waited_for', 'thrown')
+    __slots__ = ('socket_timeout', 'task', 'seen', 'own', 'fresh', 'is_late', 'must_stop')
 
-    def __init__(self, lookup: Awaitable[Any], task: asyncio.Task[Any],
+    def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any],
                  socket_timeout: float) -> None:
-        self.steps: Any = lookup.__await__()
+        super().__init__(loop, coroutine)
         self.socket_timeout = socket_timeout
-        self.task = task
-        # How often the task was cancelled as far as we know; by the resolver; and together with
-        # what is thrown at the next step.
-        self.seen = task.cancelling()
+        self.task = current_task()
+        # How often the task was cancelled as far as we know; by the coroutine; and together
+        # with what is thrown at the next step.
+        self.seen = self.task.cancelling()
         self.own = self.fresh = 0
         self.is_late = self.must_stop = False
-        self.waited_for: Any = None
-        self.thrown: BaseException | None = None
 
-    def __await__(self) -> Generator[Any, None, Any]:
-        timer = self.task.get_loop().call_later(self.socket_timeout, self.expire)
+    async def run_until(self, deadline: float) -> Any:
+        timer = self.loop.call_at(deadline, self.expire)
         try:
-            while True:
-                self.step()
-                try:
-                    yield self.waited_for
-                    self.thrown = None
-                except GeneratorExit:
-                    abandon(self.steps, self.waited_for)
-                    raise
-                except BaseException as error:
-                    self.thrown = error
-                    self.fresh = self.task.cancelling() - self.seen
-        except StopIteration as stop:
-            return stop.value
+            return await self.run()
         finally:
             timer.cancel()
-            for _ in range(self.own):
-                self.task.uncancel()
+
+    async def stop(self) -> None:
+        """End it, and let it clean up. What it makes of that is of no interest."""
+        if not self.is_over:
+            self.expire()
+            with contextlib.suppress(Exception):
+                discard(await self.run())
+
+    def cancel(self) -> None:
+        self.fresh = self.task.cancelling() - self.seen
+        super().cancel()
 
     def expire(self) -> None:
         self.is_late = self.must_stop = True
-        cancel_future(self.waited_for)
+        super().cancel()
 
     def step(self) -> None:
         """One step, and a second one if it has to end."""
-        self.step_once()
-        if self.must_stop or self.fresh:
-            self.must_stop = False
-            cancel_future(self.waited_for)
-            self.thrown = CancelledError()
+        try:
             self.step_once()
+            if self.must_stop or self.fresh:
+                self.must_stop = False
+                super().cancel()
+                self.must_cancel = True
+                self.step_once()
+        except BaseException:
+            for _ in range(self.own):
+                self.task.uncancel()
+            raise
 
     def step_once(self) -> None:
         # The resolver leaves async generators unfinished. The loop's hooks would close them in
@@ -653,16 +833,16 @@ class Lookup:
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(None, None)
         try:
-            self.waited_for = (
-                self.steps.send(None) if self.thrown is None else self.steps.throw(self.thrown))
+            super().step()
         except CancelledError:
             if self.is_late and not self.fresh:
                 raise timed_out(self.socket_timeout) from None
             # It only cleaned up before, so what it went on after was from outside.
             self.own -= not self.fresh and self.own > 0
             raise
-        except BaseException:
+        except BaseException as end:
             if self.settle():
+                discard(end.value if isinstance(end, StopIteration) else None)
                 raise CancelledError from None
             raise
         finally:
@@ -678,176 +858,548 @@ class Lookup:
         return self.fresh
 
 
-# ------------------------------------------------------- stepping what the caller gave us
+def current_task() -> asyncio.Task[Any]:
+    task = asyncio.current_task()
+    assert task is not None
+    return task
+
+
+def discard(result: object) -> None:
+    """What came too late to be used: a socket has to be closed."""
+    if isinstance(result, socket.socket):
+        result.close()
+
+
+# ------------------------------------------------------------- the connections of one pool
 #
-# An awaitable is stepped, rather than awaited, where what it does at once differs from what it
-# does later, or where its cancellations have to be told apart.
+# By origin. Within an origin the idle connection that was released last is reused first, so
+# that those not needed expire. Each connection, idle, in use or being opened, has a place; when
+# there are as many as allowed, requests wait for one, and who has waited longest is first. So
+# where somebody waits whose origin has room, no connection is idle and no place is free.
 
-@types.coroutine
-def remaining_steps(
-        steps: Generator[Any, None, Any], waited_for: Any) -> Generator[Any, None, Any]:
-    """Await the rest of an awaitable that has been stepped until it waited."""
-    try:
-        while True:
-            try:
-                yield waited_for
-            except GeneratorExit:
-                abandon(steps, waited_for)
-                raise
-            except BaseException as error:
-                waited_for = steps.throw(error)
-            else:
-                waited_for = steps.send(None)
-    except StopIteration as stop:
-        return stop.value
+class Share:
+    """One origin's part of the connections, and the requests that wait for one of them."""
 
+    __slots__ = ('connections', 'name', 'places', 'idle', 'waiters', 'is_queued')
 
-@types.coroutine
-def cancelled_steps(
-        steps: Generator[Any, None, Any], waited_for: Any) -> Generator[Any, None, Any]:
-    """Cancel what has been stepped until it waited, as its task would, and await the rest."""
-    cancel_future(waited_for)
-    try:
-        waited_for = steps.throw(CancelledError())
-    except StopIteration as stop:
-        return stop.value
-    return (yield from remaining_steps(steps, waited_for))
+    def __init__(self, connections: Connections, name: str) -> None:
+        self.connections = connections
+        self.name = name
+        self.places = 0
+        self.idle: dict[Connection, None] = {}
+        # By ticket, in their order.
+        self.waiters: OrderedDict[int, asyncio.Future[Any]] = OrderedDict()
+        self.is_queued = False
+
+    def first_ticket(self) -> float:
+        """Of who has waited longest. Who gave up in this turn of the loop does not count."""
+        while self.waiters:
+            ticket, waiter = next(iter(self.waiters.items()))
+            if not waiter.done():
+                return ticket
+            del self.waiters[ticket]
+        return inf
+
+    def give_back(self) -> None:
+        self.connections.free(self)
 
 
-def cancel_future(future: Any) -> None:
-    """As a task that is cancelled does to the future it waits for: None is a bare yield."""
-    if future is not None:
-        future.cancel()
+class Connections:
+    __slots__ = ('max_connections', 'max_per_origin', 'pool_timeout', 'shares', 'opened',
+                 'places', 'idle', 'queue', 'tickets', 'sessions', 'is_closed')
 
-
-def abandon(steps: Generator[Any, None, Any], waited_for: Any) -> None:
-    """Cancel an awaitable that was stepped until it waited, when nothing may be awaited."""
-    cancel_future(waited_for)
-    with contextlib.suppress(CancelledError, Exception):
-        steps.throw(CancelledError())
-
-
-# ------------------------------------------------------------------------ idle connections
-#
-# By origin; within an origin the last one released is the first one reused, so that those
-# not needed expire. Owns the connections in it: whatever ends one here closes it.
-
-class IdleConnections:
-    __slots__ = ('by_origin', 'opened', 'is_closed')
-
-    def __init__(self) -> None:
-        self.by_origin: dict[str, dict[Connection, None]] = {}
-        # All connections, in use too: a body in a cycle of garbage must find its own alive.
+    def __init__(self, max_connections: int | None, max_connections_per_origin: int | None,
+                 pool_timeout: float | None) -> None:
+        self.max_connections = checked_limit('max_connections', max_connections)
+        self.max_per_origin = checked_limit(
+            'max_connections_per_origin', max_connections_per_origin)
+        self.pool_timeout = inf if pool_timeout is None else \
+            checked_number('pool_timeout', pool_timeout, 0)
+        self.shares: dict[str, Share] = {}
+        # All of them, in use too: a body in a cycle of garbage must find its own alive.
         self.opened: set[Connection] = set()
+        self.places = 0
+        # The idle ones of all origins: the one that has been idle longest is first.
+        self.idle: OrderedDict[Connection, None] = OrderedDict()
+        # Origins that have room, and requests that wait only for max_connections, by the ticket
+        # of the first of these.
+        self.queue: list[tuple[float, Share]] = []
+        self.tickets = itertools.count()
+        # The TLS session of each origin: RFC 8446 2.2.
+        self.sessions: dict[str, ssl.SSLSession] = {}
         self.is_closed = False
+
+    def share(self, origin: Origin) -> Share:
+        share = self.shares.get(origin.name)
+        if share is None:
+            share = self.shares[origin.name] = Share(self, origin.name)
+        return share
+
+    # Idle connections
 
     def take(self, origin: Origin, peers: Peers, now: float) -> Connection | None:
         """A connection to a current address that has seen nothing since its last response."""
-        connections = self.by_origin.get(origin.name)
-        while connections:
-            connection, _ = connections.popitem()
+        share = self.shares.get(origin.name)
+        while share is not None and share.idle:
+            connection, _ = share.idle.popitem()
+            del self.idle[connection]
             connection.is_idle = False
-            if not connections:
-                del self.by_origin[origin.name]
-            if connection.peer in peers.texts and connection.is_reusable(now):
+            if connection.is_reusable(peers, now):
                 return connection
             connection.close()
         return None
 
-    def add(self, connection: Connection) -> bool:
-        if self.is_closed:
-            return False
-        self.by_origin.setdefault(connection.origin.name, {})[connection] = None
-        return True
+    def is_ipv6_next(self, origin: Origin) -> bool:
+        share = self.shares.get(origin.name)
+        return share is not None and bool(share.idle) and ':' in next(reversed(share.idle)).peer
+
+    def keep(self, connection: Connection) -> None:
+        """Let it idle, or hand it to who has waited longest."""
+        share = connection.share
+        if self.is_closed or share is None:
+            connection.close()
+            return
+        if share.waiters or self.queue:
+            ticket = share.first_ticket()
+            if self.first_queued() < ticket:
+                # It gives way to one of another origin.
+                connection.close()
+                return
+            if ticket < inf:
+                share.waiters.pop(int(ticket)).set_result(connection)
+                return
+        share.idle[connection] = None
+        self.idle[connection] = None
+        connection.is_idle = True
 
     def remove(self, connection: Connection) -> None:
-        connections = self.by_origin[connection.origin.name]
-        del connections[connection]
-        if not connections:
-            del self.by_origin[connection.origin.name]
+        del self.idle[connection]
+        if connection.share is not None:
+            del connection.share.idle[connection]
+        connection.is_idle = False
+
+    # Places
+
+    def reserve(self, origin: Origin) -> Share | None:
+        """A place for a new connection, or None if there is none."""
+        share = self.share(origin)
+        if share.places >= self.max_per_origin:
+            return None
+        if self.places >= self.max_connections:
+            if not self.idle:
+                return None
+            next(iter(self.idle)).close()
+        share.places += 1
+        self.places += 1
+        return share
+
+    async def wait(self, loop: Loop, origin: Origin) -> Share | Connection:
+        """A place, or a connection that has just become idle and has one."""
+        share = self.share(origin)
+        ticket = next(self.tickets)
+        waiter: asyncio.Future[Any] = loop.create_future()
+        share.waiters[ticket] = waiter
+        self.enqueue(share)
+        timer = None if self.pool_timeout == inf else loop.call_later(
+            self.pool_timeout, self.give_up, waiter)
+        try:
+            given = await waiter
+        except BaseException:
+            # It may have been given in the turn of the loop in which we were cancelled.
+            if waiter.done() and not waiter.cancelled():
+                give_back(waiter.result())
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            share.waiters.pop(ticket, None)
+            self.forget(share)
+        if isinstance(given, Exception):
+            raise given
+        assert isinstance(given, (Share, Connection))
+        return given
+
+    def give_up(self, waiter: asyncio.Future[Any]) -> None:
+        if not waiter.done():
+            waiter.set_result(TimeoutError(f'pool_timeout, {self.pool_timeout:g} seconds, passed'))
+
+    def free(self, share: Share) -> None:
+        """Its connection has closed, or was not made: somebody else can have the place."""
+        share.places -= 1
+        self.places -= 1
+        self.enqueue(share)
+        while self.places < self.max_connections and self.first_queued() < inf:
+            ticket, first = heappop(self.queue)
+            first.is_queued = False
+            first.places += 1
+            self.places += 1
+            first.waiters.pop(int(ticket)).set_result(first)
+            self.enqueue(first)
+        self.forget(share)
+
+    def enqueue(self, share: Share) -> None:
+        ticket = share.first_ticket()
+        if ticket < inf and share.places < self.max_per_origin and not share.is_queued:
+            heappush(self.queue, (ticket, share))
+            share.is_queued = True
+
+    def first_queued(self) -> float:
+        """The first ticket of the queue. What has changed since it was queued is put right."""
+        while self.queue:
+            ticket, share = self.queue[0]
+            if share.first_ticket() == ticket and share.places < self.max_per_origin:
+                return ticket
+            heappop(self.queue)
+            share.is_queued = False
+            self.enqueue(share)
+        return inf
+
+    def forget(self, share: Share) -> None:
+        if not share.places and not share.waiters:
+            self.shares.pop(share.name, None)
 
     def close(self) -> None:
         self.is_closed = True
-        for connections in list(self.by_origin.values()):
-            for connection in list(connections):
+        for share in list(self.shares.values()):
+            for waiter in share.waiters.values():
+                if not waiter.done():
+                    waiter.set_result(RuntimeError('the pool was closed'))
+            for connection in list(share.idle):
                 connection.close()
+
+
+def give_back(given: object) -> None:
+    if isinstance(given, (Share, Connection)):
+        given.give_back()
 
 
 # ------------------------------------------------------------------------------ connecting
 #
-# Owns a socket until its connection is usable, within one deadline for all of it.
+# Owns what it opens, and the place of it, until the connection is usable: all within one
+# deadline, from the lookup to the end of the TLS handshake.
+
+GetConnection = Callable[[str, str, int], Awaitable[socket.socket]]
+
+# Where get_connection leads to is the caller's business: it is always current.
+ANYWHERE = ''
+PEERS_ELSEWHERE = Peers.fixed()
+PEERS_ELSEWHERE.texts = frozenset((ANYWHERE,))
+
 
 class Opener:
-    __slots__ = ('get_sock', 'get_ssl_context', 'ssl_context', 'settings', 'idle')
+    """What the connections of a pool are made with."""
+
+    __slots__ = ('get_sock', 'get_connection', 'get_ssl_context', 'ssl_context', 'settings',
+                 'names', 'connections')
 
     def __init__(self, get_sock: Callable[[int], socket.socket],
-                 get_ssl_context: Callable[[], ssl.SSLContext],
-                 settings: Settings, idle: IdleConnections) -> None:
+                 get_connection: GetConnection | None,
+                 get_ssl_context: Callable[[], ssl.SSLContext], settings: Settings,
+                 names: Names, connections: Connections) -> None:
         self.get_sock = get_sock
+        self.get_connection = get_connection
         self.get_ssl_context = get_ssl_context
         self.ssl_context: ssl.SSLContext | None = None
         self.settings = settings
-        self.idle = idle
+        self.names = names
+        self.connections = connections
 
-    async def open(self, loop: Loop, method: bytes, origin: Origin, peers: Peers,
-                   deadline: float) -> Connection:
-        """A connection to the first address that accepts it, one after the other."""
-        failures: list[tuple[Address, Exception]] = []
-        for address in peers.in_turn():
-            try:
-                connection = await self.connect(loop, origin, address, deadline)
-            except Exception as cause:
-                failures.append((address, cause))
-                if loop.time() >= deadline:
-                    break
-            else:
-                return await self.secure(connection, method, deadline)
-        raise connect_error(method, origin, failures) from connect_cause(failures)
+    def known_peers(self, origin: Origin, now: float) -> Peers | None:
+        """Its current addresses, if they are known."""
+        if self.get_connection is not None:
+            return PEERS_ELSEWHERE
+        return origin.peers or self.names.fresh(origin.host, now)
 
-    async def connect(
-            self, loop: Loop, origin: Origin, address: Address, deadline: float) -> Connection:
-        family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-        sock = self.get_sock(family)
-        connection = Connection(loop, sock, origin, str(address), self.settings, self.idle)
+
+class Opening:
+    """Finds or makes the connection for one request."""
+
+    __slots__ = ('opener', 'loop', 'method', 'origin', 'get_resolver_adapter', 'deadline')
+
+    def __init__(self, opener: Opener, loop: Loop, method: bytes, origin: Origin,
+                 get_resolver_adapter: Callable[[], GetAdapter]) -> None:
+        self.opener = opener
+        self.loop = loop
+        self.method = method
+        self.origin = origin
+        self.get_resolver_adapter = get_resolver_adapter
+        self.deadline = inf
+
+    async def run(self, peers: Peers | None) -> Connection:
+        connections = self.opener.connections
+        self.start_clock()
+        if peers is None:
+            peers = await self.lookup()
+            connection = connections.take(self.origin, peers, self.loop.time())
+            if connection is not None:
+                return connection
+        given: Share | Connection | None = None
         try:
-            await connection.connect(sockaddr(address, origin.port), deadline)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    async def secure(
-            self, connection: Connection, method: bytes, deadline: float) -> Connection:
-        """The connection, after the TLS handshake if its origin is https."""
-        if not connection.origin.is_tls:
+            given = connections.reserve(self.origin)
+            if given is None:
+                given = await self.wait()
+                self.start_clock()
+                peers = (self.opener.known_peers(self.origin, self.loop.time())
+                         or await self.lookup())
+            if isinstance(given, Connection):
+                if given.is_reusable(peers, self.loop.time()):
+                    return given
+                given = given.close_in_place()
+            connection = await self.connect(peers)
+            connection.share = given
             return connection
+        except BaseException:
+            if given is not None:
+                given.give_back()
+            raise
+
+    def start_clock(self) -> None:
+        self.deadline = self.loop.time() + self.opener.settings.socket_timeout
+
+    async def lookup(self) -> Peers:
         try:
-            if self.ssl_context is None:
-                self.ssl_context = self.get_ssl_context()
-            await connection.start_tls(self.ssl_context, deadline)
-        except BaseException as cause:
-            connection.close()
-            if not isinstance(cause, Exception):
-                raise
-            raise HttpTlsError(
-                f'{shown_method(method)} {connection.describe()}: '
-                f'the TLS handshake failed: {reason(cause)}') from cause
+            return await self.opener.names.lookup(
+                self.loop, self.origin.host, self.get_resolver_adapter(), self.deadline,
+                self.opener.connections.is_ipv6_next(self.origin))
+        except DnsTimeout as cause:
+            late = TimeoutError('no nameserver answered in the time that the resolver gives')
+            late.__cause__ = cause
+            raise self.dns_error(late) from late
+        except Exception as cause:
+            raise self.dns_error(cause) from cause
+
+    def dns_error(self, cause: Exception) -> HttpDnsError:
+        return HttpDnsError(f'{self.describe()}: resolving {self.origin.host} failed: '
+                            f'{reason(cause)}')
+
+    def ask_ipv6(self) -> InTime:
+        return self.opener.names.ask(
+            self.loop, self.origin.host, TYPES.AAAA, self.get_resolver_adapter())
+
+    async def wait(self) -> Share | Connection:
+        try:
+            return await self.opener.connections.wait(self.loop, self.origin)
+        except Exception as cause:
+            raise HttpConnectionError(
+                f'{self.describe()}: waiting for a connection failed: {reason(cause)}') from cause
+
+    async def connect(self, peers: Peers) -> Connection:
+        connection = await (Race(self, peers).run() if self.opener.get_connection is None else
+                            self.connect_elsewhere(self.opener.get_connection))
+        if self.origin.is_tls:
+            try:
+                await self.secure(connection)
+            except BaseException as cause:
+                connection.close()
+                if not isinstance(cause, Exception):
+                    raise
+                raise HttpTlsError(f'{shown_method(self.method)} {connection.describe()}: '
+                                   f'the TLS handshake failed: {reason(cause)}') from cause
         return connection
 
+    async def connect_elsewhere(self, get_connection: GetConnection) -> Connection:
+        async def get() -> socket.socket:
+            return await get_connection(self.origin.scheme, self.origin.host, self.origin.port)
 
-def connect_error(method: bytes, origin: Origin,
-                  failures: list[tuple[Address, Exception]]) -> HttpConnectionError:
-    reasons = '; '.join(f'{address}: {reason(cause)}' for address, cause in failures)
-    return HttpConnectionError(
-        f'{shown_method(method)} {origin.name}: connecting failed: {reasons}')
+        sock = None
+        try:
+            steps = InTime(self.loop, get(), self.opener.settings.socket_timeout)
+            sock = await steps.run_until(self.deadline)
+            if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
+                raise TypeError('it must return a connected socket.socket, without TLS, got '
+                                f'{type(sock).__name__}')
+            return self.made(sock, ANYWHERE, shown_peer(sock))
+        except Exception as cause:
+            discard(sock)
+            raise HttpConnectionError(
+                f'{self.describe()}: get_connection failed: {reason(cause)}') from cause
+
+    def open_socket(self, address: Address) -> Connection:
+        sock = self.opener.get_sock(
+            socket.AF_INET if address.version == 4 else socket.AF_INET6)
+        peer = str(address)
+        return self.made(sock, peer, shown_address(peer, self.origin.port))
+
+    def made(self, sock: socket.socket, peer: str, where: str) -> Connection:
+        return Connection(self.loop, sock, self.origin, peer, where, self.opener.settings,
+                          self.opener.connections)
+
+    async def secure(self, connection: Connection) -> None:
+        """TLS. A handshake that fails is not tried again on another address."""
+        if self.opener.ssl_context is None:
+            self.opener.ssl_context = self.opener.get_ssl_context()
+        sessions = self.opener.connections.sessions
+        try:
+            await connection.start_tls(
+                self.opener.ssl_context, sessions.get(self.origin.name), self.deadline)
+        except Exception:
+            sessions.pop(self.origin.name, None)
+            raise
+
+    def describe(self) -> str:
+        return f'{shown_method(self.method)} {self.origin.name}'
 
 
-def connect_cause(failures: list[tuple[Address, Exception]]) -> Exception:
-    """The cause of the one failure, or of a time-out, or else all of them."""
-    last = failures[-1][1]
-    if len(failures) == 1 or isinstance(last, TimeoutError):
-        return last
-    return ExceptionGroup('no address accepted a connection', [cause for _, cause in failures])
+class Race:
+    """Connects to the first of a host's addresses that accepts (RFC 8305 5).
+
+    Without tasks: all attempts, and the lookup of more addresses, wake one future.
+    """
+
+    __slots__ = ('opening', 'loop', 'peers', 'turn', 'tried', 'attempts', 'lookup', 'next_at',
+                 'failures')
+
+    def __init__(self, opening: Opening, peers: Peers) -> None:
+        self.opening = opening
+        self.loop = opening.loop
+        self.peers = peers
+        self.turn = peers.turn
+        peers.turn += 1
+        self.tried: set[Address | None] = set()
+        self.attempts: list[Connection] = []
+        self.lookup: InTime | None = None
+        self.next_at = 0.0
+        self.failures: list[tuple[str, Exception]] = []
+
+    async def run(self) -> Connection:
+        winner: Connection | None = None
+        try:
+            while winner is None:
+                winner = self.advance(self.loop.time())
+                if winner is None:
+                    await self.wait()
+            self.close_attempts(but=winner)
+            await self.stop_lookup()
+            self.attempts.clear()
+            return winner
+        finally:
+            self.close_attempts()
+            await self.stop_lookup()
+
+    def advance(self, now: float) -> Connection | None:
+        """The connection, if it has been made, or else start what is due."""
+        for connection in self.attempts.copy():
+            # Its writer, for which we waited, has been woken.
+            if connection.writer is None and self.is_connected(connection, now):
+                return connection
+        if self.lookup is not None and self.lookup.is_ready():
+            self.step_lookup(self.lookup, now)
+        while self.next_at <= now < self.opening.deadline:
+            winner = self.start_next(now)
+            if winner is not None:
+                return winner
+        self.check_over(now)
+        return None
+
+    def is_connected(self, connection: Connection, now: float) -> bool:
+        try:
+            connection.check_connected()
+            return True
+        except OSError as cause:
+            self.fail(connection, cause)
+            self.next_at = now
+            return False
+
+    def fail(self, connection: Connection, cause: Exception) -> None:
+        self.failures.append((connection.peer, cause))
+        self.attempts.remove(connection)
+        connection.close()
+
+    def start_next(self, now: float) -> Connection | None:
+        """Try the next address, or ask for more of them. A connection, if it is made at once."""
+        address = next((address for address in self.peers.in_turn(self.turn)
+                        if address not in self.tried), None)
+        if address is None:
+            self.next_at = inf
+            if not self.peers.has_all and None not in self.tried:
+                self.tried.add(None)
+                self.start_lookup(now)
+            return None
+        self.tried.add(address)
+        try:
+            connection = self.opening.open_socket(address)
+        except Exception as cause:
+            self.failures.append((str(address), cause))
+            return None
+        self.attempts.append(connection)
+        self.next_at = now + CONNECTION_ATTEMPT_DELAY
+        try:
+            is_made = connection.start_connecting(sockaddr(address, self.opening.origin.port))
+        except Exception as cause:
+            self.fail(connection, cause)
+            self.next_at = now
+            return None
+        return connection if is_made else None
+
+    def start_lookup(self, now: float) -> None:
+        try:
+            self.lookup = self.opening.ask_ipv6()
+        except Exception as cause:
+            self.failures.append(('AAAA records', cause))
+        else:
+            self.step_lookup(self.lookup, now)
+
+    def step_lookup(self, lookup: InTime, now: float) -> None:
+        try:
+            lookup.step()
+            return
+        except StopIteration as stop:
+            self.peers.add(stop.value)
+            self.peers.has_all = True
+        except DnsRecordDoesNotExist:
+            self.peers.has_all = True
+        except Exception as cause:
+            self.failures.append(('AAAA records', cause))
+        self.lookup = None
+        self.next_at = now
+
+    async def wait(self) -> None:
+        """Until an attempt has succeeded or failed, the lookup can go on, or it is time."""
+        woken = self.loop.create_future()
+        for connection in self.attempts:
+            connection.writer = woken
+        timer = self.loop.call_at(min(self.next_at, self.opening.deadline), wake, woken)
+        try:
+            if self.lookup is None:
+                await woken
+            else:
+                await self.lookup.wait(woken)
+        finally:
+            timer.cancel()
+
+    def check_over(self, now: float) -> None:
+        """Raise, if no attempt is left, or no time."""
+        if now >= self.opening.deadline:
+            late = timed_out(self.opening.opener.settings.socket_timeout)
+            late.__cause__ = connect_cause(self.failures)
+            for connection in self.attempts.copy():
+                self.fail(connection, late)
+            if self.lookup is not None:
+                self.failures.append(('AAAA records', late))
+            if not self.failures:
+                self.failures.append(('no address was tried', late))
+            raise self.error() from late
+        if not self.attempts and self.lookup is None:
+            raise self.error() from connect_cause(self.failures)
+
+    def error(self) -> HttpConnectionError:
+        reasons = '; '.join(f'{what}: {reason(cause)}' for what, cause in self.failures)
+        return HttpConnectionError(f'{self.opening.describe()}: connecting failed: {reasons}')
+
+    def close_attempts(self, but: Connection | None = None) -> None:
+        for connection in self.attempts:
+            if connection is not but:
+                connection.close()
+
+    async def stop_lookup(self) -> None:
+        if self.lookup is not None:
+            await self.lookup.stop()
+
+
+def connect_cause(failures: list[tuple[str, Exception]]) -> Exception | None:
+    causes = [cause for _, cause in failures]
+    return ExceptionGroup('no address accepted a connection', causes) if len(causes) > 1 else \
+        causes[0] if causes else None
 
 
 def sockaddr(address: Address, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
@@ -856,6 +1408,16 @@ def sockaddr(address: Address, port: int) -> tuple[str, int] | tuple[str, int, i
     zone = address.scope_id
     scope = 0 if zone is None else int(zone) if zone.isdigit() else socket.if_nametoindex(zone)
     return str(address).partition('%')[0], port, 0, scope
+
+
+def shown_peer(sock: socket.socket) -> str:
+    """Where a socket that the caller has made leads to, as far as it tells."""
+    name = sock.getpeername()
+    return shown_address(*name[:2]) if isinstance(name, tuple) else str(name)
+
+
+def shown_address(host: str, port: int) -> str:
+    return f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
 
 
 # ---------------------------------------------------------------------------- request head
@@ -886,9 +1448,10 @@ NOT_IN_TARGET = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*+,;=:@/
 class Origin:
     """Scheme, canonical host and port; `name` has all three, and is the pool's key."""
 
-    __slots__ = ('name', 'is_tls', 'host', 'port', 'field', 'peers')
+    __slots__ = ('name', 'scheme', 'is_tls', 'host', 'port', 'field', 'peers')
 
     def __init__(self, scheme: str, host: str, port: int, address: Address | None) -> None:
+        self.scheme = scheme
         self.is_tls = scheme == 'https'
         self.host = host
         self.port = port
@@ -898,7 +1461,7 @@ class Origin:
         without_zone = re.sub('%[^]]*', '', bracketed)
         is_default = port == (443 if self.is_tls else 80)
         self.field = (without_zone if is_default else f'{without_zone}:{port}').encode()
-        self.peers = None if address is None else Peers((address,), inf, 0)
+        self.peers = None if address is None else Peers.fixed(address)
 
     @property
     def server_hostname(self) -> str:
@@ -909,7 +1472,7 @@ class Origin:
 class Declared:
     """What the fields of a request say of its body and of its connection."""
 
-    __slots__ = ('has_host', 'length', 'is_coded', 'has_body', 'close', 'upgrade')
+    __slots__ = ('has_host', 'length', 'is_coded', 'has_body', 'close', 'upgrade', 'expects')
 
     def __init__(self) -> None:
         self.has_host = False
@@ -918,11 +1481,12 @@ class Declared:
         self.has_body = False
         self.close = False
         self.upgrade = False
+        self.expects = False
 
 
 NOTHING_DECLARED = Declared()
 DECLARING = frozenset((b'host', b'content-length', b'transfer-encoding', b'connection',
-                       b'upgrade'))
+                       b'upgrade', b'expect'))
 
 
 def build_head(
@@ -1007,6 +1571,8 @@ def declare(declared: Declared, lower_name: bytes, value: bytes) -> None:
         declared.close = declared.close or CLOSE.search(value) is not None
     elif lower_name == b'upgrade':
         declared.upgrade = True
+    elif lower_name == b'expect':
+        declared.expects = declared.expects or CONTINUE.search(value) is not None
     elif lower_name == b'content-length':
         if declared.length is not None:
             raise ValueError('headers must have at most one content-length')
@@ -1121,12 +1687,18 @@ def parse_ipv6(literal: str) -> tuple[str, Address]:
 # The caller's chunks, held to what the head declared of them: a chunk is checked before any
 # of it is sent. The caller's time is not on our clock.
 
-# The phase in which it is not the connection that fails.
+# Phases. In the first of them it is not the connection that fails.
 REQUEST_BODY = 'the request body'
+SENDING = 'sending the request'
+READING_HEAD = 'reading the response head'
+
+
+class EarlyResponse(Exception):
+    """The server has answered, with 300 or above: nothing more is sent."""
 
 
 class RequestBody:
-    __slots__ = ('connection', 'chunks', 'declared', 'left', 'is_empty', 'steps', 'waited_for')
+    __slots__ = ('connection', 'chunks', 'declared', 'left', 'is_empty', 'steps')
 
     def __init__(self, connection: Connection,
                  body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
@@ -1144,41 +1716,37 @@ class RequestBody:
         self.declared = declared
         self.left = declared.length or 0
         self.is_empty = True
-        self.steps: Any = None
-        self.waited_for: Any = None
+        # What is under way to get the next chunk.
+        self.steps: Steps | None = None
 
     def ready(self) -> bytes | None:
         """The next chunk that is not empty, `b''` at the end, or None if it is not there yet."""
         self.connection.phase = REQUEST_BODY
         while True:
-            steps = self.step()
+            steps = self.steps
+            if steps is None:
+                steps = self.steps = Steps(self.connection.loop, self.step())
+            elif not steps.is_ready():
+                return None
             try:
-                self.waited_for = steps.send(None)
+                steps.step()
             except StopAsyncIteration:
+                self.steps = None
                 return self.ended()
             except StopIteration as stop:
+                self.steps = None
                 chunk = self.checked(stop.value)
                 if chunk:
                     return chunk
-            else:
-                self.steps = steps
-                return None
 
     async def next(self) -> bytes:
         """The next chunk that is not empty, or `b''` at the end."""
-        while True:
-            if self.steps is None:
-                ready = self.ready()
-                if ready is not None:
-                    return ready
-            self.connection.phase = REQUEST_BODY
-            steps, self.steps = self.steps, None
-            try:
-                chunk = self.checked(await remaining_steps(steps, self.waited_for))
-            except StopAsyncIteration:
-                return self.ended()
-            if chunk:
-                return chunk
+        chunk = self.ready()
+        while chunk is None:
+            assert self.steps is not None
+            await self.connection.wait_beside(self.steps)
+            chunk = self.ready()
+        return chunk
 
     async def step(self) -> bytes:
         """As a coroutine, because not every awaitable can be stepped."""
@@ -1212,13 +1780,13 @@ class RequestBody:
         What made us close is what the caller gets to know. But a new cancellation wins, and so
         does what the generator made of a cancellation that was its own, as by `asyncio.timeout`.
         """
-        task = asyncio.current_task()
-        assert task is not None
+        task = current_task()
         cancelling = task.cancelling()
         try:
             try:
-                if self.steps is not None:
-                    await cancelled_steps(self.steps, self.waited_for)
+                if self.steps is not None and not self.steps.is_over:
+                    self.steps.cancel()
+                    await self.steps.run()
             finally:
                 if hasattr(self.chunks, 'aclose'):
                     await self.chunks.aclose()
@@ -1231,27 +1799,81 @@ class RequestBody:
             if isinstance(error, CancelledError) and task.cancelling() < cancelling:
                 raise TimeoutError('a time-out in the body passed before the head was sent')
 
+    def abandon(self) -> None:
+        if self.steps is not None:
+            self.steps.abandon()
 
-async def send_with_body(connection: Connection, head: bytes, body: RequestBody) -> None:
+
+async def send_with_body(
+        connection: Connection, head: bytes, declared: Declared,
+        body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
+        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> bool:
+    """Send all of it, or as much as the server wants: False if it answers before the end."""
+    if declared.expects and declared.has_body:
+        await connection.send(head)
+        if await is_answered(connection):
+            return False
+        head = b''
+    chunks = RequestBody(connection, body, body_args, body_kwargs, declared)
     try:
-        chunk: bytes | memoryview | None = body.ready()
-        if chunk:
-            await connection.send(head + chunk[:MAX_JOINED_CHUNK])
-            chunk = memoryview(chunk)[MAX_JOINED_CHUNK:] or await body.next()
-        else:
-            await connection.send(head)
-            chunk = await body.next() if chunk is None else chunk
-        while chunk:
-            await connection.send(chunk)
-            chunk = await body.next()
+        connection.start_watching()
+        await send_chunks(connection, head, chunks)
+        return True
     except GeneratorExit:
-        if body.steps is not None:
-            abandon(body.steps, body.waited_for)
+        chunks.abandon()
         raise
     except BaseException as error:
-        connection.close()
-        await body.close(error)
-        raise
+        if isinstance(error, OSError) and connection.phase != REQUEST_BODY:
+            error = hear_out(connection, error)
+        is_early = isinstance(error, EarlyResponse)
+        if not is_early:
+            connection.close()
+        await chunks.close(error)
+        if not is_early:
+            raise error
+        return False
+    finally:
+        connection.stop_watching()
+
+
+async def is_answered(connection: Connection) -> bool:
+    """Wait for 100 Continue, but not for long. A final response may come instead."""
+    connection.phase = 'waiting for 100 Continue'
+    response = connection.response
+    deadline = min(connection.loop.time() + CONTINUE_TIMEOUT, connection.in_time())
+    with contextlib.suppress(TimeoutError):
+        while not response.is_continued and not response.is_done:
+            connection.feed(await connection.read(deadline))
+    return response.is_done
+
+
+async def send_chunks(connection: Connection, head: bytes, chunks: RequestBody) -> None:
+    chunk: bytes | memoryview | None = chunks.ready()
+    if chunk:
+        await connection.send(head + chunk[:MAX_JOINED_CHUNK])
+        chunk = memoryview(chunk)[MAX_JOINED_CHUNK:] or await chunks.next()
+    else:
+        if head:
+            await connection.send(head)
+        chunk = await chunks.next() if chunk is None else chunk
+    while chunk:
+        await connection.send(chunk)
+        chunk = await chunks.next()
+
+
+def hear_out(connection: Connection, error: OSError) -> Exception:
+    """Sending has failed: what the peer had said before tells why, as far as it has arrived.
+
+    Not when no send has succeeded: what came then is no response to this request.
+    """
+    try:
+        while not connection.response.is_done:
+            connection.feed(connection.receive())
+    except ssl.SSLError as said:
+        return said if 'ALERT' in (said.reason or '') else error
+    except (OSError, EOFError, ValueError):
+        return error
+    return EarlyResponse() if connection.sent else error
 
 
 # --------------------------------------------------------------------------- response head
@@ -1320,45 +1942,74 @@ def parse_field_line(line: bytes) -> tuple[bytes, bytes]:
     return name.lower(), value
 
 
-async def read_head(connection: Connection) -> tuple[bytes, bytes, Fields, bytes]:
-    """The status code, minor version and fields of a head, and the bytes after it.
+class ResponseHead:
+    """Status line and fields of the first response that is not interim (RFC 9110 15.2)."""
 
-    That of the first response that is not interim (RFC 9110 15.2), or of a 101.
-    """
-    limit = connection.settings.max_header_length
-    data = b''
-    for _ in range(MAX_INTERIM_RESPONSES + 1):
-        deadline = connection.in_time()
-        # At first nothing can have come: to wait at once saves a read that finds nothing.
-        more = data or await (connection.read(deadline) if connection.has_started else
-                              connection.wait_data(deadline))
-        data = b''
-        status: re.Match[bytes] | None = None
-        end = searched = 0
-        while not end:
-            if not more:
-                raise EOFError('the peer closed the connection, after '
-                               + (shown(data) if data else 'no byte of it'))
-            data += more
-            connection.has_started = True
-            if status is None and LF in more:
-                status = STATUS_LINE.match(data)
-                if status is None:
-                    check_status_line(data, limit)
-            end = find_section_end(data, searched)
+    __slots__ = ('limit', 'data', 'searched', 'status', 'interims', 'is_continued', 'is_done',
+                 'code', 'minor', 'fields')
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        # The bytes that have not been used; in the end those after the head.
+        self.data = b''
+        self.searched = 0
+        self.status: re.Match[bytes] | None = None
+        self.interims = 0
+        self.is_continued = False
+        self.is_done = False
+        self.code = self.minor = b''
+        self.fields: Fields = ()
+
+    def feed(self, more: bytes) -> None:
+        if not more:
+            raise EOFError('the peer closed the connection, after '
+                           + (shown(self.data) if self.data else 'no byte of it'))
+        while more:
+            data = self.data + more if self.data else more
+            if self.status is None and LF in more:
+                self.status = STATUS_LINE.match(data)
+                if self.status is None:
+                    check_status_line(data, self.limit)
+            end = find_section_end(data, self.searched)
             body = end + (2 if data[end] == CR else 1) if end else len(data) + 1
-            if body > limit:
-                raise TooLong(f'the head is longer than max_header_length, {limit} bytes')
+            if body > self.limit:
+                raise TooLong(f'the head is longer than max_header_length, {self.limit} bytes')
             if not end:
-                searched = max(len(data) - 3, 0)
-                more = await connection.read(deadline)
-        assert status is not None
-        minor, code = status.groups()
-        fields = parse_fields(data, status.end(), end)
-        data = data[body:]
-        if code == b'101' or not code.startswith(b'1'):
-            return code, minor, fields, data
-    raise ValueError(f'got more than {MAX_INTERIM_RESPONSES} interim responses')
+                self.searched = max(len(data) - 3, 0)
+                self.data = data
+                return
+            assert self.status is not None
+            self.minor, self.code = self.status.groups()
+            self.fields = parse_fields(data, self.status.end(), end)
+            more = data[body:]
+            if not self.code.startswith(b'1') or self.code == b'101':
+                self.data = more
+                self.is_done = True
+                return
+            self.start_again()
+
+    def start_again(self) -> None:
+        """After an interim response."""
+        self.is_continued = self.is_continued or self.code == b'100'
+        self.interims += 1
+        if self.interims > MAX_INTERIM_RESPONSES:
+            raise ValueError(f'got more than {MAX_INTERIM_RESPONSES} interim responses')
+        self.data = b''
+        self.searched = 0
+        self.status = None
+
+
+async def read_head(connection: Connection, response: ResponseHead) -> None:
+    """All of it in time, from the last byte sent or the last interim response."""
+    interims = -1
+    deadline = inf
+    while not response.is_done:
+        if response.interims > interims:
+            interims = response.interims
+            deadline = connection.in_time()
+        # At first nothing can have come: to wait at once saves a read that finds nothing.
+        connection.feed(await (connection.read(deadline) if connection.has_started else
+                               connection.wait_data(deadline)))
 
 
 # ------------------------------------------------------------------------ framing and body
@@ -1366,6 +2017,7 @@ async def read_head(connection: Connection) -> tuple[bytes, bytes, Fields, bytes
 # A decoder takes the bytes after the head, in pieces of any size, and returns the content in
 # them. `is_done` is set with the last byte of the body, `has_surplus` if there were more.
 
+CONTINUE = re.compile(rb'(?:^|,)[ \t]*100-continue[ \t]*(?:,|$)', re.IGNORECASE)
 CLOSE = re.compile(rb'(?:^|,)[ \t]*close[ \t]*(?:,|$)', re.IGNORECASE)
 KEEP_ALIVE = re.compile(rb'(?:^|,)[ \t]*keep-alive[ \t]*(?:,|$)', re.IGNORECASE)
 KEEP_ALIVE_TIMEOUT = re.compile(rb'(?:^|[,; \t])timeout[ \t]*=[ \t]*"?([0-9]{1,9})', re.IGNORECASE)
@@ -1376,14 +2028,14 @@ FIRST_CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\r\n\x00]*)?\r\n
 NEXT_CHUNK_LINE = re.compile(rb'\r\n' + FIRST_CHUNK_LINE.pattern)
 
 
-def frame(method: bytes, code: bytes, minor: bytes, fields: Fields,
-          settings: Settings) -> tuple[Decoder, float]:
+def frame(method: bytes, response: ResponseHead, settings: Settings) -> tuple[Decoder, float]:
     """The decoder of the body, and how long the connection may idle afterwards, in seconds."""
     length: int | None = None
     codings: list[bytes] = []
+    code, minor = response.code, response.minor
     persists = minor == b'1'
     keep_alive = settings.keep_alive_timeout
-    for name, value in fields:
+    for name, value in response.fields:
         if name not in FRAMING:
             continue
         if name == b'content-length':
@@ -1670,6 +2322,7 @@ Response = tuple[bytes, Fields, ResponseBody]
 # is a deadline that is stored at each wait, and one timer that looks at it now and then.
 
 WANT_READ = (BlockingIOError, ssl.SSLWantReadError)
+NO_RESPONSE = ResponseHead(0)
 
 
 def wake(waiter: asyncio.Future[None]) -> None:
@@ -1679,14 +2332,14 @@ def wake(waiter: asyncio.Future[None]) -> None:
 
 class Connection:
     __slots__ = (
-        'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'settings', 'idle',
-        'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
-        'deadline', 'timer', 'timer_at',
-        'is_idle', 'keep_alive',
-        'requests', 'method', 'phase', 'has_sent', 'has_started', 'burst', 'is_full')
+        'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'where', 'settings', 'connections',
+        'share', 'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
+        'deadline', 'timer', 'timer_at', 'is_idle', 'keep_alive',
+        'requests', 'method', 'phase', 'response', 'sent', 'has_sent', 'has_started',
+        'is_watching', 'has_news', 'watcher', 'burst', 'is_full')
 
-    def __init__(self, loop: Loop, sock: socket.socket, origin: Origin, peer: str,
-                 settings: Settings, idle: IdleConnections) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, origin: Origin, peer: str, where: str,
+                 settings: Settings, connections: Connections) -> None:
         sock.setblocking(False)
         self.loop = loop
         self.sock = sock
@@ -1695,9 +2348,13 @@ class Connection:
         self.poller = select.poll()
         self.poller.register(self.fd, select.POLLIN)
         self.origin = origin
+        # Its address as the resolver has it, and as errors show it.
         self.peer = peer
+        self.where = where
         self.settings = settings
-        self.idle = idle
+        self.connections = connections
+        # Whose place it has. None while it is being opened: the place is not yet its own.
+        self.share: Share | None = None
         # What waits for the socket to be readable and writable. It may be one future.
         self.data_waiter: asyncio.Future[bytes] | None = None
         self.reader: asyncio.Future[None] | None = None
@@ -1709,35 +2366,49 @@ class Connection:
         self.timer_at = inf
         self.is_idle = False
         self.keep_alive: float = 0
+        # Of the exchange.
         self.requests = 0
         self.method = b''
         self.phase = ''
+        self.response = NO_RESPONSE
+        self.sent = 0
         self.has_sent = False
         self.has_started = False
+        # While a body is sent: whether something has come, and who waits but for the socket.
+        self.is_watching = False
+        self.has_news = False
+        self.watcher: asyncio.Future[None] | None = None
         self.burst = 0
         self.is_full = False
-        idle.opened.add(self)
+        connections.opened.add(self)
 
     def describe(self) -> str:
-        peer = f'[{self.peer}]' if ':' in self.peer else self.peer
-        return f'{self.origin.name} (peer {peer}:{self.origin.port})'
+        return self.origin.name + (f' (peer {self.where})' if self.where else '')
 
     # Opening
 
-    async def connect(self, address: tuple[Any, ...], deadline: float) -> None:
+    def start_connecting(self, address: tuple[Any, ...]) -> bool:
+        """True if that is all. Otherwise it can be checked once it is writable."""
         try:
             self.sock.connect(address)
         except BlockingIOError:
-            await self.wait_writable(deadline)
-            code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                raise OSError(code, strerror(code)) from None
+            self.start_writing()
+            return False
+        return True
 
-    async def start_tls(self, context: ssl.SSLContext, deadline: float) -> None:
+    def check_connected(self) -> None:
+        code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, strerror(code))
+
+    async def start_tls(self, context: ssl.SSLContext, session: ssl.SSLSession | None,
+                        deadline: float) -> None:
         # An end without close_notify must not look like one with it, so it is an error.
         sock = self.sock = context.wrap_socket(
             self.sock, server_hostname=self.origin.server_hostname,
             do_handshake_on_connect=False, suppress_ragged_eofs=False)
+        if session is not None:
+            sock.session = session
         while True:
             try:
                 sock.do_handshake()
@@ -1751,15 +2422,34 @@ class Connection:
             raise ssl.SSLError(
                 ssl.SSL_ERROR_SSL, f'the negotiated protocol must be http/1.1, got {protocol!r}')
 
+    def keep_session(self) -> None:
+        """For the next connection to the origin. (TLS 1.3 sends it after the handshake.)"""
+        if isinstance(self.sock, ssl.SSLSocket) and self.sock.session is not None:
+            sessions = self.connections.sessions
+            sessions.pop(self.origin.name, None)
+            if len(sessions) >= MAX_NAMES:
+                del sessions[next(iter(sessions))]
+            sessions[self.origin.name] = self.sock.session
+
     # One exchange
+
+    def start_exchange(self, method: bytes) -> ResponseHead:
+        self.method = method
+        self.requests += 1
+        self.sent = 0
+        self.has_sent = self.has_started = self.has_news = False
+        self.response = ResponseHead(self.settings.max_header_length)
+        return self.response
 
     async def send(self, data: bytes | memoryview) -> None:
         """Hand all of it to the kernel. The time is that of each progress."""
-        self.phase = 'sending the request'
+        self.phase = SENDING
         if self.origin.is_tls:
             # A TLS write that fails may have sent a part of its record.
             self.has_sent = True
         while True:
+            if self.has_news:
+                self.look()
             try:
                 count = self.sock.send(data)
             except (BlockingIOError, ssl.SSLWantWriteError):
@@ -1769,12 +2459,50 @@ class Connection:
                 await self.wait_readable(self.in_time())
             else:
                 self.has_sent = True
+                self.sent += count
                 self.burst += count
                 if self.burst >= MAX_BURST:
                     await self.take_turns()
                 if count == len(data):
                     return
                 data = memoryview(data)[count:]
+
+    def start_watching(self) -> None:
+        """For a response that comes while the body is being sent."""
+        self.is_watching = not self.response.is_done
+        if self.is_watching and not self.is_reading:
+            self.start_reading()
+
+    def stop_watching(self) -> None:
+        self.is_watching = self.has_news = False
+        self.watcher = None
+        if self.is_writing:
+            self.stop_writing()
+
+    def look(self) -> None:
+        """Take what has come while sending. Raises EarlyResponse if that ends the sending."""
+        self.has_news = False
+        try:
+            data = self.receive()
+        except WANT_READ:
+            self.start_reading()
+        except ssl.SSLWantWriteError:
+            # The next write does that. Until then, what can be read would be found again.
+            pass
+        else:
+            self.phase = READING_HEAD
+            self.feed(data)
+            self.phase = SENDING
+            self.is_watching = not self.response.is_done
+            if self.is_watching:
+                self.start_reading()
+            elif self.response.code >= b'300':
+                raise EarlyResponse
+
+    def feed(self, data: bytes) -> None:
+        if data:
+            self.has_started = True
+        self.response.feed(data)
 
     async def read(self, deadline: float | None = None) -> bytes:
         """What is there, or what comes first; `b''` at the end."""
@@ -1814,18 +2542,23 @@ class Connection:
 
         A read that was filled may have left bytes behind.
         """
-        if (self.keep_alive > 0 and not has_surplus and not (self.is_full and not self.is_quiet())
-                and self.idle.add(self)):
-            self.is_idle = True
+        if self.keep_alive > 0 and not has_surplus and not (self.is_full and not self.is_quiet()):
             self.set_deadline(self.loop.time() + self.keep_alive)
             if not self.is_reading:
                 self.start_reading()
+            self.connections.keep(self)
         else:
             self.close()
 
-    def is_reusable(self, now: float) -> bool:
-        """Not expired, and nothing has come, not even since the loop looked last."""
-        return now < self.deadline and (not self.poller.poll(0) or self.is_quiet())
+    def give_back(self) -> None:
+        """It was handed to a request that does not use it."""
+        self.release(has_surplus=False)
+
+    def is_reusable(self, peers: Peers, now: float) -> bool:
+        """At a current address, not expired, and nothing has come since the last response,
+        not even since the loop looked last."""
+        return (self.peer in peers.texts and now < self.deadline
+                and (not self.poller.poll(0) or self.is_quiet()))
 
     def is_quiet(self) -> bool:
         """Neither data nor an end has come. (TLS session tickets are neither.)"""
@@ -1856,8 +2589,18 @@ class Connection:
         self.reader = waiter = self.loop.create_future()
         return waiter
 
+    async def wait_beside(self, steps: Steps) -> None:
+        """Wait for what the caller gave, or for a response."""
+        if self.has_news:
+            self.look()
+            self.phase = REQUEST_BODY
+        else:
+            self.watcher = self.loop.create_future()
+            await steps.wait(self.watcher)
+
     def wait_writable(self, deadline: float) -> asyncio.Future[None]:
-        self.start_writing()
+        if not self.is_writing:
+            self.start_writing()
         self.set_deadline(deadline)
         self.writer = waiter = self.loop.create_future()
         return waiter
@@ -1874,6 +2617,10 @@ class Connection:
         self.loop.add_writer(self.fd, self.on_writable)
         self.is_writing = True
 
+    def stop_writing(self) -> None:
+        self.loop.remove_writer(self.fd)
+        self.is_writing = False
+
     def on_readable(self) -> None:
         if self.data_waiter is not None:
             self.deliver(self.data_waiter)
@@ -1883,6 +2630,11 @@ class Connection:
         elif not self.is_idle:
             # Nobody reads now. Until somebody does, the loop need not look again and again.
             self.stop_reading()
+            if self.is_watching:
+                self.has_news = True
+                for waiter in (self.writer, self.watcher):
+                    if waiter is not None:
+                        wake(waiter)
         elif not self.is_quiet():
             self.close()
 
@@ -1906,8 +2658,7 @@ class Connection:
         self.data_waiter = None
 
     def on_writable(self) -> None:
-        self.loop.remove_writer(self.fd)
-        self.is_writing = False
+        self.stop_writing()
         writer, self.writer = self.writer, None
         if writer is not None:
             wake(writer)
@@ -1935,7 +2686,9 @@ class Connection:
         elif self.is_idle:
             self.close()
         else:
-            for waiter in (self.data_waiter, self.reader, self.writer):
+            waiters = (self.data_waiter, self.reader, self.writer)
+            self.data_waiter = self.reader = self.writer = None
+            for waiter in waiters:
                 if waiter is not None and not waiter.done():
                     waiter.set_exception(timed_out(self.settings.socket_timeout))
 
@@ -1944,16 +2697,15 @@ class Connection:
     def close(self) -> None:
         if self.fd < 0:
             return
-        self.idle.opened.discard(self)
+        self.connections.opened.discard(self)
         if self.is_idle:
-            self.is_idle = False
-            self.idle.remove(self)
+            self.connections.remove(self)
         if not self.loop.is_closed():
             # Before the socket: its number may be that of another one at once.
             if self.is_reading:
-                self.loop.remove_reader(self.fd)
+                self.stop_reading()
             if self.is_writing:
-                self.loop.remove_writer(self.fd)
+                self.stop_writing()
             if self.timer is not None:
                 self.timer.cancel()
         self.fd = -1
@@ -1968,6 +2720,16 @@ class Connection:
             with contextlib.suppress(OSError, ValueError):
                 self.sock.unwrap()
         self.sock.close()
+        share, self.share = self.share, None
+        if share is not None and not self.loop.is_closed():
+            share.give_back()
+
+    def close_in_place(self) -> Share:
+        """Close it, but keep its place for another one."""
+        share, self.share = self.share, None
+        assert share is not None
+        self.close()
+        return share
 
     def close_from_anywhere(self) -> None:
         """Close, as a finalizer has to: in any thread, whether or not the loop runs."""
