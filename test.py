@@ -4628,13 +4628,16 @@ REFUSED = system_error(ConnectionRefusedError, errno.ECONNREFUSED)
 
 class Nameserver:
     """A nameserver on UDP. It answers each name with a list of addresses, the name of an error,
-    or None: not at all. It may wait for a gate first."""
+    or None: not at all. It may wait for a gate first. AAAA records have answers of their own; a
+    name that is not there has no address then, or the same error."""
 
     def __init__(self):
         self.answers = {}
+        self.ipv6_answers = {}
         self.ttl = 300
         self.gates = {}
         self.queries = collections.Counter()
+        self.ipv6_queries = collections.Counter()
         logger = dnslib.server.DNSLogger(log='-request,-reply,-truncated,-error')
         self.server = dnslib.server.DNSServer(self, '127.0.0.1', 0, logger=logger)
         self.address = self.server.server.socket.getsockname()
@@ -4642,8 +4645,14 @@ class Nameserver:
 
     def resolve(self, request, handler):
         name = str(request.q.qname).rstrip('.').lower()
-        answer = self.answers[name]
-        self.queries[name] += 1
+        kind = dnslib.QTYPE[request.q.qtype]
+        if kind == 'A':
+            self.queries[name] += 1
+            answer = self.answers.get(name, [])
+        else:
+            self.ipv6_queries[name] += 1
+            default = self.answers.get(name)
+            answer = self.ipv6_answers.get(name, default if isinstance(default, str) else [])
         if name in self.gates:
             self.gates[name].wait(PATIENCE)
         if answer is None:
@@ -4653,7 +4662,7 @@ class Nameserver:
             reply.header.rcode = dnslib.RCODE.reverse[answer]
         else:
             for address in answer:
-                reply.add_answer(*dnslib.RR.fromZone(f'{name}. {self.ttl} A {address}'))
+                reply.add_answer(*dnslib.RR.fromZone(f'{name}. {self.ttl} {kind} {address}'))
         return reply
 
     def stop(self):
@@ -4672,6 +4681,8 @@ def running_nameserver():
 @pytest.fixture
 def nameserver(running_nameserver):
     running_nameserver.answers = {'name.test': ['127.0.0.1']}
+    running_nameserver.ipv6_answers = {}
+    running_nameserver.ipv6_queries.clear()
     running_nameserver.ttl = 300
     running_nameserver.gates = {}
     running_nameserver.queries.clear()
@@ -4699,11 +4710,18 @@ def asking(*nameservers):
         **kwargs, get_nameservers=get_nameservers, get_host=get_host)
 
 
-def resolving(resolve):
-    """A `get_dns_resolver` of the caller's own, from an async function of the host name."""
+async def no_address(host):
+    raise aiodnsresolver.DnsRecordDoesNotExist()
+
+
+def resolving(resolve, resolve_ipv6=no_address):
+    """A `get_dns_resolver` of the caller's own, from async functions of the host name, of which
+    the second is for AAAA records."""
     async def resolve_with_type(host, qtype, get_logger_adapter):
-        assert qtype == aiodnsresolver.TYPES.A
-        return await resolve(host)
+        if qtype == aiodnsresolver.TYPES.A:
+            return await resolve(host)
+        assert qtype == aiodnsresolver.TYPES.AAAA
+        return await resolve_ipv6(host)
 
     async def clear_cache(get_logger_adapter):
         pass
@@ -5280,14 +5298,16 @@ def resolve_at_once(host):
 NAME_FAILED = 'GET http://name.test:80: resolving name.test failed: '
 BAD_RESOLVERS = {
     'it returns no address': (
-        resolving(resolve_to_nothing), LookupError,
+        resolving(resolve_to_nothing, resolve_to_nothing), LookupError,
         'LookupError: the resolver returned no address'),
     'it returns None': (resolving(resolve_to_none), TypeError, None),
-    'it returns text': (resolving(resolve_to_text), AttributeError, None),
+    'it returns text': (
+        resolving(resolve_to_text), TypeError,
+        'TypeError: the resolver must return IPv4Address and IPv6Address objects, got str'),
     'it raises': (
         resolving(resolve_by_raising), LookupError, 'LookupError: no name.test here'),
     'it is not async': (
-        lambda get_logger_adapter: (lambda *args, **kwargs: (), None), AttributeError, None),
+        lambda get_logger_adapter: (lambda *args, **kwargs: (), None), TypeError, None),
     'it can not be made': (lambda **kwargs: 1 // 0, ZeroDivisionError, None),
 }
 
@@ -5480,7 +5500,8 @@ async def test_new_connections_take_turns_between_the_addresses():
         request = await stack.enter_async_context(pool(**options))
         for _ in range(6):
             await get(request, f'http://a.test:{server.port}/')
-    assert used == ['127.0.0.1', '127.0.0.2', '127.0.0.3'] * 2
+    assert sorted(used[:3]) == ['127.0.0.1', '127.0.0.2', '127.0.0.3']
+    assert used[3:] == used[:3]
 
 
 @on_loops
@@ -5529,7 +5550,7 @@ async def test_all_addresses_that_refuse_are_in_the_error_in_turn():
     port = socks[0].getsockname()[1]
     options = {'get_dns_resolver': always('127.0.0.3', '127.0.0.1', '127.0.0.2')}
     async with pool(**options) as request:
-        for one, two, three in ((1, 2, 3), (2, 3, 1), (3, 1, 2)):
+        for one, two, three in ((3, 1, 2), (1, 2, 3), (2, 3, 1)):
             error = await failed(
                 request(b'POST', f'https://a.test:{port}/'), HttpConnectionError, ExceptionGroup,
                 f'POST https://a.test:{port}: connecting failed: 127.0.0.{one}: {REFUSED}; '
