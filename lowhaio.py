@@ -505,6 +505,7 @@ async def exchange(
         if not response.is_done:
             connection.phase = READING_HEAD
             await read_head(connection, response)
+        connection.response = NO_RESPONSE
         if response.code == b'101' and not declared.upgrade:
             raise ValueError('got 101 Switching Protocols, but the request had no upgrade')
         connection.phase = 'reading the response body'
@@ -551,13 +552,22 @@ class Peers:
 
     __slots__ = ('groups', 'texts', 'expires_at', 'has_all', 'turn', 'before')
 
-    def __init__(self, before: Peers | None = None) -> None:
+    def __init__(self) -> None:
+        self.turn = 0
+        self.before: list[Address] = []
         self.groups: list[list[Address]] = []
         self.texts: frozenset[str] = frozenset()
         self.expires_at = inf
         self.has_all = False
-        self.turn = 0 if before is None else before.turn
-        self.before = [] if before is None else before.in_turn(0)
+
+    def renew(self, answers: Iterable[Iterable[Address]], has_all: bool) -> None:
+        self.before = self.in_turn(0)
+        self.groups = []
+        self.texts = frozenset()
+        self.expires_at = inf
+        self.has_all = has_all
+        for addresses in answers:
+            self.add(addresses)
 
     def add(self, addresses: Iterable[Address]) -> None:
         # In the order of the last time, or a nameserver that rotates its answers would undo our
@@ -570,19 +580,18 @@ class Peers:
             self.expires_at = min(
                 self.expires_at, *(getattr(address, 'expires_at', 0) for address in group))
 
-    @classmethod
-    def fixed(cls, *addresses: Address) -> Peers:
-        """Those of a host that needs no lookup."""
-        peers = cls()
-        peers.add(addresses)
-        peers.expires_at = inf
-        peers.has_all = True
-        return peers
-
     def in_turn(self, turn: int) -> list[Address]:
         """All addresses. With each turn they begin one later, so that all get their share."""
         return [group[(turn + index) % len(group)]
                 for group in self.groups for index in range(len(group))]
+
+
+def fixed_peers(address: Address) -> Peers:
+    """Those of an origin with an address in place of a name."""
+    peers = Peers()
+    peers.renew([[address]], has_all=True)
+    peers.expires_at = inf
+    return peers
 
 
 class Names:
@@ -603,23 +612,26 @@ class Names:
     async def lookup(self, loop: Loop, host: str, get_logger_adapter: GetAdapter,
                      deadline: float, is_ipv6_wanted: bool) -> Peers:
         """The addresses of its A records, and of its AAAA records if wanted or without A."""
-        peers = Peers(self.known.pop(host, None))
+        answers: list[list[Address]] = []
+        has_all = False
         failure: Exception = LookupError('the resolver returned no address')
         for record_type in (TYPES.A, TYPES.AAAA):
-            if peers.groups and not is_ipv6_wanted:
+            if any(answers) and not is_ipv6_wanted:
                 break
+            has_all = record_type == TYPES.AAAA
             try:
                 steps = self.ask(loop, host, record_type, get_logger_adapter)
-                peers.add(await steps.run_until(deadline))
+                answers.append(await steps.run_until(deadline))
             except DnsRecordDoesNotExist as cause:
                 failure = cause
             except Exception:
-                if not peers.groups:
+                if not any(answers):
                     raise
-        else:
-            peers.has_all = True
-        if not peers.groups:
+        if not any(answers):
             raise failure
+        # All requests to the host go by one object, so that they take turns.
+        peers = self.known.pop(host, None) or Peers()
+        peers.renew(answers, has_all)
         if len(self.known) >= MAX_NAMES:
             del self.known[next(iter(self.known))]
         self.known[host] = peers
@@ -888,7 +900,7 @@ class Share:
         self.places = 0
         self.idle: dict[Connection, None] = {}
         # By ticket, in their order.
-        self.waiters: OrderedDict[int, asyncio.Future[Any]] = OrderedDict()
+        self.waiters: OrderedDict[float, asyncio.Future[Any]] = OrderedDict()
         self.is_queued = False
 
     def first_ticket(self) -> float:
@@ -924,7 +936,7 @@ class Connections:
         # Origins that have room, and requests that wait only for max_connections, by the ticket
         # of the first of these.
         self.queue: list[tuple[float, Share]] = []
-        self.tickets = itertools.count()
+        self.tickets: Iterator[float] = itertools.count()
         # The TLS session of each origin: RFC 8446 2.2.
         self.sessions: dict[str, ssl.SSLSession] = {}
         self.is_closed = False
@@ -966,7 +978,7 @@ class Connections:
                 connection.close()
                 return
             if ticket < inf:
-                share.waiters.pop(int(ticket)).set_result(connection)
+                share.waiters.pop(ticket).set_result(connection)
                 return
         share.idle[connection] = None
         self.idle[connection] = None
@@ -985,10 +997,11 @@ class Connections:
         share = self.share(origin)
         if share.places >= self.max_per_origin:
             return None
-        if self.places >= self.max_connections:
-            if not self.idle:
-                return None
+        if self.places >= self.max_connections and self.idle:
+            # One of another origin, since `take` has found none of this.
             next(iter(self.idle)).close()
+        if self.places >= self.max_connections:
+            return None
         share.places += 1
         self.places += 1
         return share
@@ -1033,7 +1046,7 @@ class Connections:
             first.is_queued = False
             first.places += 1
             self.places += 1
-            first.waiters.pop(int(ticket)).set_result(first)
+            first.waiters.pop(ticket).set_result(first)
             self.enqueue(first)
         self.forget(share)
 
@@ -1082,7 +1095,7 @@ GetConnection = Callable[[str, str, int], Awaitable[socket.socket]]
 
 # Where get_connection leads to is the caller's business: it is always current.
 ANYWHERE = ''
-PEERS_ELSEWHERE = Peers.fixed()
+PEERS_ELSEWHERE = Peers()
 PEERS_ELSEWHERE.texts = frozenset((ANYWHERE,))
 
 
@@ -1461,7 +1474,7 @@ class Origin:
         without_zone = re.sub('%[^]]*', '', bracketed)
         is_default = port == (443 if self.is_tls else 80)
         self.field = (without_zone if is_default else f'{without_zone}:{port}').encode()
-        self.peers = None if address is None else Peers.fixed(address)
+        self.peers = None if address is None else fixed_peers(address)
 
     @property
     def server_hostname(self) -> str:
