@@ -627,6 +627,7 @@ class Names:
             except Exception:
                 if not any(answers):
                     raise
+                has_all = False
         if not any(answers):
             raise failure
         # All requests to the host go by one object, so that they take turns.
@@ -700,12 +701,13 @@ def timed_out(socket_timeout: float) -> TimeoutError:
 class Steps:
     """Runs a coroutine in the current task, one step at a time."""
 
-    __slots__ = ('loop', 'coroutine', 'waited_for', 'must_cancel', 'is_over', 'woken')
+    __slots__ = ('loop', 'coroutine', 'waited_for', 'is_bare', 'must_cancel', 'is_over', 'woken')
 
     def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any]) -> None:
         self.loop = loop
         self.coroutine = coroutine
         self.waited_for: asyncio.Future[Any] | None = None
+        self.is_bare = False
         self.must_cancel = False
         self.is_over = False
         self.woken: asyncio.Future[None] | None = None
@@ -721,6 +723,7 @@ class Steps:
         except BaseException:
             self.is_over = True
             raise
+        self.is_bare = waited_for is None
         if waited_for is None:
             # A bare yield, as of sleep(0): it goes on in the next turn of the loop.
             waited_for = self.loop.create_future()
@@ -734,7 +737,7 @@ class Steps:
 
     def cancel(self) -> None:
         """Cancel what it waits for, or else itself at its next step."""
-        if self.waited_for is None or not self.waited_for.cancel():
+        if self.is_bare or self.waited_for is None or not self.waited_for.cancel():
             self.must_cancel = True
 
     async def wait(self, woken: asyncio.Future[None]) -> None:
@@ -1068,8 +1071,9 @@ class Connections:
         return inf
 
     def forget(self, share: Share) -> None:
-        if not share.places and not share.waiters:
-            self.shares.pop(share.name, None)
+        # Not one that was made anew for the same origin in the meantime.
+        if not share.places and not share.waiters and self.shares.get(share.name) is share:
+            del self.shares[share.name]
 
     def close(self) -> None:
         self.is_closed = True
@@ -1259,8 +1263,8 @@ class Race:
     Without tasks: all attempts, and the lookup of more addresses, wake one future.
     """
 
-    __slots__ = ('opening', 'loop', 'peers', 'turn', 'tried', 'attempts', 'lookup', 'next_at',
-                 'failures')
+    __slots__ = ('opening', 'loop', 'peers', 'turn', 'addresses', 'tried', 'attempts', 'lookup',
+                 'next_at', 'failures')
 
     def __init__(self, opening: Opening, peers: Peers) -> None:
         self.opening = opening
@@ -1268,6 +1272,7 @@ class Race:
         self.peers = peers
         self.turn = peers.turn
         peers.turn += 1
+        self.addresses = dict.fromkeys(peers.in_turn(self.turn))
         self.tried: set[Address | None] = set()
         self.attempts: list[Connection] = []
         self.lookup: InTime | None = None
@@ -1320,8 +1325,9 @@ class Race:
 
     def start_next(self, now: float) -> Connection | None:
         """Try the next address, or ask for more of them. A connection, if it is made at once."""
-        address = next((address for address in self.peers.in_turn(self.turn)
-                        if address not in self.tried), None)
+        # Another request may have renewed the peers meanwhile: ours are still to be tried.
+        self.addresses.update(dict.fromkeys(self.peers.in_turn(self.turn)))
+        address = next((address for address in self.addresses if address not in self.tried), None)
         if address is None:
             self.next_at = inf
             if not self.peers.has_all and None not in self.tried:
@@ -2495,17 +2501,18 @@ class Connection:
     def look(self) -> None:
         """Take what has come while sending. Raises EarlyResponse if that ends the sending."""
         self.has_news = False
+        phase, self.phase = self.phase, READING_HEAD
         try:
             data = self.receive()
         except WANT_READ:
+            self.phase = phase
             self.start_reading()
         except ssl.SSLWantWriteError:
             # The next write does that. Until then, what can be read would be found again.
-            pass
+            self.phase = phase
         else:
-            self.phase = READING_HEAD
             self.feed(data)
-            self.phase = SENDING
+            self.phase = phase
             self.is_watching = not self.response.is_done
             if self.is_watching:
                 self.start_reading()
@@ -2606,7 +2613,6 @@ class Connection:
         """Wait for what the caller gave, or for a response."""
         if self.has_news:
             self.look()
-            self.phase = REQUEST_BODY
         else:
             self.watcher = self.loop.create_future()
             await steps.wait(self.watcher)

@@ -27,10 +27,12 @@ import re
 import select
 import socket
 import ssl
+import stat
 import string
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import types
@@ -44,6 +46,10 @@ import dnslib
 import dnslib.server
 import pytest
 import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
 import lowhaio
 from lowhaio import (
@@ -7777,6 +7783,4254 @@ async def test_no_task_is_made_for_a_lookup(nameserver, silent_address):
     assert made == []
 
 
+# ------------------------------------------------------------------- several addresses
+#
+# Hosts with several addresses, some of which refuse or are silent, and resolvers that answer
+# for them. What is slow on purpose runs beside other rows of its table.
+
+
+def bound_to_each(*addresses):
+    """As `bound_to`, but IPv6 addresses may be among them."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            port = 0
+            socks = []
+            try:
+                for address in addresses:
+                    family = socket.AF_INET6 if ':' in address else socket.AF_INET
+                    socks.append(stack.enter_context(socket.socket(family)))
+                    socks[-1].bind((address, port))
+                    port = socks[-1].getsockname()[1]
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    pytest.skip('this machine has no IPv6')
+                continue  # somebody has that port at another of the addresses
+            stack.pop_all()
+            return socks
+
+
+class SilentAt:
+    """A listener with a full backlog: attempts to connect hang. Once it is drained, those that
+    hang succeed when the system has repeated them, a second after they began."""
+
+    def __init__(self, sock):
+        self.sock = sock
+        sock.listen(0)
+        self.accepted = []
+        self.fillers = [socket.socket(sock.family) for _ in range(8)]
+        for filler in self.fillers:
+            filler.setblocking(False)
+            filler.connect_ex(sock.getsockname())
+
+    def drain(self):
+        self.close_fillers()
+        self.sock.listen()
+        self.sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.sock.accept()[0].close()
+
+    def close_fillers(self):
+        for filler in self.fillers:
+            filler.close()
+        self.fillers.clear()
+
+
+class Hosts:
+    """A host whose IPv4 addresses, 127.0.0.1 and so on, and whose IPv6 address, ::1, each are
+    'serving', 'refusing', 'silent', or 'mute', which is to accept and do nothing, at one port."""
+
+    def __init__(self, *kinds, ipv6=None):
+        self.ipv4 = [f'127.0.0.{number}' for number in range(1, len(kinds) + 1)]
+        self.kinds = dict(zip(self.ipv4, kinds, strict=True))
+        if ipv6 is not None:
+            self.kinds['::1'] = ipv6
+        self.servers = {}
+        self.silent = {}
+        self.used = []  # the address of each request
+        self.ended = []  # the address of each connection that ended after a request
+
+    async def __aenter__(self):
+        self.stack = contextlib.AsyncExitStack()
+        self.socks = dict(zip(self.kinds, bound_to_each(*self.kinds), strict=True))
+        self.port = self.socks[next(iter(self.kinds))].getsockname()[1]
+        self.url = f'http://name.test:{self.port}/'
+        self.origin = f'http://name.test:{self.port}'
+        for address, kind in self.kinds.items():
+            self.stack.callback(self.socks[address].close)
+            if kind == 'serving':
+                await self.serve(address)
+            elif kind == 'mute':
+                self.socks[address].listen()
+            elif kind == 'silent':
+                self.silent[address] = SilentAt(self.socks[address])
+                self.stack.callback(self.silent[address].close_fillers)
+        return self
+
+    async def __aexit__(self, *error):
+        await self.stack.__aexit__(*error)
+
+    async def serve(self, address):
+        """What hung or was refused there is served from now on."""
+        if address in self.silent:
+            self.silent[address].drain()
+        self.servers[address] = await self.stack.enter_async_context(
+            ServerAt(self.socks[address], functools.partial(self.answer, address)))
+
+    async def answer(self, address, peer):
+        await peer.read_head()
+        self.used.append(address)
+        await peer.send(OK)
+        try:
+            while True:
+                await peer.read_head()
+                self.used.append(address)
+                await peer.send(OK)
+        finally:
+            self.ended.append(address)
+
+
+class Records:
+    """A `get_dns_resolver` for all names, of the A and the AAAA records: each are addresses, or
+    an async function that returns them. Fresh for some seconds, if these are given."""
+
+    def __init__(self, ipv4, ipv6=no_address, seconds=None):
+        self.ipv4 = ipv4
+        self.ipv6 = ipv6
+        self.seconds = seconds
+        self.asked = []
+
+    def __call__(self, get_logger_adapter):
+        return self.resolve, self.clear_cache
+
+    async def resolve(self, host, kind, get_logger_adapter):
+        self.asked.append(kind.name)
+        answer = self.ipv4 if kind == aiodnsresolver.TYPES.A else self.ipv6
+        await asyncio.sleep(0)
+        return [self.address(address)
+                for address in (await answer(host) if callable(answer) else answer)]
+
+    def address(self, text):
+        if self.seconds is None:
+            return ipaddress.ip_address(text)
+        expires_at = asyncio.get_running_loop().time() + self.seconds
+        kind = aiodnsresolver.IPv6AddressExpiresAt if ':' in text else \
+            aiodnsresolver.IPv4AddressExpiresAt
+        return kind(text, expires_at=expires_at)
+
+    async def clear_cache(self, get_logger_adapter):
+        pass
+
+
+def raising(kind, *args):
+    """Of a resolver whose lookup fails."""
+    async def answer(host):
+        raise kind(*args)
+
+    return answer
+
+
+class Pending:
+    """An answer that comes when it is given, and tells when nobody waits for it any more."""
+
+    def __init__(self):
+        self.waiters = []
+        self.ended = 0
+
+    async def __call__(self, host):
+        waiter = asyncio.get_running_loop().create_future()
+        self.waiters.append(waiter)
+        try:
+            return await waiter
+        finally:
+            self.ended += 1
+
+
+class Opened:
+    """A `get_sock` that keeps what it made, and when."""
+
+    def __init__(self):
+        self.socks = []
+        self.times = []
+
+    def __call__(self, family):
+        self.times.append(time.monotonic())
+        self.socks.append(socket.socket(family))
+        return self.socks[-1]
+
+    def still_open(self):
+        """The indexes of the sockets that are not closed."""
+        return [index for index, sock in enumerate(self.socks) if sock.fileno() != -1]
+
+
+async def rows(test, table):
+    """Run the test for each row of the table, all at the same time."""
+    async def run(name, args):
+        with row(name):
+            await test(*args)
+
+    async with asyncio.TaskGroup() as group:
+        for name, args in table.items():
+            group.create_task(run(name, args))
+
+
+async def connected(sock):
+    """Wait until an attempt to connect has succeeded, while the loop does not get to see it."""
+    poller = select.poll()
+    poller.register(sock, select.POLLOUT)
+    assert poller.poll(PATIENCE * 1000)
+
+
+# Whose turn it is
+
+IN_TURN = {
+    'one after the other': (3600, False, False),
+    'one after the other, asked each time': (None, False, False),
+    'all at once, of a known name': (3600, True, True),
+    'all at once, of a new name': (3600, True, False),
+    'all at once, asked each time': (None, True, False),
+}
+
+
+@pytest.mark.parametrize('case', IN_TURN)
+@on_loops
+async def test_twelve_new_connections_take_each_of_three_addresses_four_times(case):
+    seconds, at_once, is_known = IN_TURN[case]
+    async with Hosts('serving', 'serving', 'serving') as hosts:
+        records = Records(hosts.ipv4, seconds=seconds)
+        async with pool(get_dns_resolver=records, keep_alive_timeout=0) as request:
+            if is_known:
+                await get(request, hosts.url)
+                assert hosts.used == ['127.0.0.1']
+                hosts.used.clear()
+            if at_once:
+                await asyncio.gather(*(get(request, hosts.url) for _ in range(12)))
+                assert collections.Counter(hosts.used) == dict.fromkeys(hosts.ipv4, 4)
+            else:
+                for _ in range(12):
+                    await get(request, hosts.url)
+                assert hosts.used == hosts.ipv4 * 4
+
+
+@on_loops
+async def test_a_nameserver_that_rotates_its_answers_does_not_undo_the_turns(nameserver):
+    """Each connection would go to the same address otherwise."""
+    async with Hosts('serving', 'serving', 'serving') as hosts:
+        nameserver.ttl = 0
+        options = {'get_dns_resolver': asking((5, nameserver.address)), 'keep_alive_timeout': 0}
+        async with pool(**options) as request:
+            for number in range(12):
+                first = -number % 3
+                nameserver.answers['name.test'] = hosts.ipv4[first:] + hosts.ipv4[:first]
+                await get(request, hosts.url)
+        assert nameserver.queries == {'name.test': 12}
+        assert hosts.used == hosts.ipv4 * 4
+
+
+@on_loops
+async def test_addresses_that_come_and_go_leave_the_order_of_the_others():
+    async with Hosts('serving', 'serving', 'serving') as hosts:
+        records = Records(hosts.ipv4[:2])
+        async with pool(get_dns_resolver=records, keep_alive_timeout=0) as request:
+            await get(request, hosts.url)
+            records.ipv4 = ['127.0.0.3', '127.0.0.2', '127.0.0.1']
+            for _ in range(3):
+                await get(request, hosts.url)
+            assert hosts.used == ['127.0.0.1', '127.0.0.2', '127.0.0.3', '127.0.0.1']
+            records.ipv4 = ['127.0.0.3', '127.0.0.1']
+            for _ in range(2):
+                await get(request, hosts.url)
+            assert sorted(hosts.used[4:]) == ['127.0.0.1', '127.0.0.3']
+
+
+# The first to connect
+
+# What the addresses do, the least seconds that it takes. Where those that refuse were waited
+# for, it would take ten.
+RACES = {
+    'a silent one is first': (('silent', 'serving'), 0.25),
+    'three silent ones are first': (('silent', 'silent', 'silent', 'serving'), 0.75),
+    'many that refuse are first': (('refusing',) * 40 + ('serving',), 0),
+    'many that refuse after a silent one': (('silent', *('refusing',) * 40, 'serving'), 0.25),
+    'silent and refusing ones by turns': (
+        ('silent', 'refusing', 'silent', 'refusing', 'serving'), 0.5),
+}
+
+
+@on_loops
+async def test_the_next_address_is_tried_after_a_quarter_second_or_when_one_has_failed():
+    async def race(kinds, seconds):
+        opened = Opened()
+        async with Hosts(*kinds) as hosts:
+            records = Records(hosts.ipv4)
+            async with pool(get_dns_resolver=records, get_sock=opened) as request:
+                started = time.monotonic()
+                code, _, body = await request(b'GET', hosts.url)
+                # The losers have been closed by now.
+                assert opened.still_open() == [len(kinds) - 1]
+                assert seconds - 0.02 <= time.monotonic() - started < 5
+                assert (code, await buffered(body)) == (b'200', b'ok')
+            assert hosts.used == hosts.ipv4[-1:]
+            assert records.asked == ['A']
+        for kind, before, after in zip(kinds, opened.times, opened.times[1:], strict=False):
+            assert kind == 'refusing' or after - before >= 0.23
+
+    await rows(race, RACES)
+
+
+def two_attempts(opened, pending):
+    return len(opened.socks) == 2
+
+
+def lookup_waits(opened, pending):
+    return pending.waiters
+
+
+def lookup_ended(opened, pending):
+    return pending.ended
+
+
+async def answer_when_cancelled(pending, host):
+    try:
+        return await pending(host)
+    except asyncio.CancelledError:
+        return ['::1']
+
+
+async def fail_when_cancelled(pending, host):
+    try:
+        return await pending(host)
+    except asyncio.CancelledError:
+        raise OSError('cancelled') from None
+
+
+async def wait_when_cancelled(pending, host):
+    try:
+        return await pending(host)
+    except asyncio.CancelledError:
+        return await asyncio.get_running_loop().create_future()
+
+
+async def wait(pending, host):
+    return await pending(host)
+
+
+# What the addresses do, how the AAAA records are asked for, their answer, and when the first
+# address begins to serve.
+SLOW_WINNERS = {
+    'of two attempts': (('silent', 'silent'), wait, None, two_attempts),
+    'of three attempts, one of which has failed': (
+        ('silent', 'refusing', 'silent'), wait, None,
+        lambda opened, pending: len(opened.socks) == 3),
+    'while more addresses are asked for': (('silent',), wait, None, lookup_waits),
+    'when asking for more goes on to answer': (
+        ('silent',), answer_when_cancelled, None, lookup_waits),
+    'when asking for more goes on to fail': (
+        ('silent',), fail_when_cancelled, None, lookup_waits),
+    'when asking for more goes on to wait': (
+        ('silent',), wait_when_cancelled, None, lookup_waits),
+    'when there are no more addresses': (('silent',), wait, (), lookup_ended),
+    'when the other address is its own': (('silent',), wait, ('127.0.0.1',), lookup_ended),
+    'when the other address refuses': (
+        ('silent',), wait, ('::ffff:127.0.0.100',), two_attempts),
+    'when the name has no other records': (
+        ('silent',), wait, aiodnsresolver.DnsRecordDoesNotExist(), lookup_ended),
+    'when asking for more has failed': (
+        ('silent',), wait, aiodnsresolver.DnsResponseCode(2), lookup_ended),
+    'when asking for more has timed out': (
+        ('silent',), wait, aiodnsresolver.DnsTimeout(), lookup_ended),
+}
+
+
+@on_loops
+async def test_an_earlier_attempt_still_wins_after_others_were_started():
+    async def race(kinds, ask, answer, is_time):
+        opened, pending = Opened(), Pending()
+        async with Hosts(*kinds) as hosts:
+            records = Records(hosts.ipv4, functools.partial(ask, pending))
+            async with pool(get_dns_resolver=records, get_sock=opened) as request:
+                task = asyncio.create_task(request(b'GET', hosts.url))
+                if answer is not None:
+                    await until(lambda: pending.waiters)
+                    if isinstance(answer, Exception):
+                        pending.waiters[0].set_exception(answer)
+                    else:
+                        pending.waiters[0].set_result(answer)
+                await until(lambda: is_time(opened, pending))
+                await turns(3)
+                assert not task.done()
+                await hosts.serve('127.0.0.1')
+                code, _, body = await task
+                assert opened.still_open() == [0]
+                assert task.cancelling() == 0
+                assert pending.ended == len(pending.waiters)
+                assert (code, await buffered(body)) == (b'200', b'ok')
+            assert hosts.used == ['127.0.0.1']
+
+    await rows(race, SLOW_WINNERS)
+
+
+@on_loops
+async def test_of_two_attempts_that_succeed_at_once_one_is_used_and_the_other_closed():
+    opened = Opened()
+    async with Hosts('silent', 'silent') as hosts:
+        async with pool(get_dns_resolver=Records(hosts.ipv4), get_sock=opened) as request:
+            task = asyncio.create_task(request(b'GET', hosts.url))
+            await until(lambda: len(opened.socks) == 2)
+            for address in hosts.ipv4:
+                await hosts.serve(address)
+            for sock in opened.socks:
+                await connected(sock)
+            await task
+            assert opened.still_open() == [0]
+            assert hosts.used == ['127.0.0.1']
+
+
+@on_loops
+async def test_a_socket_that_connects_at_once_wins():
+    class Blocking(socket.socket):
+        def connect(self, address):
+            self.setblocking(True)
+            super().connect(address)
+            self.setblocking(False)
+
+    socks = []
+
+    def get_sock(family):
+        # The first is an attempt that is under way.
+        socks.append(socket.socket(family) if not socks else Blocking(family))
+        return socks[-1]
+
+    async with Hosts('silent', 'refusing', 'serving', 'serving') as hosts:
+        async with pool(get_dns_resolver=Records(hosts.ipv4), get_sock=get_sock) as request:
+            assert (await get(request, hosts.url))[2] == b'ok'
+            assert [sock.fileno() == -1 for sock in socks] == [True, True, False]
+        assert hosts.used == ['127.0.0.3']
+
+
+# AAAA records
+
+# What the IPv4 addresses do, the A records if not these, what the IPv6 address does, which is
+# used, and which records were asked for.
+FAMILIES = {
+    'an IPv4 address accepts': (('serving',), None, 'serving', '127.0.0.1', ['A']),
+    'the last IPv4 address accepts': (
+        ('refusing', 'silent', 'serving'), None, 'serving', '127.0.0.3', ['A']),
+    'the IPv4 address refuses': (('refusing',), None, 'serving', '::1', ['A', 'AAAA']),
+    'all IPv4 addresses refuse': (
+        ('refusing', 'refusing', 'refusing'), None, 'serving', '::1', ['A', 'AAAA']),
+    'the IPv4 address is silent': (('silent',), None, 'serving', '::1', ['A', 'AAAA']),
+    'all IPv4 addresses are silent': (
+        ('silent', 'silent'), None, 'serving', '::1', ['A', 'AAAA']),
+    'an IPv4 address is silent, one refuses': (
+        ('silent', 'refusing'), None, 'serving', '::1', ['A', 'AAAA']),
+    'an IPv4 network can not be reached': (
+        (), ['224.0.0.1'], 'serving', '::1', ['A', 'AAAA']),
+    'there is no A record': (
+        (), raising(aiodnsresolver.DnsNoMatchingAnswers), 'serving', '::1', ['A', 'AAAA']),
+    'the name has no records but AAAA': (
+        (), raising(aiodnsresolver.DnsRecordDoesNotExist), 'serving', '::1', ['A', 'AAAA']),
+    'the A records are none': ((), [], 'serving', '::1', ['A', 'AAAA']),
+}
+
+
+@on_loops
+async def test_aaaa_records_are_asked_for_when_no_ipv4_address_has_connected_by_its_turn():
+    async def connect(kinds, ipv4, ipv6, address, asked):
+        opened = Opened()
+        async with Hosts(*kinds, ipv6=ipv6) as hosts:
+            records = Records(hosts.ipv4 if ipv4 is None else ipv4, ['::1'])
+            async with pool(get_dns_resolver=records, get_sock=opened) as request:
+                started = time.monotonic()
+                await request(b'GET', hosts.url)
+                assert time.monotonic() - started < 5
+                assert opened.still_open() == [len(opened.socks) - 1]
+            assert hosts.used == [address]
+            assert records.asked == asked
+
+    await rows(connect, FAMILIES)
+
+
+@on_loops
+async def test_aaaa_records_are_asked_for_at_once_when_the_a_records_are_of_no_use():
+    """Where they were waited for, it would take ten seconds."""
+    async def connect_often(kinds, ipv4):
+        async with Hosts(*kinds, ipv6='serving') as hosts:
+            records = Records(hosts.ipv4 if ipv4 is None else ipv4, ['::1'])
+            options = {'get_dns_resolver': records, 'keep_alive_timeout': 0}
+            async with pool(**options) as request:
+                started = time.monotonic()
+                for _ in range(40):
+                    assert (await get(request, hosts.url))[2] == b'ok'
+                assert time.monotonic() - started < 5
+            assert records.asked == ['A', 'AAAA'] * 40
+
+    await rows(connect_often, {
+        'the IPv4 addresses refuse': (('refusing', 'refusing'), None),
+        'there is no A record': ((), no_address),
+    })
+
+
+@on_loops
+async def test_a_name_with_nothing_but_aaaa_records_works(nameserver):
+    async with Hosts(ipv6='serving') as hosts:
+        nameserver.answers.clear()
+        nameserver.ipv6_answers['name.test'] = ['::1']
+        async with pool(get_dns_resolver=asking((5, nameserver.address)),
+                        keep_alive_timeout=0) as request:
+            for _ in range(3):
+                assert (await get(request, hosts.url))[2] == b'ok'
+        assert hosts.used == ['::1'] * 3
+    # Both answers are remembered: that there is no A, as long as the AAAA records.
+    assert nameserver.queries == nameserver.ipv6_queries == {'name.test': 1}
+
+
+@on_loops
+async def test_ipv6_addresses_take_turns_among_themselves():
+    """The IPv4 ones, tried first, refuse."""
+    async with Hosts('refusing', 'serving', 'serving') as hosts:
+        records = Records(['127.0.0.1'], ['::ffff:127.0.0.2', '::ffff:127.0.0.3'], seconds=3600)
+        async with pool(get_dns_resolver=records, keep_alive_timeout=0) as request:
+            for _ in range(6):
+                await get(request, hosts.url)
+        assert collections.Counter(hosts.used) == {'127.0.0.2': 3, '127.0.0.3': 3}
+        assert records.asked == ['A', 'AAAA']
+
+
+@on_loops
+async def test_a_silent_nameserver_for_aaaa_records_cancels_no_request(nameserver):
+    """The resolver cancels the task that waits for IPv4 too, and goes on with the next one."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(('127.0.0.1', 0))
+        opened = Opened()
+        async with Hosts('silent', ipv6='serving') as hosts:
+            nameserver.ipv6_answers['name.test'] = ['::1']
+            nameservers = [(0.02, silent.getsockname())] * 2 + [(5, nameserver.address)]
+            async with pool(get_dns_resolver=asking(*nameservers), get_sock=opened) as request:
+                async with asyncio.timeout(PATIENCE), asyncio.TaskGroup():
+                    await request(b'GET', hosts.url)
+                    assert opened.still_open() == [1]
+                    assert asyncio.current_task().cancelling() == 0
+                    await turns(3)
+            assert hosts.used == ['::1']
+
+
+@on_loops
+async def test_silent_nameservers_for_aaaa_records_leave_the_ipv4_attempt_alone(nameserver):
+    opened = Opened()
+    async with Hosts('silent') as hosts:
+        nameserver.ipv6_answers['name.test'] = None
+        options = {'get_dns_resolver': asking(*[(0.05, nameserver.address)] * 3)}
+        async with pool(**options, get_sock=opened) as request:
+            task = asyncio.create_task(request(b'GET', hosts.url))
+            await until(lambda: nameserver.ipv6_queries['name.test'] == 3)
+            await hosts.serve('127.0.0.1')
+            await task
+            assert task.cancelling() == 0
+            assert opened.still_open() == [0]
+        assert hosts.used == ['127.0.0.1']
+
+
+@on_loops
+async def test_an_answer_in_the_tick_in_which_an_attempt_succeeds_is_not_needed():
+    opened, pending = Opened(), Pending()
+    async with Hosts('silent', ipv6='serving') as hosts:
+        async with pool(get_dns_resolver=Records(hosts.ipv4, pending),
+                        get_sock=opened) as request:
+            task = asyncio.create_task(request(b'GET', hosts.url))
+            await until(lambda: pending.waiters)
+            await hosts.serve('127.0.0.1')
+            await connected(opened.socks[0])
+            pending.waiters[0].set_result(['::1'])
+            await task
+            assert (pending.ended, task.cancelling(), opened.still_open()) == (1, 0, [0])
+        assert hosts.used == ['127.0.0.1']
+
+
+# Errors that come at once
+
+@on_loops
+async def test_an_address_that_fails_at_once_is_followed_by_the_next_without_delay():
+    """Forty of them: where each was waited for, it would take ten seconds."""
+    async def connect_often(ipv4, ipv6, refused_family, used):
+        def get_sock(family):
+            if family == refused_family:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            return socket.socket(family)
+
+        async with Hosts('refusing', 'serving', ipv6='serving') as hosts:
+            options = {'get_dns_resolver': Records(ipv4, ipv6), 'get_sock': get_sock}
+            async with pool(**options, keep_alive_timeout=0) as request:
+                started = time.monotonic()
+                for _ in range(40):
+                    assert (await get(request, hosts.url))[2] == b'ok'
+                assert time.monotonic() - started < 5
+            assert set(hosts.used) == {used}
+
+    await rows(connect_often, {
+        'no socket for IPv4': (['127.0.0.2'], ['::1'], socket.AF_INET, '::1'),
+        'no socket for IPv6': (['127.0.0.1'], ['::1', '127.0.0.2'], socket.AF_INET6, '127.0.0.2'),
+        'no IPv4 network': (['224.0.0.1'], ['::1'], None, '::1'),
+        'no IPv6 network': (['127.0.0.1'], ['ff02::1', '127.0.0.2'], None, '127.0.0.2'),
+        'no network for one of two': (['224.0.0.1', '127.0.0.2'], ['::1'], None, '127.0.0.2'),
+    })
+
+
+@on_loops
+async def test_a_get_sock_that_fails_for_one_address_is_called_for_the_next():
+    opened = Opened()
+
+    def get_sock(family):
+        if len(opened.socks) == 1:
+            opened.socks.append(socket.socket())
+            opened.socks[1].close()
+            raise OSError('not this time')
+        return opened(family)
+
+    async with Hosts('silent', 'serving', 'serving') as hosts:
+        async with pool(get_dns_resolver=Records(hosts.ipv4), get_sock=get_sock) as request:
+            assert (await get(request, hosts.url))[2] == b'ok'
+            assert opened.still_open() == [2]
+        assert hosts.used == ['127.0.0.3']
+
+
+# Cancellations
+
+@on_loops
+async def test_a_race_can_be_cancelled():
+    async def cancel(kinds, ipv6, is_time):
+        opened, pending = Opened(), Pending()
+        async with Hosts(*kinds) as hosts:
+            records = Records(hosts.ipv4, pending if ipv6 is None else ipv6)
+            async with pool(get_dns_resolver=records, get_sock=opened) as request:
+                task = asyncio.create_task(request(b'GET', hosts.url))
+                await until(lambda: is_time(opened, pending))
+                await turns(3)
+                assert opened.still_open()
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert task.cancelling() == 1
+                assert opened.still_open() == []
+                assert pending.ended == len(pending.waiters)
+
+    async def time_out(kinds, ipv6, is_time):
+        opened, pending = Opened(), Pending()
+        async with Hosts(*kinds) as hosts:
+            records = Records(hosts.ipv4, pending if ipv6 is None else ipv6)
+            async with pool(get_dns_resolver=records, get_sock=opened) as request:
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(None) as limit:
+                        loop = asyncio.get_running_loop()
+
+                        def look():
+                            if is_time(opened, pending):
+                                limit.reschedule(loop.time())
+                            else:
+                                loop.call_later(0.001, look)
+
+                        look()
+                        await request(b'GET', hosts.url)
+                assert asyncio.current_task().cancelling() == 0
+                assert opened.still_open() == []
+                assert pending.ended == len(pending.waiters)
+
+    table = {
+        'with one attempt': (('silent',), None, lambda opened, pending: opened.socks),
+        'with two attempts': (('silent', 'silent'), None, two_attempts),
+        'with an attempt and a lookup': (('silent',), None, lookup_waits),
+        'with a lookup alone': (('refusing', 'silent'), None, lookup_waits),
+        'with attempts in both families': (
+            ('silent', 'silent'), ['::ffff:127.0.0.1'],
+            lambda opened, pending: len(opened.socks) == 3),
+    }
+    async with asyncio.TaskGroup() as group:
+        group.create_task(rows(cancel, table))
+        group.create_task(rows(time_out, table))
+
+
+@on_loops
+async def test_a_resolver_may_clean_up_when_a_race_is_cancelled():
+    cleaned = []
+
+    async def answer(host):
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            await asyncio.sleep(0.001)
+            cleaned.append(host)
+
+    async with Hosts('silent') as hosts:
+        records = Records(hosts.ipv4, answer)
+        async with pool(get_dns_resolver=records) as request:
+            task = asyncio.create_task(request(b'GET', hosts.url))
+            await until(lambda: records.asked == ['A', 'AAAA'])
+            await turns(3)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+    assert cleaned == ['name.test']
+
+
+# A nameserver's time-out is at 0.1 seconds. The loop, blocked for 0.2, finds both due.
+IN_THE_TICK = list(itertools.product((1, 2), (0.001, 0.15), (False, True)))
+
+
+@on_loops
+async def test_a_cancellation_in_the_tick_of_a_timeout_of_the_aaaa_lookup_wins(nameserver):
+    """Whichever is first, with one nameserver or another one to go on with, and when it is
+    `asyncio.timeout` that cancels."""
+    loop = asyncio.get_running_loop()
+
+    async def request_in(limit, request, url):
+        async with limit:
+            await request(b'GET', url)
+
+    async with Hosts('silent') as hosts, contextlib.AsyncExitStack() as stack:
+        started = []
+        for number, (count, _, _) in enumerate(IN_THE_TICK):
+            name = f'{number}.test'
+            nameserver.answers[name] = hosts.ipv4
+            nameserver.ipv6_answers[name] = None
+            opened, limit = Opened(), asyncio.timeout(None)
+            request = await stack.enter_async_context(pool(
+                get_dns_resolver=asking(*[(0.1, nameserver.address)] * count), get_sock=opened))
+            task = asyncio.create_task(request_in(limit, request, f'http://{name}:{hosts.port}/'))
+            started.append((task, limit, opened))
+        await until(lambda: nameserver.ipv6_queries.total() >= len(started))
+        for (_, seconds, by_timeout), (task, limit, _) in zip(IN_THE_TICK, started, strict=True):
+            if by_timeout:
+                limit.reschedule(loop.time() + seconds)
+            else:
+                loop.call_later(seconds, task.cancel)
+        time.sleep(0.2)
+        for case, (task, _, opened) in zip(IN_THE_TICK, started, strict=True):
+            with row(case):
+                _, _, by_timeout = case
+                with pytest.raises(TimeoutError if by_timeout else asyncio.CancelledError):
+                    await task
+                assert task.cancelling() == (0 if by_timeout else 1)
+                assert opened.still_open() == []
+
+
+@on_loops
+async def test_a_cancellation_about_the_tick_in_which_an_attempt_succeeds_wins():
+    async with contextlib.AsyncExitStack() as stack:
+        started = []
+        for with_lookup in (False, True):
+            for number in range(5):
+                hosts = await stack.enter_async_context(Hosts('silent', 'silent'))
+                opened, pending = Opened(), Pending()
+                records = Records(hosts.ipv4[:1] if with_lookup else hosts.ipv4, pending)
+                request = await stack.enter_async_context(
+                    pool(get_dns_resolver=records, get_sock=opened))
+                task = asyncio.create_task(request(b'GET', hosts.url))
+                started.append((number, hosts, opened, pending, task))
+        await until(lambda: all(pending.waiters or len(opened.socks) == 2
+                                for _, _, opened, pending, _ in started))
+        for _, hosts, _, _, _ in started:
+            await hosts.serve('127.0.0.1')
+        for _, _, opened, _, _ in started:
+            await connected(opened.socks[0])
+        # Now the loop gets to see it.
+        cancelled = set()
+        for turn in range(5):
+            for number, _, _, _, task in started:
+                if number == turn and task.cancel():
+                    cancelled.add(task)
+            await asyncio.sleep(0)
+        for number, _, opened, pending, task in started:
+            with row(f'in turn {number}, {len(pending.waiters)} lookups'):
+                [result] = await asyncio.gather(task, return_exceptions=True)
+                # Only a loop that was quick enough had a response by the last turn.
+                assert task in cancelled or number == 4
+                assert isinstance(result, asyncio.CancelledError) == (task in cancelled)
+                assert task.cancelling() == (task in cancelled)
+                assert opened.still_open() == ([] if task in cancelled else [0])
+                assert pending.ended == len(pending.waiters)
+
+
+# All failed
+
+def late(seconds):
+    return f'TimeoutError: socket_timeout, {seconds:g} seconds, passed'
+
+
+UNREACHABLE = system_error(OSError, errno.ENETUNREACH)
+
+# The A and the AAAA records, and what is said of each in its turn, with the causes.
+RACE_FAILURES = {
+    'one address refuses, and there is no other': (
+        ['127.0.0.1'], no_address, {'127.0.0.1': REFUSED}, [ConnectionRefusedError]),
+    'the other address is the same': (
+        ['127.0.0.1'], ['127.0.0.1'], {'127.0.0.1': REFUSED}, [ConnectionRefusedError]),
+    'both families refuse': (
+        ['127.0.0.1', '127.0.0.2'], ['::1'],
+        {'127.0.0.1': REFUSED, '127.0.0.2': REFUSED, '::1': REFUSED},
+        [ConnectionRefusedError] * 3),
+    'an IPv6 address refuses, and there is no other': (
+        [], ['::1'], {'::1': REFUSED}, [ConnectionRefusedError]),
+    'one refuses, one can not be reached': (
+        ['224.0.0.1', '127.0.0.1'], ['ff02::1', '::1'],
+        {'224.0.0.1': UNREACHABLE, '127.0.0.1': REFUSED, 'ff02::1': UNREACHABLE, '::1': REFUSED},
+        [OSError, ConnectionRefusedError, OSError, ConnectionRefusedError]),
+    'the nameserver fails for the AAAA records': (
+        ['127.0.0.1'], raising(aiodnsresolver.DnsResponseCode, 2),
+        {'127.0.0.1': REFUSED, 'AAAA records': 'DnsResponseCode: 2'},
+        [ConnectionRefusedError, aiodnsresolver.DnsResponseCode]),
+    'the resolver fails for the AAAA records': (
+        ['127.0.0.1'], raising(LookupError, 'none of these'),
+        {'127.0.0.1': REFUSED, 'AAAA records': 'LookupError: none of these'},
+        [ConnectionRefusedError, LookupError]),
+}
+
+
+@on_loops
+async def test_the_error_names_each_address_with_its_reason():
+    async with Hosts('refusing', 'refusing', ipv6='refusing') as hosts:
+        for case, (ipv4, ipv6, reasons, causes) in RACE_FAILURES.items():
+            with row(case):
+                opened = Opened()
+                async with pool(get_dns_resolver=Records(ipv4, ipv6), get_sock=opened) as request:
+                    error = await failed(
+                        request(b'GET', hosts.url + 'path?query'), HttpConnectionError,
+                        causes[0] if len(causes) == 1 else ExceptionGroup,
+                        f'GET {hosts.origin}: connecting failed: '
+                        + '; '.join(f'{what}: {text}' for what, text in reasons.items()))
+                assert (error.reused, error.response_started) == (False, False)
+                assert opened.still_open() == []
+                if len(causes) > 1:
+                    group = error.__cause__
+                    assert group.message == 'no address accepted a connection'
+                    assert [type(cause) for cause in group.exceptions] == causes
+
+
+# What the addresses do, the A and the AAAA records, socket_timeout, what is said of each, and
+# the others that failed before.
+LATE_PARTS = {
+    'one is silent': (
+        ('silent',), no_address, 0.4, {'127.0.0.1': late(0.4)}, type(None)),
+    'some refuse, some are silent': (
+        ('refusing', 'silent', 'silent', 'refusing'), ['::ffff:127.0.0.2'], 1.5,
+        {'127.0.0.1': REFUSED, '127.0.0.4': REFUSED, '127.0.0.2': late(1.5),
+         '127.0.0.3': late(1.5), str(IPv6Address('::ffff:127.0.0.2')): late(1.5)},
+        ExceptionGroup),
+    'the lookup of AAAA records is silent, the IPv4 address refused': (
+        ('refusing',), None, 0.4, {'127.0.0.1': REFUSED, 'AAAA records': late(0.4)},
+        ConnectionRefusedError),
+    'the lookup of AAAA records and the IPv4 address are silent': (
+        ('silent',), None, 1, {'127.0.0.1': late(1), 'AAAA records': late(1)}, type(None)),
+}
+
+
+@on_loops
+async def test_the_error_after_socket_timeout_names_what_was_refused_and_what_was_pending():
+    async def connect(kinds, ipv6, seconds, reasons, others):
+        opened, pending = Opened(), Pending()
+        async with Hosts(*kinds) as hosts:
+            options = {'get_dns_resolver': Records(hosts.ipv4, pending if ipv6 is None else ipv6),
+                       'get_sock': opened, 'socket_timeout': seconds}
+            async with pool(**options) as request:
+                error = await failed(
+                    request(b'GET', hosts.url + 'path?query'), HttpConnectionError, TimeoutError,
+                    f'GET {hosts.origin}: connecting failed: '
+                    + '; '.join(f'{what}: {text}' for what, text in reasons.items()))
+                assert type(error.__cause__.__cause__) is others
+                assert opened.still_open() == []
+                assert pending.ended == len(pending.waiters)
+
+    await rows(connect, LATE_PARTS)
+
+
+@on_loops
+async def test_socket_timeout_is_for_the_lookup_connecting_and_tls_together():
+    """What is left of it decreases: the least that a clock of its own would take is 2.2."""
+    async def resolve(host):
+        await asyncio.sleep(0.7)
+        return ['127.0.0.1', '127.0.0.2']
+
+    async def resolve_ipv6(host):
+        await asyncio.sleep(0.7)
+        return ['::1']
+
+    async def connect(ipv4, ipv6, kind, message):
+        opened = Opened()
+        async with Hosts('silent', 'mute', ipv6='mute') as hosts:
+            options = {'get_dns_resolver': Records(ipv4, ipv6), 'get_sock': opened,
+                       'socket_timeout': 1.5, 'get_ssl_context': trusting}
+            async with pool(**options) as request:
+                started = time.monotonic()
+                await failed(
+                    request(b'GET', f'https://name.test:{hosts.port}/'), kind, TimeoutError,
+                    message.format(f'GET https://name.test:{hosts.port}', port=hosts.port)
+                    + late(1.5))
+                assert 1.4 < time.monotonic() - started < 2.1
+                assert opened.still_open() == []
+
+    await rows(connect, {
+        'slow records, a silent address, a silent handshake': (
+            resolve, no_address, HttpTlsError,
+            '{} (peer 127.0.0.2:{port}): the TLS handshake failed: '),
+        'slow AAAA records, a silent handshake': (
+            [], resolve_ipv6, HttpTlsError, '{} (peer [::1]:{port}): the TLS handshake failed: '),
+        'AAAA records that are slow after a silent address': (
+            ['127.0.0.1'], resolve_ipv6, HttpTlsError,
+            '{} (peer [::1]:{port}): the TLS handshake failed: '),
+    })
+
+
+# Zones
+
+def link_local_address():
+    """One of this machine, with the name of its interface."""
+    with contextlib.suppress(OSError), open('/proc/net/if_inet6') as lines:
+        for line in lines:
+            digits, _, _, scope, _, name = line.split()
+            if scope == '20':
+                return IPv6Address(int(digits, 16)), name
+    return pytest.skip('this machine has no link-local address')
+
+
+@on_loops
+async def test_a_link_local_address_is_connected_to_through_its_zone():
+    address, name = link_local_address()
+    index = socket.if_nametoindex(name)
+    sock = socket.socket(socket.AF_INET6)
+    sock.bind((str(address), 0, 0, index))
+    answering = Answering(OK)
+    async with ServerAt(sock, answering) as server:
+        for zone in (name, index):
+            with row(f'as literal, {zone}'):
+                async with pool() as request:
+                    for _ in range(2):
+                        assert (await get(
+                            request, f'http://[{address}%25{zone}]:{server.port}/'))[2] == b'ok'
+            with row(f'as record, {zone}'):
+                records = Records([], [f'{address}%{zone}'])
+                async with pool(get_dns_resolver=records) as request:
+                    for _ in range(2):
+                        assert (await get(
+                            request, f'http://name.test:{server.port}/'))[2] == b'ok'
+        assert answering.connections == [0, 0, 1, 1, 2, 2, 3, 3]
+        async with pool() as request:
+            error = await failed(
+                request(b'GET', f'http://[{address}]:{server.port}/'), HttpConnectionError,
+                OSError)
+            assert str(error).startswith(
+                f'GET http://[{address}]:{server.port}: connecting failed: {address}: OSError: ')
+
+
+@on_loops
+async def test_an_address_of_an_unknown_zone_is_followed_by_the_next():
+    async with Hosts(ipv6='serving') as hosts:
+        for case, zones in {'before another': ('fe80::1%nosuch', '::1'),
+                            'alone': ('fe80::1%nosuch',)}.items():
+            with row(case):
+                async with pool(get_dns_resolver=Records([], zones)) as request:
+                    if '::1' in zones:
+                        assert (await get(request, hosts.url))[2] == b'ok'
+                        continue
+                    error = await failed(
+                        request(b'GET', hosts.url), HttpConnectionError, OSError)
+                    assert str(error).startswith(
+                        f'GET {hosts.origin}: connecting failed: fe80::1%nosuch: OSError: ')
+
+
+# Reuse
+
+# What the addresses do; then for each request in turn the A and the AAAA records, the address
+# that serves it, and how many connections that address has had by then. The records are asked
+# for each time. An IPv4-mapped address is an IPv6 one that leads to an IPv4 server.
+MAPPED = '::ffff:127.0.0.2'
+REUSE = {
+    'IPv6, since IPv4 refuses': (('refusing',), [
+        (['127.0.0.1'], ['::1'], '::1', 1),
+        (['127.0.0.1'], ['::1'], '::1', 1),
+        (['127.0.0.1'], [MAPPED, '::1'], '::1', 1)]),
+    'IPv6, since IPv4 is silent': (('silent',), [
+        (['127.0.0.1'], ['::1'], '::1', 1),
+        (['127.0.0.1'], ['::1'], '::1', 1)]),
+    'IPv6, when the A records are new': (('refusing', 'serving'), [
+        (['127.0.0.1'], ['::1'], '::1', 1),
+        (['127.0.0.2'], ['::1'], '::1', 1),
+        ([], ['::1'], '::1', 1)]),
+    'IPv6 alone': ((), [
+        ([], ['::1'], '::1', 1),
+        ([], ['::1'], '::1', 1)]),
+    'not IPv6 with other AAAA records': (('refusing', 'serving'), [
+        (['127.0.0.1'], ['::1'], '::1', 1),
+        (['127.0.0.1'], [MAPPED], '127.0.0.2', 1),
+        (['127.0.0.1'], [MAPPED], '127.0.0.2', 1),
+        (['127.0.0.1'], ['::1'], '::1', 2)]),
+    'not IPv6 without AAAA records': (('refusing', 'serving'), [
+        (['127.0.0.1'], ['::1'], '::1', 1),
+        (['127.0.0.2'], [], '127.0.0.2', 1),
+        (['127.0.0.2'], ['::1'], '127.0.0.2', 1)]),
+    'not IPv4 with other A records': (('serving', 'serving'), [
+        (['127.0.0.1'], ['::1'], '127.0.0.1', 1),
+        (['127.0.0.2'], ['::1'], '127.0.0.2', 1),
+        (['127.0.0.1'], ['::1'], '127.0.0.1', 2)]),
+    'not IPv4 without A records': (('serving',), [
+        (['127.0.0.1'], ['::1'], '127.0.0.1', 1),
+        ([], ['::1'], '::1', 1),
+        ([], ['::1'], '::1', 1),
+        (['127.0.0.1'], ['::1'], '::1', 1)]),
+}
+
+
+@on_loops
+async def test_a_connection_is_reused_while_the_records_of_its_family_have_its_address():
+    async def reuse(kinds, requests):
+        opened = Opened()
+        async with Hosts(*kinds, ipv6='serving') as hosts:
+            records = Records([])
+            async with pool(get_dns_resolver=records, get_sock=opened) as request:
+                for number, (ipv4, ipv6, address, count) in enumerate(requests):
+                    records.ipv4, records.ipv6 = ipv4, ipv6
+                    with row(f'request {number}'):
+                        assert (await get(request, hosts.url))[2] == b'ok'
+                        assert hosts.used[number] == address
+                        assert len(hosts.servers[address].peers) == count
+                        # What is not current is closed, not kept.
+                        assert len(opened.still_open()) == 1
+                await until(lambda: len(hosts.ended) == sum(
+                    len(server.peers) for server in hosts.servers.values()) - 1)
+
+    await rows(reuse, REUSE)
+
+
+@on_loops
+async def test_the_aaaa_records_of_a_connection_are_asked_for_again_only_when_they_are_stale():
+    async with Hosts('refusing', ipv6='serving') as hosts:
+        records = Records(hosts.ipv4, ['::1'], seconds=3600)
+        async with pool(get_dns_resolver=records) as request:
+            for _ in range(3):
+                await get(request, hosts.url)
+            assert records.asked == ['A', 'AAAA']
+        assert len(hosts.servers['::1'].peers) == 1
+        records = Records(hosts.ipv4, ['::1'], seconds=0.05)
+        async with pool(get_dns_resolver=records) as request:
+            await get(request, hosts.url)
+            while len(records.asked) < 6:
+                await get(request, hosts.url)
+                await asyncio.sleep(0.005)
+            assert records.asked == ['A', 'AAAA'] * 3
+        assert len(hosts.servers['::1'].peers) == 2
+
+
+@on_loops
+async def test_the_aaaa_records_are_not_asked_for_again_for_an_ipv4_connection():
+    async with Hosts('serving', ipv6='serving') as hosts:
+        records = Records([], ['::1'])
+        async with pool(get_dns_resolver=records) as request:
+            await get(request, hosts.url)
+            records.ipv4, records.ipv6 = hosts.ipv4, []
+            records.asked.clear()
+            for _ in range(3):
+                await get(request, hosts.url)
+            assert records.asked == ['A', 'AAAA', 'A', 'A']
+        assert hosts.used == ['::1', *['127.0.0.1'] * 3]
+
+
+@on_loops
+async def test_of_several_connections_those_to_old_addresses_are_closed():
+    opened = Opened()
+    async with Hosts('serving', 'serving', 'serving') as hosts:
+        records = Records(hosts.ipv4)
+        async with pool(get_dns_resolver=records, get_sock=opened) as request:
+            await asyncio.gather(*(get(request, hosts.url) for _ in range(6)))
+            assert len(opened.still_open()) == 6
+            records.ipv4 = ['127.0.0.2']
+            hosts.used.clear()
+            await asyncio.gather(*(get(request, hosts.url) for _ in range(6)))
+            assert hosts.used == ['127.0.0.2'] * 6
+            await until(lambda: sorted(hosts.ended) == ['127.0.0.1'] * 2 + ['127.0.0.3'] * 2)
+        assert len(hosts.servers['127.0.0.2'].peers) == 6
+
+
+@on_loops
+async def test_a_lookup_of_aaaa_records_that_failed_is_not_remembered():
+    """The A records, which are fresh for long, lead nowhere."""
+    async with Hosts('refusing', ipv6='serving') as hosts:
+        records = Records(hosts.ipv4, ['::1'], seconds=0)
+        async with pool(get_dns_resolver=records) as request:
+            await get(request, hosts.url)
+            records.seconds = 3600
+            records.ipv6 = raising(aiodnsresolver.DnsResponseCode, 2)
+            await failed(request(b'GET', hosts.url), HttpConnectionError, None)
+            records.ipv6 = ['::1']
+            assert (await get(request, hosts.url))[2] == b'ok'
+
+
+@on_loops
+async def test_a_request_to_the_same_host_takes_no_address_from_a_race():
+    opened = Opened()
+    async with Hosts('silent', 'silent', ipv6='serving') as hosts:
+        records = Records(['127.0.0.1'], [MAPPED, '::1'])
+        options = {'get_dns_resolver': records, 'get_sock': opened, 'socket_timeout': 3}
+        async with pool(**options) as request:
+            first = asyncio.create_task(get(request, hosts.url))
+            await until(lambda: len(opened.socks) == 2)
+            second = asyncio.create_task(get(request, hosts.url))
+            assert (await first)[2] == (await second)[2] == b'ok'
+
+
+# One lookup for all
+
+def requests(number, request, url):
+    return [asyncio.create_task(get(request, url)) for _ in range(number)]
+
+
+async def outcomes(tasks):
+    return await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@on_loops
+async def test_requests_at_once_to_one_name_make_one_query(nameserver):
+    gate = nameserver.gates['name.test'] = threading.Event()
+    async with Hosts('refusing', ipv6='serving') as hosts:
+        nameserver.ipv6_answers['name.test'] = ['::1']
+        async with pool(get_dns_resolver=asking((PATIENCE, nameserver.address))) as request:
+            tasks = requests(20, request, hosts.url)
+            await until(lambda: nameserver.queries['name.test'])
+            await turns(5)
+            gate.set()
+            assert {body for _, _, body in await asyncio.gather(*tasks)} == {b'ok'}
+        assert hosts.used == ['::1'] * 20
+    assert nameserver.queries == nameserver.ipv6_queries == {'name.test': 1}
+
+
+# How many ask in the end, with what the first lookup makes of its answer, of A or AAAA records.
+SHARED = list(itertools.product(('A', 'AAAA'), (
+    'answered', 'failed', 'asker cancelled', 'askers cancelled', 'waiter cancelled',
+    'asker cancelled in the same tick', 'waiter cancelled in the same tick')))
+
+
+@on_loops
+async def test_requests_share_a_lookup_even_when_one_of_them_is_cancelled():
+    async def share(kind, case):
+        pending = Pending()
+        async with Hosts(*(['serving'] if kind == 'A' else []), ipv6='serving') as hosts:
+            records = Records(pending, []) if kind == 'A' else Records([], pending)
+            answer = hosts.ipv4 if kind == 'A' else ['::1']
+            async with pool(get_dns_resolver=records) as request:
+                tasks = requests(8, request, hosts.url)
+                await until(lambda: pending.waiters)
+                await turns(5)
+                asked = 1
+                cancelled = []
+                if case == 'failed':
+                    pending.waiters[0].set_exception(LookupError('no answer'))
+                elif case == 'askers cancelled':
+                    for asked in (2, 3, 4):
+                        cancelled.append(tasks.pop(0))
+                        cancelled[-1].cancel()
+                        await until(lambda: len(pending.waiters) == asked)  # noqa: B023
+                elif case != 'answered':
+                    cancelled = [tasks.pop(3 if 'waiter' in case else 0)]
+                    if 'same tick' in case:
+                        pending.waiters[-1].set_result(answer)
+                    cancelled[0].cancel()
+                    if 'asker' in case:
+                        asked = 2
+                        await until(lambda: len(pending.waiters) == 2)
+                if not pending.waiters[-1].done():
+                    pending.waiters[-1].set_result(answer)
+                results = await outcomes(tasks)
+                for task in cancelled:
+                    with pytest.raises(asyncio.CancelledError):
+                        await task
+                    assert task.cancelling() == 1
+                if case == 'failed':
+                    for error in results:
+                        assert (type(error), str(error)) == (
+                            HttpDnsError, f'GET {hosts.origin}: resolving name.test failed: '
+                            'LookupError: no answer')
+                        assert type(error.__cause__) is LookupError
+                else:
+                    assert [body for _, _, body in results] == [b'ok'] * len(tasks)
+                assert [task.cancelling() for task in tasks] == [0] * len(tasks)
+                assert records.asked.count(kind) == len(pending.waiters) == asked
+                assert pending.ended == asked
+
+    await rows(share, {f'{kind} records, {case}': (kind, case) for kind, case in SHARED})
+
+
+@on_loops
+async def test_races_at_once_share_a_lookup_of_aaaa_records():
+    async def share(is_cancelled):
+        opened, pending = Opened(), Pending()
+        async with Hosts('refusing', ipv6='serving') as hosts:
+            records = Records(hosts.ipv4, pending, seconds=3600)
+            async with pool(get_dns_resolver=records, get_sock=opened) as request:
+                tasks = requests(8, request, hosts.url)
+                await until(lambda: len(opened.socks) == 8 and not opened.still_open())
+                await turns(5)
+                if is_cancelled:
+                    tasks.pop(0).cancel()
+                    await until(lambda: len(pending.waiters) == 2)
+                pending.waiters[-1].set_result(['::1'])
+                assert {body for _, _, body in await asyncio.gather(*tasks)} == {b'ok'}
+                assert (await get(request, hosts.url))[2] == b'ok'
+            assert records.asked == ['A', 'AAAA', *['AAAA'] * is_cancelled]
+            assert pending.ended == len(pending.waiters)
+
+    await rows(share, {'to their end': (False,), 'the first is cancelled': (True,)})
+
+
+@on_loops
+async def test_a_request_whose_time_is_over_takes_no_other_with_it():
+    """The lookup is its own. One that waits for the answer, with time left, asks again."""
+    pending = Pending()
+    async with Hosts('serving') as hosts:
+        options = {'get_dns_resolver': Records(pending), 'socket_timeout': 0.6}
+        async with pool(**options) as request:
+            [first] = requests(1, request, hosts.url)
+            await until(lambda: pending.waiters)
+            await asyncio.sleep(0.3)
+            [second] = requests(1, request, hosts.url)
+            error = await failed(first, HttpDnsError, TimeoutError)
+            assert str(error).endswith('resolving name.test failed: ' + late(0.6))
+            await until(lambda: len(pending.waiters) == 2)
+            pending.waiters[1].set_result(hosts.ipv4)
+            assert (await second)[2] == b'ok'
+
+
+@on_loops
+async def test_a_failure_of_the_resolver_is_not_remembered():
+    async with Hosts('serving', ipv6='serving') as hosts:
+        records = Records(hosts.ipv4, ['::1'])
+        async with pool(get_dns_resolver=records, keep_alive_timeout=0) as request:
+            for case, failure in {
+                    'a response code': raising(aiodnsresolver.DnsResponseCode, 2),
+                    'no record': no_address, 'an error': raising(OSError, 'down'),
+                    'a time-out': raising(aiodnsresolver.DnsTimeout)}.items():
+                with row(case):
+                    records.ipv4, records.ipv6 = failure, failure
+                    await failed(request(b'GET', hosts.url), HttpDnsError, None)
+                    records.ipv4, records.ipv6 = hosts.ipv4, []
+                    assert (await get(request, hosts.url))[2] == b'ok'
+
+
+class Truncating(Nameserver):
+    """Says of each response that it does not have all records. Its response to cut.test is
+    longer than a resolver takes."""
+
+    def resolve(self, request, handler):
+        reply = super().resolve(request, handler)
+        reply.header.tc = 1
+        handler.server.udplen = 0  # what is too long is left so
+        return reply
+
+
+TRUNCATED_ANSWERS = {
+    'empty.test': (aiodnsresolver.DnsNoMatchingAnswers, 'DnsNoMatchingAnswers'),
+    'cut.test': (TimeoutError, 'TimeoutError: no nameserver answered in the time that the '
+                 'resolver gives'),
+}
+
+
+@on_loops
+async def test_a_truncated_answer_is_as_good_as_the_addresses_in_it():
+    server = Truncating()
+    try:
+        server.answers = {'name.test': ['127.0.0.1'], 'empty.test': [],
+                          'cut.test': [f'127.0.0.{number}' for number in range(1, 50)]}
+        async with Hosts('serving') as hosts:
+            async with pool(get_dns_resolver=asking((0.2, server.address))) as request:
+                assert (await get(request, hosts.url))[2] == b'ok'
+                for name, (cause, text) in TRUNCATED_ANSWERS.items():
+                    with row(name):
+                        await failed(
+                            request(b'GET', f'http://{name}:{hosts.port}/'), HttpDnsError, cause,
+                            f'GET http://{name}:{hosts.port}: resolving {name} failed: {text}')
+    finally:
+        server.stop()
+
+
+# The records of A and AAAA, and what becomes of both.
+NO_ADDRESS_AT_ALL = {
+    'no such name': ('NXDOMAIN', 'NXDOMAIN', aiodnsresolver.DnsRecordDoesNotExist,
+                     'DnsRecordDoesNotExist', 1, 1),
+    'no records of either kind': ([], [], aiodnsresolver.DnsNoMatchingAnswers,
+                                  'DnsNoMatchingAnswers', 1, 1),
+    'no A, AAAA fails': ([], 'SERVFAIL', aiodnsresolver.DnsResponseCode,
+                         'DnsResponseCode: 2', 1, 1),
+    'no A, AAAA is silent': (
+        [], None, TimeoutError,
+        'TimeoutError: no nameserver answered in the time that the resolver gives', 1, 1),
+    'A fails': ('SERVFAIL', ['::1'], aiodnsresolver.DnsResponseCode, 'DnsResponseCode: 2', 1, 0),
+    'A is silent': (
+        None, ['::1'], TimeoutError,
+        'TimeoutError: no nameserver answered in the time that the resolver gives', 1, 0),
+}
+
+
+@on_loops
+async def test_a_name_without_an_address_of_either_family_is_an_error(nameserver):
+    async def ask(name, ipv4, ipv6, cause, text, queries, ipv6_queries):
+        nameserver.answers[name] = ipv4
+        nameserver.ipv6_answers[name] = ipv6
+        async with pool(get_dns_resolver=asking((0.2, nameserver.address))) as request:
+            await failed(request(b'GET', f'http://{name}/'), HttpDnsError, cause,
+                         f'GET http://{name}:80: resolving {name} failed: {text}')
+        assert nameserver.queries[name] == queries
+        assert nameserver.ipv6_queries[name] == ipv6_queries
+
+    await rows(ask, {case: (f'{number}.test', *rest)
+                     for number, (case, rest) in enumerate(NO_ADDRESS_AT_ALL.items())})
+
+
+# The socket
+
+@contextlib.contextmanager
+def client_socket(peer):
+    """A view of the client's end of a connection: it is in this process."""
+    address = peer.writer.get_extra_info('peername')
+    for fd in map(int, os.listdir('/dev/fd')):
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.fstat(fd).st_mode):
+                with socket.socket(fileno=os.dup(fd)) as sock:
+                    if sock.getsockname() == address:
+                        yield sock
+                        return
+    raise AssertionError('its client is not in this process')
+
+
+@on_loops
+async def test_a_connection_sends_at_once_and_probes_a_peer_that_is_silent():
+    async with Server(Answering(OK)) as server, pool() as request:
+        await get(request, server.url)
+        with client_socket(server.peers[0]) as sock:
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+            if hasattr(socket, 'TCP_KEEPIDLE'):
+                assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
+
+
+# --------------------------------------------------------------------------------- limits
+#
+# Origins that differ in their names have one server: that of a request is the first letter of
+# its path.
+
+
+class Holding:
+    """A script that answers each request when its path is let go, and keeps the paths in the
+    order in which they came."""
+
+    def __init__(self):
+        self.paths = []
+        self.connections = []  # the index of the connection of each
+        self.gates = collections.defaultdict(asyncio.Event)
+
+    async def __call__(self, peer):
+        while True:
+            path = (await peer.read_head()).split()[1].decode()[1:]
+            self.paths.append(path)
+            self.connections.append(peer.index)
+            await self.gates[path].wait()
+            await peer.send(OK)
+
+    def let_go(self, *paths):
+        for path in paths:
+            self.gates[path].set()
+
+
+def url_of(server, path):
+    return f'http://{path[0]}.test:{server.port}/{path}'
+
+
+async def begin(request, server, *paths):
+    """Make a request for each path, one after the other, and each as far as it gets at once."""
+    tasks = []
+    for path in paths:
+        tasks.append(asyncio.create_task(get(request, url_of(server, path))))
+        await turns(2)
+    return tasks
+
+
+def named_origins():
+    return expiring([], 3600)
+
+
+class Socks:
+    """A `get_sock` that must never have more open sockets than allowed."""
+
+    def __init__(self, limit):
+        self.limit = limit
+        self.socks = []
+        self.most = 0
+
+    def __call__(self, family):
+        sock = socket.socket(family)
+        self.socks.append(sock)
+        self.most = max(self.most, self.open())
+        assert self.most <= self.limit
+        return sock
+
+    def open(self):
+        return sum(sock.fileno() >= 0 for sock in self.socks)
+
+
+@pytest.mark.parametrize('options, message', [
+    *[({option: value}, f'{option} must be a number, 1 or more, or None, got {value!r}')
+      for option in ('max_connections', 'max_connections_per_origin',
+                     'max_requests_per_connection')
+      for value in (0, -1, 1.5, '1', float('nan'))],
+    *[({'pool_timeout': value}, f'pool_timeout must be a number of seconds, got {value!r}')
+      for value in (-1, '1', float('nan'), float('inf'))],
+])
+def test_a_limit_is_checked_when_the_pool_is_made(options, message):
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 the whole message is compared
+        Pool(**options)
+    assert type(caught.value) is ValueError
+    assert str(caught.value) == message
+
+
+class Counting:
+    """A script that takes a time of its own for each response, and counts at how many requests
+    it works at the same time, in all and of each host."""
+
+    def __init__(self):
+        self.working = collections.Counter()
+        self.most = self.most_of_host = 0
+
+    async def __call__(self, peer):
+        while True:
+            host = (await peer.read_head()).split(b'\r\n')[1]
+            self.working[host] += 1
+            self.most = max(self.most, self.working.total())
+            self.most_of_host = max(self.most_of_host, self.working[host])
+            await asyncio.sleep(random.uniform(0, 0.002))
+            self.working[host] -= 1
+            await peer.send(OK)
+
+
+# The options, the number of origins, and how many connections there are in all and to one.
+LIMITS = {
+    'in all, one origin': ({'max_connections': 4}, 1, 4, 4),
+    'in all, five origins': ({'max_connections': 4}, 5, 4, 4),
+    'in all, one connection': ({'max_connections': 1}, 5, 1, 1),
+    'of an origin, one': ({'max_connections_per_origin': 4}, 1, 4, 4),
+    'of an origin, five': ({'max_connections_per_origin': 4}, 5, 20, 4),
+    'both': ({'max_connections': 7, 'max_connections_per_origin': 2}, 5, 7, 2),
+    'both, one origin': ({'max_connections': 7, 'max_connections_per_origin': 2}, 1, 2, 2),
+}
+
+
+@pytest.mark.parametrize('reuse', [
+    {}, {'keep_alive_timeout': 0}, {'max_requests_per_connection': 3}], ids=str)
+@on_loops
+async def test_there_are_never_more_connections_than_allowed(reuse):
+    async def check(case):
+        limits, origins, in_all, of_origin = LIMITS[case]
+        script = Counting()
+        get_sock = Socks(in_all)
+        options = {**limits, **reuse, 'get_sock': get_sock, 'get_dns_resolver': named_origins()}
+        with row(case):
+            async with Server(script) as server, pool(**options) as request:
+                answers = await asyncio.gather(*[
+                    get(request, url_of(server, letter))
+                    for letter in itertools.islice(itertools.cycle('abcde'[:origins]), 100)])
+            assert [body for _, _, body in answers] == [b'ok'] * 100
+            assert script.most <= in_all
+            assert script.most_of_host <= of_origin
+            # All of them are made use of.
+            assert get_sock.most == in_all
+
+    await asyncio.gather(*[check(case) for case in LIMITS])
+
+
+BOTH = {'max_connections': 2, 'max_connections_per_origin': 1}
+
+# The options, the requests, those that end one after the other, and those that reach the server:
+# at once, and then after each of these ends.
+ORDERS = {
+    'one connection': ({'max_connections': 1}, 'a1 a2 a3 a4', 'a1 a2 a3', 'a1, a2, a3, a4'),
+    'one origin': (
+        {'max_connections_per_origin': 3}, 'a1 a2 a3 a4 a5 a6', 'a2 a1 a4',
+        'a1 a2 a3, a4, a5, a6'),
+    'one connection for three origins': (
+        {'max_connections': 1}, 'a1 b1 a2 c1 b2 a3 a4', 'a1 b1 a2 c1 b2 a3',
+        'a1, b1, a2, c1, b2, a3, a4'),
+    'two connections for three origins': (
+        {'max_connections': 2}, 'a1 b1 a2 c1 b2 a3 b3', 'b1 a1 c1 b2 a3',
+        'a1 b1, a2, c1, b2, a3, b3'),
+    'two of one origin, after one of each of two others': (
+        {'max_connections': 2}, 'b1 c1 a1 a2', 'b1 c1', 'b1 c1, a1, a2'),
+    'an origin that is full does not stand in the way, at once': (
+        BOTH, 'a1 a2 a3 b1', '', 'a1 b1'),
+    'an origin that is full does not stand in the way, later': (
+        BOTH, 'a1 b1 a2 a3 c1 d1', 'b1 a1 c1', 'a1 b1, c1, a2, d1'),
+    'an origin that was full is not behind those that came later': (
+        BOTH, 'a1 b1 a2 c1 d1', 'a1 b1 a2', 'a1 b1, a2, c1, d1'),
+    'an origin that was full is not before those that came earlier': (
+        BOTH, 'a1 b1 c1 a2 d1', 'a1 b1 c1', 'a1 b1, c1, a2, d1'),
+    'origins that are full, one after the other': (
+        BOTH, 'a1 b1 b2 a2 c1 a3 b3', 'a1 b1 a2 b2 c1', 'a1 b1, a2, b2, c1, a3, b3'),
+}
+
+
+@pytest.mark.parametrize('reuse', [
+    {}, {'keep_alive_timeout': 0}, {'max_requests_per_connection': 2}], ids=str)
+@on_loops
+async def test_who_came_first_is_served_first(reuse):
+    async def check(case):
+        limits, paths, ends, arrivals = ORDERS[case]
+        script = Holding()
+        options = {**limits, **reuse, 'get_dns_resolver': named_origins()}
+        first, *others = [arrival.split() for arrival in arrivals.split(', ')]
+        with row(case):
+            async with Server(script) as server, pool(**options) as request:
+                tasks = await begin(request, server, *paths.split())
+                await until(lambda: len(script.paths) == len(first))
+                assert sorted(script.paths) == first
+                for number, (end, [arrival]) in enumerate(
+                        zip(ends.split(), others, strict=True), len(first) + 1):
+                    script.let_go(end)
+                    await until(lambda: len(script.paths) == number)  # noqa: B023
+                    assert script.paths[-1] == arrival
+                script.let_go(*paths.split())
+                assert [body for _, _, body in await asyncio.gather(*tasks)] == [b'ok'] * len(
+                    tasks)
+            assert sorted(script.paths) == sorted(paths.split())
+
+    await asyncio.gather(*[check(case) for case in ORDERS])
+
+
+@pytest.mark.parametrize('limit', ['max_connections', 'max_connections_per_origin'])
+@on_loops
+async def test_a_released_connection_is_handed_over_to_who_waits(limit):
+    answering = Answering(OK)
+    async with Server(answering) as server, pool(**{limit: 2}) as request:
+        await asyncio.gather(*[get(request, server.url) for _ in range(20)])
+        assert len(server.peers) == 2
+    assert len(answering.connections) == 20
+
+
+@on_loops
+async def test_what_has_been_idle_longest_gives_way_to_another_origin():
+    script = Holding()
+    script.let_go('a1', 'b1', 'a2', 'c1', 'd1', 'a3')
+    options = {'max_connections': 2, 'get_dns_resolver': named_origins(), 'pool_timeout': 0}
+    async with Server(script) as server, pool(**options) as request:
+        for path in ('a1', 'b1', 'a2', 'c1'):
+            await get(request, url_of(server, path))
+        # That of b, though it was made after that of a, which has been used since.
+        assert await server.peers[1].closed() == b''
+        await get(request, url_of(server, 'a3'))
+        await get(request, url_of(server, 'd1'))
+        assert await server.peers[2].closed() == b''
+    assert script.connections == [0, 1, 0, 2, 0, 3]
+
+
+@on_loops
+async def test_a_released_connection_gives_way_to_another_origin():
+    script = Holding()
+    options = {'max_connections': 1, 'get_dns_resolver': named_origins()}
+    async with Server(script) as server, pool(**options) as request:
+        tasks = await begin(request, server, 'a1', 'b1', 'a2')
+        await until(lambda: script.paths == ['a1'])
+        script.let_go('a1', 'b1', 'a2')
+        await asyncio.gather(*tasks)
+    assert script.paths == ['a1', 'b1', 'a2']
+    assert script.connections == [0, 1, 2]
+
+
+# Waiting: what ends it.
+
+
+@contextlib.asynccontextmanager
+async def holding_the_only_place(request, server):
+    """A response that holds its connection, as long as nobody takes it out of the list."""
+    bodies = [(await request(b'GET', server.url))[2]]
+    try:
+        yield bodies
+    finally:
+        while bodies:
+            await bodies.pop().aclose()
+
+
+class Halves:
+    """A script whose first response is held back, but for its head, until it is let go. It
+    counts the requests, and keeps the connections of them."""
+
+    def __init__(self):
+        self.connections = []
+        self.go_on = asyncio.Event()
+        self.is_whole = asyncio.Event()
+
+    async def __call__(self, peer):
+        while True:
+            await peer.read_head()
+            self.connections.append(peer.index)
+            if len(self.connections) > 1:
+                await peer.send(OK)
+                continue
+            await peer.send(OK[:-2])
+            await self.go_on.wait()
+            await peer.send(OK[-2:])
+            self.is_whole.set()
+
+
+WAITING = 'waiting for a connection failed: '
+
+
+@pytest.mark.parametrize('seconds', [0, 0.05])
+@pytest.mark.parametrize('limit', ['max_connections', 'max_connections_per_origin'])
+@on_loops
+async def test_waiting_ends_after_pool_timeout(limit, seconds):
+    script = Halves()
+    async with (Server(script) as server,
+                pool(**{limit: 1, 'pool_timeout': seconds}) as request):
+        async with holding_the_only_place(request, server):
+            begun = time.monotonic()
+            errors = await asyncio.gather(*[
+                failed(request(b'POST', server.url + 'path?query'), HttpConnectionError,
+                       TimeoutError, f'POST {server.origin}: {WAITING}TimeoutError: pool_timeout, '
+                       f'{seconds:g} seconds, passed')
+                for _ in range(2)])
+            assert seconds * 0.8 <= time.monotonic() - begun < 5
+            for error in errors:
+                assert (error.reused, error.response_started) == (False, False)
+            assert script.connections == [0]
+        assert (await get(request, server.url))[2] == b'ok'
+        # Nor does one wait for an idle connection.
+        assert (await get(request, server.url))[2] == b'ok'
+    assert script.connections == [0, 1, 1]
+
+
+@on_loops
+async def test_waiting_is_no_part_of_socket_timeout():
+    script = Halves()
+    options = {'max_connections': 1, 'socket_timeout': 0.1}
+    async with Server(script) as server, pool(**options) as request:
+        async with holding_the_only_place(request, server):
+            task = asyncio.create_task(get(request, server.url))
+            await asyncio.sleep(0.2)
+            assert not task.done()
+        assert (await task)[2] == b'ok'
+
+
+@on_loops
+async def test_a_pool_that_is_closed_fails_those_who_wait():
+    script = Halves()
+    request, close = Pool(max_connections=1, get_dns_resolver=named_origins())
+    async with Server(script) as server:
+        _, _, body = await request(b'GET', server.url)
+        urls = (server.url, server.url, url_of(server, 'a'))
+        tasks = [asyncio.create_task(request(b'GET', url)) for url in urls]
+        await turns(3)
+        await close()
+        for task, url in zip(tasks, urls, strict=True):
+            error = await failed(
+                task, HttpConnectionError, RuntimeError,
+                f'GET {url.rpartition("/")[0]}: {WAITING}RuntimeError: the pool was closed')
+            assert (error.reused, error.response_started) == (False, False)
+        script.go_on.set()
+        assert await buffered(body) == b'ok'
+        assert await server.peers[0].closed() == b''
+    assert script.connections == [0]
+
+
+@on_loops
+async def test_who_is_cancelled_or_late_while_it_waits_is_passed_over():
+    for count in range(1, 4):
+        script = Halves()
+        options = {'max_connections': 1, 'get_dns_resolver': named_origins()}
+        async with Server(script) as server, pool(**options) as request:
+            async with holding_the_only_place(request, server):
+                tasks = await begin(request, server, *'abcabc')
+                await turns(3)
+                cancelled = random.sample(tasks, count)
+                for task in cancelled:
+                    task.cancel()
+                await asyncio.wait(cancelled)
+            results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [isinstance(result, asyncio.CancelledError) for result in results] == [
+            task in cancelled for task in tasks]
+        assert len(script.connections) == 1 + 6 - count
+
+
+async def free_a_place(script, bodies):
+    """Within this turn of the loop."""
+    await bodies.pop().aclose()
+
+
+async def release_a_connection(script, bodies):
+    """Within this turn of the loop, since all of it has come."""
+    assert await buffered(bodies.pop()) == b'ok'
+
+
+@pytest.mark.parametrize('others', [0, 1, 2])
+@pytest.mark.parametrize('is_cancelled_first', [True, False])
+@pytest.mark.parametrize('free', [free_a_place, release_a_connection])
+@pytest.mark.parametrize('limit', ['max_connections', 'max_connections_per_origin'])
+@on_loops
+async def test_what_is_for_one_cancelled_in_the_same_tick_goes_to_the_next(
+        limit, free, is_cancelled_first, others):
+    script = Halves()
+    async with Server(script) as server, pool(**{limit: 1, 'pool_timeout': 10}) as request:
+        async with holding_the_only_place(request, server) as bodies:
+            first, *tasks = [
+                asyncio.create_task(get(request, server.url)) for _ in range(1 + others)]
+            script.go_on.set()
+            await script.is_whole.wait()
+            await turns(3)
+            if is_cancelled_first:
+                first.cancel()
+            await free(script, bodies)
+            first.cancel()
+            assert not first.done()
+            with pytest.raises(asyncio.CancelledError):
+                await first
+            for task in tasks:
+                assert (await task)[2] == b'ok'
+        # And afterwards it is free.
+        for _ in range(2):
+            assert (await get(request, server.url))[2] == b'ok'
+        index = 1 if free is free_a_place else 0
+        assert script.connections == [0] + [index] * (others + 2)
+
+
+@on_loops
+async def test_a_place_for_one_cancelled_in_the_same_tick_goes_to_the_next_origin():
+    for free in (free_a_place, release_a_connection):
+        script = Halves()
+        options = {'max_connections': 1, 'get_dns_resolver': named_origins()}
+        async with Server(script) as server, pool(**options) as request:
+            async with holding_the_only_place(request, server) as bodies:
+                first = asyncio.create_task(get(request, server.url))
+                [second] = await begin(request, server, 'a')
+                script.go_on.set()
+                await script.is_whole.wait()
+                await free(script, bodies)
+                first.cancel()
+                assert (await second)[2] == b'ok'
+        assert script.connections == [0, 1]
+
+
+@pytest.mark.parametrize('others', [0, 1])
+@pytest.mark.parametrize('is_late_first', [True, False])
+@on_loops
+async def test_what_is_freed_in_the_tick_of_pool_timeout_is_not_lost(is_late_first, others):
+    seconds = 0.1
+
+    def free():
+        del bodies[:]  # closes the connection
+
+    script = Halves()
+    loop = asyncio.get_running_loop()
+    async with (Server(script) as server,
+                pool(max_connections=1, pool_timeout=seconds) as request):
+        async with holding_the_only_place(request, server) as bodies:
+            # Three timers, one after the other, but all due when the loop gets to them.
+            if not is_late_first:
+                loop.call_later(seconds, free)
+                await asyncio.sleep(0.01)
+            first = asyncio.create_task(get(request, server.url))
+            await asyncio.sleep(0.01)
+            if is_late_first:
+                loop.call_later(seconds, free)
+                await asyncio.sleep(0.01)
+            tasks = [asyncio.create_task(get(request, server.url)) for _ in range(others)]
+            await turns(2)
+            assert bodies
+            time.sleep(seconds)
+            if is_late_first:
+                await failed(first, HttpConnectionError, TimeoutError)
+            else:
+                assert (await first)[2] == b'ok'
+            for task in tasks if is_late_first else []:
+                assert (await task)[2] == b'ok'
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert (await get(request, server.url))[2] == b'ok'
+
+
+@on_loops
+async def test_an_origin_whose_last_waiter_was_cancelled_keeps_its_limit():
+    """A request may come between the cancellation and what the waiter makes of it."""
+    script = Halves()
+    request, close = Pool(max_connections_per_origin=1)
+    async with Server(script) as server:
+        async with holding_the_only_place(request, server) as bodies:
+            waiting = asyncio.create_task(get(request, server.url))
+            await turns(3)
+            waiting.cancel()
+            await bodies.pop().aclose()
+            for _ in range(2):
+                assert (await get(request, server.url))[2] == b'ok'
+            assert waiting.cancelled()
+            await close()
+            assert await server.peers[-1].closed() == b''
+        assert script.connections == [0, 1, 1]
+
+
+@on_loops
+async def test_who_was_served_in_time_leaves_no_timer():
+    """It would hold the connection until the time were over."""
+    socks = weakref.WeakSet()
+
+    def get_sock(family):
+        sock = socket.socket(family)
+        socks.add(sock)
+        return sock
+
+    options = {'max_connections': 1, 'pool_timeout': 1000, 'get_sock': get_sock}
+    async with Server(Answering(OK)) as server:
+        async with pool(**options) as request:
+            await asyncio.gather(*[get(request, server.url) for _ in range(3)])
+            assert len(socks) == 1
+        del request
+        gc.collect()
+        await until(lambda: not socks)
+
+
+async def refused_by_all(request, urls):
+    for url in urls:
+        await failed(request(b'GET', url), HttpConnectionError, ConnectionRefusedError)
+
+
+async def late_for_all(request, urls):
+    for url in urls:
+        await failed(request(b'GET', url), HttpConnectionError, TimeoutError)
+
+
+async def cancelled_for_all(request, urls):
+    for url in urls:
+        task = asyncio.create_task(request(b'GET', url))
+        await turns(1)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@pytest.mark.parametrize('end, options', [
+    (refused_by_all, {'max_connections': 2}),
+    (late_for_all, {'max_connections': 1, 'pool_timeout': 0}),
+    (cancelled_for_all, {'max_connections': 1}),
+])
+@on_loops
+async def test_origins_and_requests_that_are_over_are_forgotten(end, options):
+    def objects():
+        gc.collect()
+        return len(gc.get_objects())
+
+    [sock] = bound_to('127.0.0.1')
+    port = sock.getsockname()[1]
+    async with Server(Halves()) as server, pool(**options) as request:
+        async with holding_the_only_place(request, server):
+            urls = [f'http://127.1.{number // 256}.{number % 256}:{port}/'
+                    for number in range(900)]
+            await end(request, urls[:300])  # more than are remembered in other places
+            before = objects()
+            await end(request, urls[300:])
+            assert objects() - before < 300
+    sock.close()
+
+
+# How a place becomes free. There is only one, and the next request waits for it.
+
+
+class First:
+    """A script that, once told to, does something to the first request. It answers the others,
+    of whatever connection."""
+
+    def __init__(self, act):
+        self.act = act
+        self.is_there = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, peer):
+        if not peer.index:
+            await peer.read_head()
+            self.is_there.set()
+            await self.go_on.wait()
+            await self.act(peer)
+        await Answering(OK)(peer)
+
+
+def sending(data):
+    async def act(peer):
+        await peer.send(data)
+
+    return act
+
+
+def sending_and_closing(data):
+    async def act(peer):
+        await peer.send(data)
+        raise ConnectionResetError
+
+    return act
+
+
+async def resetting(peer):
+    peer.reset()
+    raise ConnectionResetError
+
+
+# What the server does, the options, what the request raises, and whether its connection is used
+# again.
+SERVERS_WAYS = {
+    'a response': (sending(OK), {}, None, True),
+    'no reuse': (sending(OK), {'keep_alive_timeout': 0}, None, False),
+    'the last request': (sending(OK), {'max_requests_per_connection': 1}, None, False),
+    'connection: close': (
+        sending(OK.replace(b'\r\n\r\n', b'\r\nconnection: close\r\n\r\n')), {}, None, False),
+    'to the end': (sending_and_closing(b'HTTP/1.1 200 OK\r\n\r\nok'), {}, None, False),
+    'bytes after the end': (sending(OK + b'x'), {}, None, False),
+    'a bad head': (sending(b'HTTP/2 200\r\n\r\n'), {}, HttpDataError, False),
+    'closed': (sending_and_closing(b''), {}, HttpConnectionClosedError, False),
+    'closed in the body': (sending_and_closing(OK[:-1]), {}, HttpConnectionClosedError, False),
+    'reset': (resetting, {}, HttpConnectionClosedError, False),
+    'silent': (
+        lambda peer: peer.read_head(), {'socket_timeout': 0.05}, HttpDataError, False),
+}
+
+
+@pytest.mark.parametrize('limit', ['max_connections', 'max_connections_per_origin'])
+@on_loops
+async def test_a_place_is_free_once_a_response_has_ended(limit):
+    async def check(case):
+        act, options, kind, is_reused = SERVERS_WAYS[case]
+        script = First(act)
+        async with (Server(script) as server,
+                    pool(**{limit: 1, 'get_sock': Socks(1), **options}) as request):
+            with row(case):
+                first = asyncio.create_task(get(request, server.url))
+                await script.is_there.wait()
+                waiting = [asyncio.create_task(get(request, server.url)) for _ in range(2)]
+                await turns(3)
+                assert len(server.peers) == 1
+                script.go_on.set()
+                if kind is None:
+                    assert (await first)[2] == b'ok'
+                else:
+                    await failed(first, kind, None)
+                for task in waiting:
+                    assert (await task)[2] == b'ok'
+                assert (len(server.peers) == 1) == is_reused
+
+    await asyncio.gather(*[check(case) for case in SERVERS_WAYS])
+
+
+class Unwilling:
+    """A script that answers some requests only in part, and some not at all."""
+
+    def __init__(self):
+        self.arrived = []
+
+    async def __call__(self, peer):
+        while True:
+            path = (await peer.read_head()).split()[1]
+            self.arrived.append(path)
+            if path == b'/half':
+                await peer.send(OK[:-1])
+            if path != b'/':
+                await peer.reader.read(1)
+                await asyncio.Event().wait()
+            await peer.send(OK)
+
+
+@contextlib.asynccontextmanager
+async def response_in_half(request, server, script):
+    bodies = [(await request(b'GET', server.url + 'half'))[2]]
+    yield bodies
+
+
+@contextlib.asynccontextmanager
+async def cancelled_afterwards(awaitable):
+    task = asyncio.create_task(awaitable)
+    yield
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+@contextlib.asynccontextmanager
+async def a_body_closed(request, server, script):
+    async with response_in_half(request, server, script) as bodies:
+        yield
+        await bodies.pop().aclose()
+
+
+@contextlib.asynccontextmanager
+async def a_body_dropped(request, server, script):
+    async with response_in_half(request, server, script) as bodies:
+        yield
+        bodies.clear()
+
+
+@contextlib.asynccontextmanager
+async def a_body_dropped_in_a_cycle(request, server, script):
+    async with response_in_half(request, server, script) as bodies:
+        yield
+        cycle = [bodies.pop()]
+        cycle.append(cycle)
+        del cycle
+        gc.collect()
+
+
+@contextlib.asynccontextmanager
+async def a_body_cancelled(request, server, script):
+    async with response_in_half(request, server, script) as bodies:
+        async with cancelled_afterwards(buffered(bodies.pop())):
+            yield
+
+
+@contextlib.asynccontextmanager
+async def a_head_cancelled(request, server, script):
+    async with cancelled_afterwards(request(b'GET', server.url + 'none')):
+        await until(lambda: script.arrived)
+        yield
+
+
+@contextlib.asynccontextmanager
+async def a_request_closed(request, server, script):
+    """As the interpreter does with what nobody awaits to its end."""
+    coroutine = request(b'GET', server.url + 'none')
+    while not script.arrived:
+        waited_for = coroutine.send(None)
+        waited_for._asyncio_future_blocking = False
+        await asyncio.wait([waited_for], timeout=0.1)
+    yield
+    coroutine.close()
+
+
+@contextlib.asynccontextmanager
+async def sending_cancelled(request, server, script):
+    async with cancelled_afterwards(request(
+            b'PUT', server.url + 'none', headers=((b'content-length', b'100000000'),),
+            body=streamed(bytes(100_000_000)))):
+        await until(lambda: script.arrived)
+        yield
+
+
+@contextlib.asynccontextmanager
+async def a_callers_body_cancelled(request, server, script):
+    async def body():
+        yield b'a'
+        await asyncio.Event().wait()
+
+    async with cancelled_afterwards(request(
+            b'PUT', server.url + 'none', headers=((b'content-length', b'2'),), body=body)):
+        await until(lambda: script.arrived)
+        yield
+
+
+@contextlib.asynccontextmanager
+async def connecting_cancelled(request, server, script):
+    [sock] = bound_to('127.0.0.1')
+    with sock, full_backlog(sock) as port:
+        async with cancelled_afterwards(request(b'GET', f'http://127.0.0.1:{port}/')):
+            await turns(3)
+            yield
+
+
+@contextlib.asynccontextmanager
+async def a_handshake_cancelled(request, server, script):
+    """That of a server that waits for the end of a head instead."""
+    async with cancelled_afterwards(request(b'GET', f'https://127.0.0.1:{server.port}/')):
+        await until(lambda: server.peers)
+        await turns(3)
+        yield
+
+
+CALLERS_WAYS = [
+    a_body_closed, a_body_dropped, a_body_dropped_in_a_cycle, a_body_cancelled, a_head_cancelled,
+    a_request_closed, sending_cancelled, a_callers_body_cancelled, connecting_cancelled,
+    a_handshake_cancelled]
+
+
+@pytest.mark.parametrize('way', CALLERS_WAYS)
+@on_loops
+async def test_a_place_is_free_once_the_caller_has_given_it_up(way):
+    script = Unwilling()
+    options = {'max_connections': 1, 'get_ssl_context': trusting, 'get_sock': Socks(1)}
+    async with Server(script) as server, pool(**options) as request:
+        async with way(request, server, script):
+            waiting = [asyncio.create_task(get(request, server.url)) for _ in range(2)]
+            await turns(5)
+            assert script.arrived.count(b'/') == 0
+        for task in waiting:
+            assert (await task)[2] == b'ok'
+
+
+def refusing_later():
+    """A `get_dns_resolver` that knows each name only once."""
+    known = set()
+
+    async def resolve(host):
+        if host in known:
+            raise OSError('not again')
+        known.add(host)
+        return [ipaddress.IPv4Address('127.0.0.1')]
+
+    return resolving(resolve)
+
+
+def sock_for_all_but(number):
+    numbers = itertools.count(1)
+
+    def get_sock(family):
+        if next(numbers) == number:
+            raise OSError('not this time')
+        return socket.socket(family)
+
+    return get_sock
+
+
+def no_context():
+    raise OSError('no context')
+
+
+async def connection_refused(scheme, host, port):
+    if scheme == 'https':
+        raise OSError('not there')
+    sock = socket.socket()
+    sock.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(sock, (host, port))
+    return sock
+
+
+# The URL of who is next, of a server whose port is free, one that does not speak TLS, and the
+# server of the others; the options, and what it fails with.
+PLACE_FAILURES = {
+    'refused': ('http://127.0.0.1:{free}/', {}, HttpConnectionError, ConnectionRefusedError),
+    'no socket': ('http://127.0.0.1:{plain}/', {'get_sock': lambda: sock_for_all_but(2)},
+                  HttpConnectionError, OSError),
+    'no name any more': ('http://a.test:{ok}/', {'get_dns_resolver': refusing_later},
+                         HttpDnsError, OSError),
+    'no TLS': ('https://127.0.0.1:{plain}/', {}, HttpTlsError, ssl.SSLError),
+    'no context': ('https://127.0.0.1:{plain}/', {'get_ssl_context': lambda: no_context},
+                   HttpTlsError, OSError),
+    'get_connection': ('https://127.0.0.1:{ok}/', {'get_connection': lambda: connection_refused},
+                       HttpConnectionError, OSError),
+}
+
+
+@pytest.mark.parametrize('free', [free_a_place, release_a_connection])
+@on_loops
+async def test_a_place_is_free_once_its_connection_could_not_be_made(free):
+    async def check(case):
+        url, options, kind, cause = PLACE_FAILURES[case]
+        script = Halves()
+        options = {option: value() for option, value in options.items()}
+        options = {'max_connections': 1, 'get_ssl_context': trusting, **options}
+        with row(case):
+            async with Server(script) as server, pool(**options) as request:
+                async with holding_the_only_place(request, server) as bodies:
+                    url = url.format(free=sock.getsockname()[1], plain=plain.port, ok=server.port)
+                    failing = asyncio.create_task(request(b'GET', url))
+                    await turns(2)
+                    waiting = [asyncio.create_task(get(request, server.url)) for _ in range(2)]
+                    await turns(2)
+                    assert not failing.done()
+                    script.go_on.set()
+                    await script.is_whole.wait()
+                    await free(script, bodies)
+                    await failed(failing, kind, cause)
+                    for task in waiting:
+                        assert (await task)[2] == b'ok'
+
+    [sock] = bound_to('127.0.0.1')
+    with sock, ThreadServer(handshake_plain) as plain:
+        await asyncio.gather(*[check(case) for case in PLACE_FAILURES])
+
+
+@on_loops
+async def test_one_cancelled_in_the_lookup_after_its_wait_gives_back_what_it_got():
+    async def resolve(host):
+        names.append(host)
+        if len(names) > 1:
+            await asyncio.Event().wait()
+        return [ipaddress.IPv4Address('127.0.0.1')]
+
+    for free in (free_a_place, release_a_connection):
+        names = []
+        script = Halves()
+        options = {'max_connections': 1, 'get_dns_resolver': resolving(resolve)}
+        async with Server(script) as server, pool(**options) as request:
+            async with holding_the_only_place(request, server) as bodies:
+                first, second = (asyncio.create_task(get(request, url)) for url in (
+                    url_of(server, 'a'), server.url))
+                await turns(3)
+                script.go_on.set()
+                await script.is_whole.wait()
+                await free(script, bodies)
+                await until(lambda: len(names) == 2)  # noqa: B023
+                assert len(script.connections) == 1
+                first.cancel()
+                assert (await second)[2] == b'ok'
+        assert script.connections == [0, 1]
+
+
+@on_loops
+async def test_one_cancelled_in_the_lookup_after_its_wait_gives_back_the_connection():
+    async def resolve(host):
+        names.append(host)
+        if len(names) == 4:
+            await asyncio.Event().wait()
+        return [ipaddress.IPv4Address('127.0.0.1')]
+
+    names = []
+    script = Halves()
+    options = {'max_connections': 1, 'get_dns_resolver': resolving(resolve)}
+    async with Server(script) as server, pool(**options) as request:
+        _, _, body = await request(b'GET', url_of(server, 'a'))
+        first, second = await begin(request, server, 'a', 'a')
+        assert len(names) == 3
+        script.go_on.set()
+        assert await buffered(body) == b'ok'
+        await until(lambda: len(names) == 4)
+        first.cancel()
+        assert (await second)[2] == b'ok'
+    assert script.connections == [0, 0]
+
+
+@on_loops
+async def test_the_place_of_an_idle_connection_is_free_once_it_has_closed():
+    """To a new connection, which must not even be waited for."""
+    async def closing(peer):
+        await peer.read_head()
+        await peer.send(OK)
+
+    for script, options in ((closing, {}), (Answering(OK), {'keep_alive_timeout': 0.02})):
+        get_sock = Socks(1)
+        options = {**options, 'pool_timeout': 0, 'max_connections': 1,
+                   'max_connections_per_origin': 1, 'get_sock': get_sock}
+        async with Server(script) as server, pool(**options) as request:
+            for number in range(1, 4):
+                assert (await get(request, server.url))[2] == b'ok'
+                await until(lambda: not get_sock.open())  # noqa: B023
+                assert len(server.peers) == number
+
+
+@pytest.mark.parametrize('way', ['closed', 'reset', 'data'])
+@on_loops
+async def test_a_connection_handed_over_is_not_used_when_the_server_did_something_meanwhile(way):
+    """In its place there is a new one."""
+    go_on, is_done = threading.Event(), threading.Event()
+
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(OK[:-1])
+        if sock is not server.socks[0]:
+            sock.sendall(OK[-1:])
+            AnsweringInThreads()(sock)
+        go_on.wait(PATIENCE)
+        sock.sendall(OK[-1:])
+        is_read.wait(PATIENCE)
+        if way == 'data':
+            sock.sendall(OK)
+        elif way == 'closed':
+            sock.shutdown(socket.SHUT_WR)
+        else:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\1\0\0\0\0\0\0\0')
+            socket.socket.close(sock)
+        is_done.set()
+
+    is_read = threading.Event()
+    with ThreadServer(script) as server:
+        async with pool(max_connections=1, get_sock=Socks(1)) as request:
+            _, _, body = await request(b'GET', server.url)
+            waiting = [asyncio.create_task(get(request, server.url)) for _ in range(3)]
+            await turns(3)
+            go_on.set()
+            assert await buffered(body) == b'ok'  # and at once it is handed over
+            is_read.set()
+            assert is_done.wait(PATIENCE)
+            time.sleep(0.003)
+            for task in waiting:
+                assert (await task)[2] == b'ok'
+        assert len(server.socks) == 2
+
+
+@on_loops
+async def test_a_connection_handed_over_is_not_used_when_its_address_is_not_current_any_more():
+    addresses = ['127.0.0.1']
+
+    async def resolve(host):
+        return [ipaddress.ip_address(address) for address in addresses]
+
+    old, new = Halves(), Answering(OK)
+    socks = bound_to('127.0.0.1', '127.0.0.2')
+    options = {'max_connections': 1, 'get_sock': Socks(1), 'get_dns_resolver': resolving(resolve)}
+    async with (ServerAt(socks[0], old) as server, ServerAt(socks[1], new),
+                pool(**options) as request):
+        _, _, body = await request(b'GET', url_of(server, 'a'))
+        tasks = await begin(request, server, 'a', 'a')
+        addresses[:] = ['127.0.0.2']
+        old.go_on.set()
+        assert await buffered(body) == b'ok'
+        for task in tasks:
+            assert (await task)[2] == b'ok'
+        assert await server.peers[0].closed() == b''
+    assert old.connections == [0]
+    assert new.connections == [0, 0]
+
+
+@on_loops
+async def test_after_its_last_request_a_connection_is_closed_and_nobody_is_told_before():
+    for limit in (1, 2, 3):
+        answering = Answering(OK)
+        async with (Server(answering) as server,
+                    pool(max_requests_per_connection=limit, get_sock=Socks(1)) as request):
+            for number in range(6):
+                assert (await get(request, server.url))[2] == b'ok'
+                if number % limit == limit - 1:
+                    assert await server.peers[-1].closed() == b''
+        assert answering.connections == [number // limit for number in range(6)]
+        assert set(answering.heads) == {b'GET / HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n\r\n' %
+                                        server.port}
+
+
+class Calls:
+    """Counts the calls of functions that lowhaio makes, and those of its own functions."""
+
+    def __enter__(self):
+        self.count = 0
+        self.before = sys.getprofile()
+        sys.setprofile(self.profile)
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        sys.setprofile(self.before)
+
+    def profile(self, frame, event, arg):
+        if event in ('call', 'c_call') and frame.f_code.co_filename == lowhaio.__file__:
+            self.count += 1
+
+
+async def calls_beside_waiters(number, origins):
+    """The calls for 20 requests, one after the other, that wait before a number of others."""
+    script = Halves()
+    options = {'max_connections': 1, 'get_dns_resolver': named_origins(), 'pool_timeout': 30}
+    async with Server(script) as server, pool(**options) as request:
+        async with holding_the_only_place(request, server) as bodies:
+            counted = [asyncio.create_task(get(request, url_of(server, origin)))
+                       for origin in itertools.islice(itertools.cycle(origins), 20)]
+            others = [asyncio.create_task(get(request, url_of(server, origin)))
+                      for origin in itertools.islice(itertools.cycle(origins), number)]
+            await turns(3)
+            with Calls() as calls:
+                await bodies.pop().aclose()
+                await counted[-1]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*counted, *others, return_exceptions=True)
+    return calls.count
+
+
+@pytest.mark.parametrize('origins', ['a', 'abcd'])
+@on_loops
+async def test_the_work_of_a_request_does_not_grow_with_the_requests_that_wait(origins):
+    few = await calls_beside_waiters(10, origins)
+    many = await calls_beside_waiters(1000, origins)
+    assert 400 < few < many * 1.5
+    assert many < few * 1.5
+
+
+async def calls_beside_idle_connections(number, options):
+    """The calls for 20 requests beside a number of idle connections, half of them to the origin
+    of the requests, half to others."""
+    script = Holding()
+    options = {'max_connections': number, 'get_dns_resolver': named_origins(), **options}
+    async with Server(script) as server, pool(**options) as request:
+        tasks = []
+        for index in range(number):
+            host = f'other{index}.test' if index % 2 else 'a.test'
+            url = f'http://{host}:{server.port}/all'
+            tasks.append(asyncio.create_task(get(request, url)))
+        await until(lambda: len(script.paths) == number)
+        script.let_go('all')
+        await asyncio.gather(*tasks)
+        with Calls() as calls:
+            for index in range(20):
+                host = f'new{index}.test' if index % 2 else 'a.test'
+                await get(request, f'http://{host}:{server.port}/all')
+    return calls.count
+
+
+@on_loops
+async def test_the_work_of_a_request_does_not_grow_with_the_connections_that_idle():
+    few = await calls_beside_idle_connections(10, {})
+    many = await calls_beside_idle_connections(500, {})
+    assert 400 < few < many * 1.5
+    assert many < few * 1.5
+
+
+# ------------------------------------------------------------------- TLS: sessions resumed
+
+class Resuming:
+    """A script that answers, and keeps of each connection whether its TLS session was resumed.
+    It answers no sooner than a number of connections have come."""
+
+    def __init__(self, together=1):
+        self.together = together
+        self.resumed = []
+
+    async def __call__(self, peer):
+        self.resumed.append(peer.writer.get_extra_info('ssl_object').session_reused)
+        await until(lambda: len(self.resumed) >= self.together)
+        await Answering(OK)(peer)
+
+
+class ResumingInThreads:
+    """As `Resuming`. The first responses may be others."""
+
+    def __init__(self, *first):
+        self.first = list(first)
+        self.resumed = []
+
+    def __call__(self, sock):
+        self.resumed.append(sock.session_reused)
+        receive_head(sock)
+        sock.sendall(self.first.pop(0) if self.first else OK)
+        receive_end(sock)
+
+
+def own_context(version=None, names=('127.0.0.1', 'a.test', 'b.test')):
+    """With ticket keys of its own."""
+    return certified(*names, version=version)
+
+
+RESUMING = {'get_ssl_context': trusting, 'keep_alive_timeout': 0}
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_the_tls_session_of_an_origin_is_resumed(version):
+    script = Resuming()
+    async with Server(script, own_context(version)) as server, pool(**RESUMING) as request:
+        for _ in range(3):
+            assert (await get(request, server.url))[2] == b'ok'
+        assert script.resumed == [False, True, True]
+        # By several connections that are made at the same time, too.
+        script.together = 6
+        await asyncio.gather(*[get(request, server.url) for _ in range(3)])
+    assert script.resumed == [False] + [True] * 5
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_there_is_no_session_to_resume_before_the_first_response(version):
+    script = Resuming(together=3)
+    async with Server(script, own_context(version)) as server, pool(**RESUMING) as request:
+        await asyncio.gather(*[get(request, server.url) for _ in range(3)])
+        assert script.resumed == [False] * 3
+        await get(request, server.url)
+    assert script.resumed == [False] * 3 + [True]
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_the_session_of_a_connection_without_a_response_is_not_resumed(version):
+    script = ResumingInThreads(b'HTTP/2 200\r\n\r\n')
+    with ThreadServer(script, own_context(version)) as server:
+        async with pool(**RESUMING) as request:
+            await failed(get(request, server.url), HttpDataError, ValueError)
+            for _ in range(2):
+                assert (await get(request, server.url))[2] == b'ok'
+    assert script.resumed == [False, False, True]
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_a_session_is_never_that_of_another_origin_or_pool(version):
+    context = own_context(version)
+    options = {**RESUMING, 'get_dns_resolver': always('127.0.0.1')}
+    script = Resuming()
+    async with Server(script, context) as one, Server(script, context) as other:
+        urls = [f'https://{host}:{server.port}/'
+                for server in (one, other) for host in ('127.0.0.1', 'a.test', 'b.test')]
+        for _ in range(2):
+            async with pool(**options) as request:
+                for is_resumed in (False, True):
+                    for url in urls:
+                        await get(request, url)
+                        assert script.resumed.pop() == is_resumed
+    assert script.resumed == []
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_a_session_that_the_server_does_not_know_is_followed_by_a_new_one(version):
+    script = ResumingInThreads()
+    with ThreadServer(script, own_context(version)) as server:
+        async with pool(**RESUMING) as request:
+            for number in range(6):
+                if number in (2, 4):
+                    server.context = own_context(version)
+                assert (await get(request, server.url))[2] == b'ok'
+    assert script.resumed == [False, True, False, True, False, True]
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_a_session_is_forgotten_when_a_handshake_fails(version):
+    script = ResumingInThreads()
+    context = own_context(version)
+    with ThreadServer(script, context) as server:
+        async with pool(**RESUMING) as request:
+            for _ in range(2):
+                await get(request, server.url)
+            server.context = own_context(version, names=('other.test',))
+            await failed(
+                get(request, server.url), HttpTlsError, ssl.SSLCertVerificationError)
+            server.context = context
+            for _ in range(2):
+                assert (await get(request, server.url))[2] == b'ok'
+    assert script.resumed == [False, True, False, True]
+
+
+# ---------------------------------------------------------------------- TLS: bad servers
+
+def context_for_common_name(name):
+    """A server's context whose certificate has the name where it was before RFC 2818."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    issuer_key = serialization.load_pem_private_key(
+        authority().private_key_pem.bytes(), password=None)
+    issuer = x509.load_pem_x509_certificate(authority().cert_pem.bytes())
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]))
+        .issuer_name(issuer.subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .sign(issuer_key, hashes.SHA256()))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+        serialization.NoEncryption()) + certificate.public_bytes(serialization.Encoding.PEM)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(pem)
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context
+
+
+@on_loops
+async def test_a_common_name_is_not_where_an_address_is_looked_for():
+    answering = AnsweringInThreads()
+    with ThreadServer(answering, context_for_common_name('127.0.0.1')) as server:
+        async with pool(get_ssl_context=trusting) as request:
+            error = await failed(
+                request(b'GET', server.url + 'path?query'), HttpTlsError,
+                ssl.SSLCertVerificationError)
+    assert str(error).startswith(
+        f'{peer_prefix(server)}: the TLS handshake failed: [SSL: CERTIFICATE_VERIFY_FAILED] '
+        "certificate verify failed: IP address mismatch, certificate is not valid for '127.0.0.1'")
+    assert answering.socks == []
+
+
+@on_loops
+async def test_an_error_tells_that_a_server_does_not_speak_tls():
+    sent = []
+
+    async def answering_plain(peer):
+        # Whatever comes is a bad request, as to a server of plain HTTP.
+        sent.append(await peer.reader.read(65536))
+        await peer.send(b'HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\n\r\n')
+        sent.append(await peer.closed())
+
+    async def greeting(peer):
+        await peer.send(b'220 smtp.test ESMTP\r\n')
+        sent.append(await peer.closed())
+
+    for script in (answering_plain, greeting):
+        async with Server(script) as server, pool(get_ssl_context=trusting) as request:
+            sent.clear()
+            error = await failed(
+                request(b'GET', f'https://127.0.0.1:{server.port}/path'), HttpTlsError,
+                ssl.SSLError)
+            assert str(error).startswith(
+                f'GET https://127.0.0.1:{server.port} (peer 127.0.0.1:{server.port}): the TLS '
+                'handshake failed: SSLError: [SSL: ')
+            assert 'wrong version number' in str(error)
+            await until(lambda: sent)
+            assert b'GET' not in b''.join(sent)
+            assert b'/path' not in b''.join(sent)
+
+
+class WithoutCertificate:
+    """A script of a plain socket, for a client whose certificate is missing. It does what TLS
+    asks for, and then takes all that comes, so that no reset overtakes what it said."""
+
+    def __init__(self, version):
+        self.version = version
+        self.reasons = []
+        self.data = b''
+
+    def __call__(self, sock):
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = wanting_certificates(self.version).wrap_bio(incoming, outgoing, server_side=True)
+        while True:
+            try:
+                tls.do_handshake()
+                self.data += tls.read()
+            except ssl.SSLWantReadError:
+                sock.sendall(outgoing.read())
+                incoming.write(sock.recv(65536))
+            except ssl.SSLError as error:
+                self.reasons.append(error.reason)
+                sock.sendall(outgoing.read())
+                break
+        sock.shutdown(socket.SHUT_WR)
+        receive_end(sock)
+
+
+LARGE_UPLOAD = bytes(10_000_000)
+UNCERTIFIED = {
+    'GET': {},
+    'PUT': {'headers': ((b'content-length', b'%d' % len(LARGE_UPLOAD)),),
+            'body': streamed(LARGE_UPLOAD)},
+}
+
+
+@TLS_VERSIONS
+@on_loops
+async def test_a_request_without_the_certificate_that_the_server_wants_is_never_heard(version):
+    script = WithoutCertificate(version)
+    with ThreadServer(script) as server:
+        origin = f'https://127.0.0.1:{server.port}'
+        async with pool(get_ssl_context=trusting) as request:
+            for method, options in UNCERTIFIED.items():
+                with row(method):
+                    error = await failed(
+                        request(method.encode(), origin + '/path', **options),
+                        HttpDataError if version == TLS_1_3 else HttpTlsError, ssl.SSLError)
+                    assert str(error).startswith(
+                        f'{method} {origin} (peer 127.0.0.1:{server.port})')
+                    # The client's part of a handshake of TLS 1.3 ends before the server has
+                    # looked at it.
+                    assert ('CERTIFICATE_REQUIRED' if version == TLS_1_3 else
+                            'the TLS handshake failed: SSLError: [SSL: SSLV3_ALERT_HANDSHAKE_'
+                            'FAILURE]') in str(error)
+                    assert (error.reused, error.response_started) == (False, False)
+    assert script.reasons == ['PEER_DID_NOT_RETURN_A_CERTIFICATE'] * 2
+    assert script.data == b''
+
+
+@on_loops
+async def test_a_handshake_that_hangs_uses_no_cpu_and_holds_no_place_for_long():
+    """However many of them there are: each has its time, and then its place is free."""
+    async def silent(peer):
+        await peer.closed()
+
+    cpu = time.thread_time()
+    options = {'get_ssl_context': trusting, 'socket_timeout': 0.3, 'max_connections': 10,
+               'get_sock': Socks(10)}
+    async with Server(silent) as server, pool(**options) as request:
+        url = f'https://127.0.0.1:{server.port}'
+        await asyncio.gather(*[
+            failed(request(b'GET', url), HttpTlsError, TimeoutError,
+                   f'GET {url} (peer 127.0.0.1:{server.port}): the TLS handshake failed: '
+                   'TimeoutError: socket_timeout, 0.3 seconds, passed')
+            for _ in range(20)])
+        assert len(server.peers) == 20
+    assert time.thread_time() - cpu < 0.3  # half of the time that it takes to wait
+
+
+# ----------------------------------------------------------------------- early responses
+#
+# Those that come before the request has been sent.
+
+
+class Sending:
+    """A body of chunks, and of functions which it awaits between them. It keeps how it ended,
+    and if that was in the task that called it."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+        self.events = []
+        self.yielded = 0
+
+    async def __call__(self):
+        task = asyncio.current_task()
+        try:
+            for step in self.steps:
+                if callable(step):
+                    await step()
+                else:
+                    self.yielded += 1
+                    yield step
+        except BaseException as error:
+            self.events.append(type(error))
+            raise
+        finally:
+            self.events.append(asyncio.current_task() is task)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+            self.events.append('cleaned up')
+
+
+def endless(*steps):
+    """A body that repeats its last step for ever."""
+    body = Sending()
+    body.steps = itertools.chain(steps, itertools.repeat(steps[-1]))
+    return body
+
+
+async def a_turn():
+    await asyncio.sleep(0)
+
+
+async def never():
+    await asyncio.get_running_loop().create_future()
+
+
+async def a_task():
+    await asyncio.create_task(forever())
+
+
+async def a_moment():
+    await asyncio.sleep(0.001)
+
+
+CANCELLED = [asyncio.CancelledError, True, 'cleaned up']
+CLOSED_IN_TURN = [GeneratorExit, True, 'cleaned up']
+SWALLOWED = [True, 'cleaned up']
+
+# More than the buffers between a client and a server that does not read can hold.
+BLOCKING = bytes(1_500_000)
+
+# What the client is at when the response comes: a body, what it sees, and if the server reads.
+STATES = {
+    'right after the head': (lambda: Sending(forever), CANCELLED, True),
+    'waiting for an event': (lambda: Sending(b'a', forever), CANCELLED, True),
+    'waiting for a future': (lambda: Sending(b'a', never), CANCELLED, True),
+    'waiting for a task': (lambda: Sending(b'a', a_task), CANCELLED, True),
+    'waiting for a little': (lambda: endless(b'a', a_moment), CANCELLED, True),
+    'the server does not read the first chunk': (lambda: Sending(BLOCKING), CLOSED_IN_TURN, False),
+    'the server does not read the second chunk': (
+        lambda: Sending(b'a', a_turn, BLOCKING), CLOSED_IN_TURN, False),
+    'chunk after chunk, but the server does not read': (
+        lambda: endless(bytes(50_000)), CLOSED_IN_TURN, False),
+    'chunk after chunk': (lambda: endless(bytes(50_000)), CLOSED_IN_TURN, True),
+}
+
+HINTS = b'HTTP/1.1 103 Early Hints\r\nlink: </a>; rel=preload\r\n\r\n'
+LONG_BODY = bytes(range(256)) * 1000
+CODED = (b'HTTP/1.1 429 Too Many Requests\r\ntransfer-encoding: chunked\r\n\r\n'
+         b'1\r\no\r\n1;x=y\r\nk\r\n0\r\n')
+
+# Responses that end the sending: the code, the body, the trailers, and what is on the wire.
+FINAL = {
+    '300': (b'300', b'ok', (), with_length(start=b'HTTP/1.1 300 Multiple Choices')),
+    '302': (b'302', b'ok', (), with_length(b'location: /', start=b'HTTP/1.1 302 Found')),
+    '304': (b'304', b'', (), b'HTTP/1.1 304 Not Modified\r\n\r\n'),
+    '413': (b'413', b'ok', (), with_length(start=b'HTTP/1.1 413 Content Too Large')),
+    '500': (b'500', b'ok', (), with_length(start=b'HTTP/1.1 500 Internal Server Error')),
+    '503 in HTTP/1.0': (b'503', b'', (), b'HTTP/1.0 503 \r\ncontent-length: 0\r\n\r\n'),
+    '999': (b'999', b'ok', (), with_length(start=b'HTTP/1.1 999 ')),
+    'chunked': (b'429', b'ok', (), CODED + b'\r\n'),
+    'trailers': (b'429', b'ok', ((b'a', b'b'),), CODED + b'A: b\r\n\r\n'),
+    'long': (b'403', LONG_BODY, (), b'HTTP/1.1 403 Forbidden\r\ncontent-length: %d\r\n\r\n%b'
+             % (len(LONG_BODY), LONG_BODY)),
+    'after interim responses': (
+        b'401', b'ok', (), CONTINUE + HINTS + CONTINUE
+        + with_length(start=b'HTTP/1.1 401 Unauthorized')),
+}
+
+
+def cut_head_into_bytes(raw):
+    return [*cut_into_bytes(raw[:250]), *([raw[250:]] if len(raw) > 250 else [])]
+
+
+def cut_after_lines(raw):
+    return [*raw[:250].splitlines(keepends=True), *([raw[250:]] if len(raw) > 250 else [])]
+
+
+CUTS = {
+    'whole': lambda raw: [raw],
+    'byte by byte': cut_head_into_bytes,
+    'cut after each line': cut_after_lines,
+}
+
+
+class Early:
+    """A script that answers each PUT as its path says, before it reads the body, and keeps what
+    it got until the client closed. A GET is answered after it was read."""
+
+    def __init__(self, *cases):
+        self.cases = cases  # the pieces of each response, and if the body is read meanwhile
+        self.ends = {}
+        self.gets = []  # the indexes of the connections
+
+    async def __call__(self, peer):
+        while True:
+            head = await peer.read_head()
+            if head.startswith(b'GET'):
+                self.gets.append(peer.index)
+                await peer.send(OK)
+                continue
+            number = int(head.split()[1][1:])
+            pieces, is_read = self.cases[number]
+            if is_read:
+                reading = asyncio.ensure_future(reading_all(peer))
+            else:
+                peer.writer.transport.pause_reading()
+            await turns(30)  # until the client can send no more
+            with contextlib.suppress(ConnectionError):
+                await peer.send(*pieces)
+            if not is_read:
+                await turns(30)
+                reading = asyncio.ensure_future(reading_all(peer))
+                peer.writer.transport.resume_reading()
+            self.ends[number] = await reading
+            return
+
+
+async def reading_all(peer):
+    """How many bytes come until the client has closed. Over TLS it may do so in a record."""
+    length = 0
+    with contextlib.suppress(ConnectionError, OSError):
+        while data := await peer.reader.read(2 ** 20):
+            length += len(data)
+    return length
+
+
+@contextlib.asynccontextmanager
+async def early_server(scheme, *cases):
+    script = Early(*cases)
+    async with Server(script, context_of(scheme)) as server:
+        server.early = script
+        yield server
+
+
+def uploading(request, server, body, number=0, length=10 ** 9, headers=()):
+    return request(b'PUT', f'{server.url}{number}', headers=(*of_length(length), *headers),
+                   body=body)
+
+
+@pytest.mark.parametrize('cut', CUTS)
+@SCHEMES
+@on_loops
+async def test_a_final_response_ends_the_sending_and_is_returned(scheme, cut):
+    async def check(server, number, response, state):
+        code, content, trailers, _ = FINAL[response]
+        make, events, is_read = STATES[state]
+        body = make()
+        with row(f'{response}, {state}'):
+            async with pool(get_ssl_context=trusting, get_sock=small_sock) as request:
+                response = await uploading(request, server, body, number)
+                assert body.events == events
+                assert cancelling() == 0
+                assert response[0] == code
+                assert await buffered(response[2]) == content
+                assert response[2].trailers == trailers
+                # It was sent no further, so the connection is of no use any more.
+                await until(lambda: number in server.early.ends)
+                assert server.early.ends[number] < (10 ** 8 if is_read else len(BLOCKING))
+                assert (await get(request, server.url))[2] == b'ok'
+
+    # Each response while the client waits and while it is blocked, and each state.
+    pairs = [(response, state) for response in FINAL for state in STATES
+             if response == '413' or state == 'waiting for an event'
+             or state == 'the server does not read the first chunk']
+    cases = [(CUTS[cut](FINAL[response][3]), STATES[state][2]) for response, state in pairs]
+    async with early_server(scheme, *cases) as server, asyncio.TaskGroup() as group:
+        for number, (response, state) in enumerate(pairs):
+            group.create_task(check(server, number, response, state))
+
+
+@SCHEMES
+@on_loops
+async def test_a_final_response_ends_the_sending_of_a_body_that_only_takes_turns(scheme):
+    async def limited(number, body):
+        async with asyncio.timeout(5):
+            code, _, response = await uploading(request, server, body, number)
+            assert (code, await buffered(response)) == (b'413', b'ok')
+            assert body.events == CANCELLED
+
+    cases = [([FINAL['413'][3]], True)] * 2
+    async with (early_server(scheme, *cases) as server,
+                pool(get_ssl_context=trusting) as request):
+        await limited(0, endless(b'a', a_turn))
+        await limited(1, endless(a_turn))
+
+
+@SCHEMES
+@on_loops
+async def test_a_connection_is_closed_after_an_early_response_that_may_end_later(scheme):
+    """Its body goes to the end of the stream, or has not come yet."""
+    go_on = asyncio.Event()
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 403 Forbidden\r\ncontent-length: 2\r\n\r\no')
+        await go_on.wait()
+        await peer.send(b'k')
+        assert await peer.closed() == b'a'
+        ends.append(peer.index)
+
+    ends = []
+    async with (Server(script, context_of(scheme)) as server,
+                pool(get_ssl_context=trusting) as request):
+        body = Sending(b'a', forever)
+        code, _, response = await request(b'PUT', server.url, headers=of_length(2), body=body)
+        assert (code, await anext(response), body.events) == (b'403', b'o', CANCELLED)
+        assert ends == []
+        go_on.set()
+        assert await buffered(response) == b'k'
+        await until(lambda: ends == [0])
+
+
+@on_loops
+async def test_an_early_response_may_go_to_the_end_of_the_stream():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 403 Forbidden\r\n\r\n', b'o', b'k')
+        peer.writer.write_eof()
+        ends.append(await peer.closed())
+
+    ends = []
+    async with Server(script) as server, pool() as request:
+        code, _, response = await request(
+            b'PUT', server.url, headers=of_length(2), body=Sending(b'a', forever))
+        assert (code, await buffered(response)) == (b'403', b'ok')
+        await until(lambda: ends == [b'a'])
+
+
+@on_loops
+async def test_bytes_after_an_early_response_are_never_delivered():
+    raw = FINAL['413'][3] + FORGED
+    async with early_server('http', ([raw], True)) as server, pool() as request:
+        code, _, response = await uploading(request, server, Sending(b'a', forever))
+        assert (code, await buffered(response)) == (b'413', b'ok')
+        assert (await get(request, server.url))[2] == b'ok'
+        assert server.early.gets == [1]
+
+
+async def failing_when_closed():
+    try:
+        yield b'a'
+        await forever()
+    finally:
+        await asyncio.sleep(0)
+        raise LookupError('in the cleaning up')
+
+
+async def failing_when_cancelled():
+    try:
+        yield b'a'
+        await forever()
+    except asyncio.CancelledError:
+        raise LookupError('instead of the cancellation') from None
+
+
+async def ending_when_cancelled():
+    yield b'a'
+    with contextlib.suppress(asyncio.CancelledError):
+        await forever()
+
+
+async def going_on_when_cancelled():
+    yield b'a'
+    with contextlib.suppress(asyncio.CancelledError):
+        await forever()
+    for _ in range(3):
+        yield b'more'
+    raise AssertionError('it was asked for more')
+
+
+async def waiting_when_cancelled():
+    yield b'a'
+    with contextlib.suppress(asyncio.CancelledError):
+        await forever()
+    await asyncio.sleep(0.001)
+    yield b'more'
+    raise AssertionError('it was asked for more')
+
+
+async def yielding_in_its_cleaning_up():
+    try:
+        yield b'a'
+        await forever()
+    finally:
+        yield b'more'
+
+
+async def with_a_timeout_of_its_own():
+    yield b'a'
+    async with asyncio.timeout(10):
+        await forever()
+
+
+async def with_a_timeout_in_its_cleaning_up():
+    try:
+        yield b'a'
+        await forever()
+    finally:
+        async with asyncio.timeout(0.001):
+            await forever()
+
+
+async def with_a_task_group():
+    yield b'a'
+    async with asyncio.TaskGroup() as group:
+        group.create_task(forever())
+
+
+async def with_a_blocked_chunk():
+    try:
+        yield b'a'
+        yield BLOCKING
+    finally:
+        await asyncio.sleep(0.001)
+        raise LookupError('in the cleaning up')
+
+
+class EndlessIterator:
+    """No generator, so there is nothing to close."""
+
+    is_first = True
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        is_first, self.is_first = self.is_first, False
+        if is_first:
+            return b'a'
+        return await forever()
+
+
+@pytest.mark.parametrize('make', [
+    failing_when_closed, failing_when_cancelled, ending_when_cancelled, going_on_when_cancelled,
+    waiting_when_cancelled, yielding_in_its_cleaning_up, with_a_timeout_of_its_own,
+    with_a_timeout_in_its_cleaning_up, with_a_task_group, with_a_blocked_chunk, EndlessIterator])
+@on_loops
+async def test_an_early_response_is_returned_whatever_the_body_makes_of_its_end(make):
+    async def body():
+        chunks = aiter(make())
+        try:
+            async for chunk in chunks:
+                yield chunk
+        finally:
+            try:
+                if hasattr(chunks, 'aclose'):
+                    await chunks.aclose()
+            finally:
+                ends.append(asyncio.current_task())
+
+    ends = []
+    is_read = make is not with_a_blocked_chunk
+    async with (early_server('http', ([FINAL['413'][3]], is_read)) as server,
+                pool(get_sock=small_sock) as request):
+        for function in (body, make):
+            code, _, response = await uploading(request, server, function)
+            assert (code, await buffered(response)) == (b'413', b'ok')
+            assert cancelling() == 0
+        assert ends == [asyncio.current_task()]
+        assert (await get(request, server.url))[2] == b'ok'
+        assert server.early.gets == [2]
+
+
+@pytest.mark.parametrize('limit', ['cancel', 'asyncio.timeout'])
+@on_loops
+async def test_a_cancellation_wins_over_an_early_response_while_the_body_is_closed(limit):
+    async def body():
+        try:
+            yield b'a'
+            await forever()
+        finally:
+            cleans_up.set()
+            await forever()
+
+    async def upload():
+        async with asyncio.timeout(None if limit == 'cancel' else 0.05):
+            await uploading(request, server, body)
+
+    cleans_up = asyncio.Event()
+    async with early_server('http', ([FINAL['413'][3]], True)) as server, pool() as request:
+        task = asyncio.create_task(upload())
+        await cleans_up.wait()
+        if limit == 'cancel':
+            task.cancel()
+        [error] = await asyncio.gather(task, return_exceptions=True)
+        assert type(error) is (asyncio.CancelledError if limit == 'cancel' else TimeoutError)
+        assert task.cancelling() == (limit == 'cancel')
+        await until(lambda: server.early.ends)
+
+
+@on_loops
+async def test_a_timeout_around_a_request_that_is_answered_early_has_no_effect_afterwards():
+    async with early_server('http', ([FINAL['413'][3]], True)) as server, pool() as request:
+        async with asyncio.timeout(PATIENCE / 2):
+            code, _, response = await uploading(request, server, Sending(b'a', forever))
+        assert (code, await buffered(response)) == (b'413', b'ok')
+        assert cancelling() == 0
+
+
+# Responses that do not end the sending, and what is on the wire.
+WELCOME = {
+    '200': (b'200', b'ok', OK),
+    '201': (b'201', b'ok', with_length(b'location: /', start=b'HTTP/1.1 201 Created')),
+    '204': (b'204', b'', b'HTTP/1.1 204 No Content\r\n\r\n'),
+    '299 after interim responses': (
+        b'299', b'ok', CONTINUE + HINTS + with_length(start=b'HTTP/1.1 299 ')),
+    '200 with a long body': (
+        b'200', LONG_BODY,
+        b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b' % (len(LONG_BODY), LONG_BODY)),
+    'interim responses': (b'200', b'ok', CONTINUE + HINTS),
+}
+
+
+@pytest.mark.parametrize('cut', CUTS)
+@SCHEMES
+@on_loops
+async def test_below_300_sending_goes_on_to_its_end_and_the_connection_is_reused(scheme, cut):
+    cases = [(response, is_blocked) for response in WELCOME
+             for is_blocked in ((False, True) if cut == 'whole' else (False,))]
+    answered = [asyncio.Event() for _ in cases]
+    lengths = {}
+
+    async def script(peer):
+        head = await peer.read_head()
+        number = int(head.split()[1][1:])
+        raw = WELCOME[cases[number][0]][2]
+        peer.writer.transport.pause_reading()
+        await turns(30)
+        await peer.send(*CUTS[cut](raw))
+        await turns(30)
+        answered[number].set()
+        peer.writer.transport.resume_reading()
+        lengths[number] = 0
+        while lengths[number] < of_case(number):
+            lengths[number] += len(await peer.reader.read(2 ** 20))
+        if cases[number][0] == 'interim responses':
+            await peer.send(OK)
+        await peer.read_head()
+        lengths[number] = 'and another request'
+        await peer.send(OK)
+
+    def of_case(number):
+        return len(BLOCKING) if cases[number][1] else 2
+
+    async def check(number):
+        name, is_blocked = cases[number]
+        code, content, _ = WELCOME[name]
+        body = Sending(BLOCKING) if is_blocked else Sending(b'a', answered[number].wait, b'b')
+        with row(cases[number]):
+            async with pool(get_ssl_context=trusting, get_sock=small_sock) as request:
+                response = await uploading(request, server, body, number, of_case(number))
+                assert answered[number].is_set()
+                assert body.events == [True, 'cleaned up']
+                assert response[0] == code
+                assert await buffered(response[2]) == content
+                await until(lambda: lengths[number] == of_case(number))
+                assert (await get(request, server.url))[2] == b'ok'
+                assert lengths[number] == 'and another request'
+
+    async with Server(script, context_of(scheme)) as server, asyncio.TaskGroup() as group:
+        for number in range(len(cases)):
+            group.create_task(check(number))
+    assert len(server.peers) == len(cases)
+
+
+MALFORMED = {
+    'a bad status line': (
+        b'HTTP/9 400\r\n\r\n', HttpDataError, ValueError,
+        'bad status line: expected HTTP/1.0 or HTTP/1.1, a space, three digits and a reason, got '
+        "b'HTTP/9 400\\r'"),
+    'a bad field line': (
+        b'HTTP/1.1 400 \r\n: b\r\n\r\n', HttpDataError, ValueError,
+        "bad field line: expected a token, \":\" and a value, got b': b\\r'"),
+    'a long head': (
+        b'HTTP/1.1 400 \r\na: ' + bytes(500).replace(b'\0', b'b'), HttpHeaderTooLong, None,
+        'the head is longer than max_header_length, 400 bytes'),
+    'many interim responses': (
+        CONTINUE * 101, HttpDataError, ValueError, 'got more than 100 interim responses'),
+    'rubbish after an interim response': (
+        CONTINUE + b'\0\n', HttpDataError, ValueError,
+        'bad status line: expected HTTP/1.0 or HTTP/1.1, a space, three digits and a reason, got '
+        "b'\\x00'"),
+}
+
+UPLOADS = {
+    'right after the head': (lambda: Sending(forever), CANCELLED, True),
+    'waiting': (lambda: Sending(b'a', forever), CANCELLED, True),
+    'blocked': (lambda: Sending(BLOCKING), CLOSED_IN_TURN, False),
+    'chunk after chunk': (lambda: endless(bytes(50_000)), CLOSED_IN_TURN, True),
+}
+
+
+@SCHEMES
+@on_loops
+async def test_an_early_response_that_is_malformed_ends_the_request(scheme):
+    async def check(server, number, case, state):
+        _, kind, cause, text = MALFORMED[case]
+        make, events, _ = UPLOADS[state]
+        body = make()
+        with row(f'{case}, {state}'):
+            async with pool(get_ssl_context=trusting, get_sock=small_sock,
+                            max_header_length=400) as request:
+                error = await failed(
+                    uploading(request, server, body, number), kind, cause,
+                    at(server, f'reading the response head: {text}'))
+                assert (error.reused, error.response_started) == (False, True)
+                assert body.events == events
+                await until(lambda: number in server.early.ends)
+
+    pairs = [(case, state) for case in MALFORMED for state in UPLOADS]
+    cases = [([MALFORMED[case][0]], UPLOADS[state][2]) for case, state in pairs]
+    async with early_server(scheme, *cases) as server, asyncio.TaskGroup() as group:
+        for number, (case, state) in enumerate(pairs):
+            group.create_task(check(server, number, case, state))
+
+
+# How a server ends the connection after some bytes while it gets a body: what it has sent, the
+# cause, and what is said of it.
+ENDS = {
+    'an end': (b'', 'end', EOFError, 'the peer closed the connection, after no byte of it'),
+    'an end in the head': (b'HTTP/1.1 4', 'end', EOFError,
+                           "the peer closed the connection, after b'HTTP/1.1 4'"),
+    'an end after an interim response': (
+        CONTINUE, 'end', EOFError, 'the peer closed the connection, after no byte of it'),
+    # BUG: a reset is told as a failure of the body, in an HttpDataError.
+    'a reset': (b'', 'reset', ConnectionResetError,
+                'ConnectionResetError: [Errno 104] Connection reset by peer'),
+    'a reset after an interim response': (
+        HINTS, 'reset', ConnectionResetError,
+        'ConnectionResetError: [Errno 104] Connection reset by peer'),
+}
+
+
+@pytest.mark.parametrize('steps', [(forever,), (b'a', forever)],
+                         ids=['right after the head', 'waiting'])
+@on_loops
+async def test_an_end_of_the_connection_while_the_body_waits_ends_the_request(steps):
+    async def script(peer):
+        raw, act, _, _ = ENDS[(await peer.read_head()).split()[1][1:].decode().replace('_', ' ')]
+        await peer.send(*[raw] * bool(raw))
+        if act == 'end':
+            peer.writer.write_eof()
+            await peer.closed()
+        else:
+            peer.reset()
+
+    async with Server(script) as server, pool() as request:
+        for name, (raw, _, cause, text) in ENDS.items():
+            with row(name):
+                body = Sending(*steps)
+                error = await failed(
+                    uploading(request, server, body, name.replace(' ', '_')),
+                    HttpConnectionClosedError, cause,
+                    at(server, f'reading the response head: {text}'))
+                assert error.response_started == bool(raw)
+                assert body.events == CANCELLED
+
+
+# A server that has sent some bytes and is gone when the next chunk is sent: what it has sent,
+# and the code and body of the response, or None for the error of the sending.
+HEARD = {
+    'a response below 300': (OK, (b'200', b'ok')),
+    'a response of 300 or above': (FINAL['413'][3], (b'413', b'ok')),
+    'a chunked response': (FINAL['chunked'][3], (b'429', b'ok')),
+    'a long response': (
+        b'HTTP/1.1 403 Forbidden\r\ncontent-length: 50000\r\n\r\n' + bytes(50_000),
+        (b'403', bytes(50_000))),
+    'a response after interim ones': (CONTINUE + HINTS + FINAL['413'][3], (b'413', b'ok')),
+    'nothing': (b'', None),
+    'a part of a head': (b'HTTP/1.1 413 Content Too Large\r\ncont', None),
+    'interim responses': (CONTINUE + HINTS, None),
+    'rubbish': (b'\0\0\n', None),
+}
+
+class Leaving:
+    """A script that sends something after the head and leaves. The loop of the client may wait
+    for it, in the body of the request, so that what has come is seen only when sending fails."""
+
+    def __init__(self, raw, leave):
+        self.raw = raw
+        self.leave = leave
+        self.is_gone = threading.Event()
+        self.is_closed = False
+
+    def __call__(self, sock):
+        data = sock.recv(1)
+        while not data.endswith((b'\r\n\r\na', b'\r\n\r\n')):
+            data += sock.recv(65536)
+        if data.startswith(b'GET'):
+            sock.sendall(OK)
+            return
+        sock.sendall(self.raw)
+        self.leave(sock)
+        self.is_gone.set()
+
+    async def body(self):
+        try:
+            yield b'a'
+            assert self.is_gone.wait(PATIENCE)
+            while True:
+                yield b'b'
+        finally:
+            self.is_closed = True
+
+
+def leave_with_reset(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+    sock.close()
+
+
+def leave_with_end(sock):
+    sock.close()
+
+
+@pytest.mark.parametrize('leave', [leave_with_reset, leave_with_end])
+@on_loops
+async def test_what_the_server_said_before_the_sending_failed_is_the_response(leave):
+    for name, (raw, expected) in HEARD.items():
+        script = Leaving(raw, leave)
+        with row(name), ThreadServer(script) as server:
+            async with pool() as request:
+                upload = request(b'PUT', server.url, headers=of_length(10 ** 6), body=script.body)
+                if expected is None:
+                    error = await failed(upload, HttpConnectionClosedError, None)
+                    assert type(error.__cause__) in (BrokenPipeError, ConnectionResetError)
+                    assert str(error).startswith(at(server, 'sending the request: '))
+                    assert error.response_started == bool(raw)
+                else:
+                    code, _, response = await upload
+                    assert (code, await buffered(response)) == expected
+                assert script.is_closed
+                assert (await get(request, server.url))[2] == b'ok'
+
+
+@on_loops
+async def test_what_the_server_said_over_tls_before_the_sending_failed_is_the_response():
+    for name in ('a response below 300', 'a response of 300 or above', 'a chunked response'):
+        raw, expected = HEARD[name]
+        script = Leaving(raw, leave_with_end)
+        with row(name), ThreadServer(script, server_context()) as server:
+            async with pool(get_ssl_context=trusting) as request:
+                code, _, response = await request(
+                    b'PUT', server.url, headers=of_length(10 ** 6), body=script.body)
+                assert (code, await buffered(response)) == expected
+
+
+@on_loops
+async def test_what_came_before_a_byte_of_the_request_was_sent_is_not_its_response():
+    """It came over an idle connection, after that was looked at."""
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(OK)
+        if server.socks.index(sock) == 0:
+            go_on.wait(PATIENCE)
+            sock.sendall(FORGED)
+            leave_with_reset(sock)
+            is_gone.set()
+
+    async def body():
+        go_on.set()
+        assert is_gone.wait(PATIENCE)
+        yield b'a'
+
+    go_on, is_gone = threading.Event(), threading.Event()
+    with ThreadServer(script) as server:
+        async with pool() as request:
+            await get(request, server.url)
+            error = await failed(
+                request(b'PUT', server.url, headers=of_length(1), body=body),
+                HttpConnectionError, None)
+            assert type(error.__cause__) in (BrokenPipeError, ConnectionResetError)
+            assert str(error).startswith(at(server, 'sending the request: '))
+            assert error.reused
+
+
+EARLIER = {
+    'nothing': b'', 'interim': CONTINUE + HINTS, 'final': OK,
+    'part': HINTS + b'HTTP/1.1 200 OK\r\ncont',
+}
+
+
+@on_loops
+async def test_no_time_runs_while_the_body_waits_whatever_has_come_meanwhile():
+    async def script(peer):
+        raw = EARLIER[(await peer.read_head()).split()[1][1:].decode()]
+        await peer.send(*[raw] * bool(raw))
+        assert await peer.read(2) == b'ab'
+        if raw != OK:
+            await peer.send(OK[len(raw) - len(HINTS):] if raw.endswith(b'cont') else OK)
+
+    async def a_while():
+        await asyncio.sleep(0.35)
+
+    async def check(name):
+        with row(name):
+            body = Sending(b'a', a_while, b'b', a_while)
+            code, _, response = await uploading(request, server, body, name, 2)
+            assert (code, await buffered(response)) == (b'200', b'ok')
+
+    async with Server(script) as server, pool(socket_timeout=0.15) as request:
+        await asyncio.gather(*[check(name) for name in EARLIER])
+
+
+@on_loops
+async def test_the_time_of_the_head_begins_with_the_last_byte_sent():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(HINTS)
+        await peer.closed()
+
+    async def body():
+        await asyncio.sleep(0.3)
+        yield b'a'
+        ended.append(loop.time())
+
+    loop = asyncio.get_running_loop()
+    ended = []
+    async with Server(script) as server, pool(socket_timeout=0.2) as request:
+        await failed(
+            request(b'PUT', server.url, headers=of_length(1), body=body),
+            HttpDataError, TimeoutError,
+            at(server, 'reading the response head: TimeoutError: socket_timeout, 0.2 seconds, '
+               'passed'))
+        assert loop.time() - ended[0] > 0.18  # the clocks of the loops are coarse
+
+
+@SCHEMES
+@on_loops
+async def test_watching_for_an_early_response_uses_no_cpu(scheme):
+    """Whatever has come, and whatever the client waits for."""
+    large = b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b' % (
+        len(BLOCKING), BLOCKING)
+    responses = (b'', CONTINUE, CONTINUE + HINTS + b'HTTP/1.1 2', OK, OK[:-1], large)
+    bodies = ((forever,), (b'a', forever), (BLOCKING, forever))
+    cases = [(response, steps) for response in responses for steps in bodies]
+    written = set()
+
+    async def script(peer):
+        number = int((await peer.read_head()).split()[1][1:])
+        peer.writer.transport.pause_reading()
+        peer.writer.write(cases[number][0])
+        await turns(100)
+        written.add(number)
+        await forever()
+
+    async def upload(number):
+        async with pool(get_ssl_context=trusting, get_sock=small_sock) as request:
+            await uploading(request, server, Sending(*cases[number][1]), number)
+
+    async with Server(script, context_of(scheme)) as server:
+        tasks = [asyncio.create_task(upload(number)) for number in range(len(cases))]
+        await until(lambda: len(written) == len(cases))
+        await asyncio.sleep(0.05)
+        cpu = time.thread_time()
+        await asyncio.sleep(0.3)
+        assert time.thread_time() - cpu < 0.1
+        for task in tasks:
+            assert not task.done()
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+# --------------------------------------------------------------------- expect: 100-continue
+
+EXPECT = ((b'expect', b'100-continue'),)
+
+
+class Called:
+    """A body that keeps when it was called."""
+
+    def __init__(self, *chunks):
+        self.chunks = chunks
+        self.times = []
+
+    def __call__(self):
+        self.times.append(asyncio.get_running_loop().time())
+        return yielding(*self.chunks)
+
+
+CONTINUING = {
+    'at once': [CONTINUE],
+    'in HTTP/1.0': [b'HTTP/1.0 100 \r\n\r\n'],
+    'with fields': [b'HTTP/1.1 100 Continue\r\na: b\r\nconnection: close\r\n\r\n'],
+    'byte by byte': cut_into_bytes(CONTINUE),
+    'after another': [HINTS, CONTINUE],
+    'after another, in one read': [HINTS + CONTINUE],
+    'before another, in one read': [CONTINUE + HINTS],
+    'twice': [CONTINUE + CONTINUE],
+    'with a part of the final response': [CONTINUE + OK[:9]],
+}
+
+
+@SCHEMES
+@on_loops
+async def test_a_body_is_not_called_before_100_continue(scheme):
+    async def script(peer):
+        number = int((await peer.read_head()).split()[1][1:])
+        name = names[number]
+        await turns(20)
+        assert bodies[number].times == []
+        for piece in CONTINUING[name][:-1]:
+            await peer.send(piece)
+            assert bodies[number].times == []
+        await peer.send(CONTINUING[name][-1])
+        assert await peer.read(2) == b'ab'
+        await peer.send(OK[9:] if 'final' in name else OK)
+        assert (await peer.read_head()).startswith(b'GET')
+        await peer.send(OK)
+
+    async def check(number):
+        async with pool(get_ssl_context=trusting) as request:
+            with row(names[number]):
+                started = loop.time()
+                code, _, response = await uploading(
+                    request, server, bodies[number], number, 2, headers=EXPECT)
+                assert (code, await buffered(response)) == (b'200', b'ok')
+                assert bodies[number].times[0] < started + 0.9
+                assert (await get(request, server.url))[2] == b'ok'
+
+    loop = asyncio.get_running_loop()
+    names = list(CONTINUING)
+    bodies = [Called(b'a', None, b'b') for _ in names]
+    async with Server(script, context_of(scheme)) as server:
+        await asyncio.gather(*map(check, range(len(names))))
+        assert len(server.peers) == len(names)
+
+
+@SCHEMES
+@on_loops
+async def test_a_body_waits_for_100_continue_for_at_most_a_second_or_socket_timeout(scheme):
+    # What comes before the body, and after it; and if socket_timeout is short.
+    cases = {
+        'nothing': (b'', OK, False),
+        'nothing, in a short time': (b'', OK, True),
+        'another interim response': (HINTS, OK, False),
+        'it is late': (b'', CONTINUE + OK, False),
+        'a part of it': (CONTINUE[:-1], CONTINUE[-1:] + OK, False),
+        'a part of it, in a short time': (CONTINUE[:-1], CONTINUE[-1:] + OK, True),
+        'a part of the final response': (OK[:-5], OK[-5:], False),
+    }
+
+    async def script(peer):
+        name = names[int((await peer.read_head()).split()[1][1:])]
+        before, after, _ = cases[name]
+        await peer.send(*[before] * bool(before))
+        assert await peer.read(2) == b'ab'
+        await peer.send(after)
+        assert (await peer.read_head()).startswith(b'GET')
+        await peer.send(OK)
+
+    async def check(number, name):
+        is_short = cases[name][2]
+        async with pool(get_ssl_context=trusting,
+                        socket_timeout=0.2 if is_short else 10) as request:
+            with row(name):
+                body = Called(b'ab')
+                started = loop.time()
+                code, _, response = await uploading(
+                    request, server, body, number, 2, headers=EXPECT)
+                assert (code, await buffered(response)) == (b'200', b'ok')
+                waited = body.times[0] - started
+                assert 0.18 < waited < 0.8 if is_short else 0.8 < waited < 4
+                assert (await get(request, server.url))[2] == b'ok'
+
+    loop = asyncio.get_running_loop()
+    names = list(cases)
+    async with Server(script, context_of(scheme)) as server:
+        await asyncio.gather(*itertools.starmap(check, enumerate(names)))
+        assert len(server.peers) == len(names)
+
+
+@SCHEMES
+@on_loops
+async def test_a_body_is_never_called_when_a_final_response_comes_in_place_of_100_continue(scheme):
+    cases = {
+        '417': (b'417', b'ok', [with_length(start=b'HTTP/1.1 417 Expectation Failed')]),
+        '401': (b'401', b'ok', [with_length(start=b'HTTP/1.1 401 Unauthorized')]),
+        '200': (b'200', b'ok', [OK]),
+        '204': (b'204', b'', [b'HTTP/1.1 204 No Content\r\n\r\n']),
+        'byte by byte': (b'200', b'ok', cut_into_bytes(OK)),
+        'its body later': (b'200', b'ok', [OK[:-2], b'o', b'k']),
+        'after another interim response': (b'200', b'ok', [HINTS + OK]),
+        'after 100, in one read': (b'403', b'ok', [
+            CONTINUE + with_length(start=b'HTTP/1.1 403 Forbidden')]),
+        'chunked': (b'429', b'ok', [FINAL['chunked'][3]]),
+    }
+    ends, gets = {}, []
+
+    async def script(peer):
+        head = await peer.read_head()
+        if head.startswith(b'GET'):
+            gets.append(peer.index)
+            await peer.send(OK)
+            return
+        name = names[int(head.split()[1][1:])]
+        await peer.send(*cases[name][2])
+        ends[name] = await peer.closed()
+
+    async def check(number, name):
+        code, content, _ = cases[name]
+        body = Called(b'ab')
+        async with pool(get_ssl_context=trusting) as request:
+            with row(name):
+                response = await uploading(request, server, body, number, 2, headers=EXPECT)
+                assert response[0] == code
+                assert await buffered(response[2]) == content
+                assert body.times == []
+                await until(lambda: ends.get(name) == b'')
+                assert (await get(request, server.url))[2] == b'ok'
+
+    names = list(cases)
+    async with Server(script, context_of(scheme)) as server:
+        await asyncio.gather(*itertools.starmap(check, enumerate(names)))
+    assert len(gets) == len(names)
+
+
+EXPECTING = {
+    'upper case': ((b'EXPECT', b'100-CONTINUE'),),
+    'mixed case': ((b'Expect', b'100-Continue'),),
+    'white space': ((b'expect', b' \t100-continue '),),
+    'first of a list': ((b'expect', b'100-continue, a=b'),),
+    'last of a list': ((b'expect', b'a ,\t100-continue'),),
+    'the second field': ((b'expect', b'a'), (b'expect', b'100-continue')),
+    'the first field': ((b'expect', b'100-continue'), (b'expect', b'a')),
+    'with a chunked body': ((b'expect', b'100-continue'), (b'transfer-encoding', b'chunked')),
+}
+NOT_EXPECTING = {
+    'another': ((b'expect', b'a'),),
+    'longer': ((b'expect', b'100-continued'),),
+    'longer at the start': ((b'expect', b'a-100-continue'),),
+    'empty': ((b'expect', b''),),
+    'another field': ((b'x-expect', b'100-continue'),),
+}
+
+
+@on_loops
+async def test_the_field_expect_is_a_list_in_any_case():
+    async def script(peer):
+        head = await peer.read_head()
+        came.append(bool(body.times))
+        await peer.send(CONTINUE)
+        await peer.reader.readuntil(b'b')
+        assert b'100-continue' in head.lower() or b'\r\nexpect: a' in head or b'expect: \r' in head
+        await peer.send(OK)
+
+    for is_expecting, forms in ((True, EXPECTING), (False, NOT_EXPECTING)):
+        for name, headers in forms.items():
+            came, body = [], Called(b'ab')
+            length = () if 'chunked' in name else of_length(2)
+            async with Server(script) as server, pool() as request:
+                with row(name):
+                    code, _, response = await request(
+                        b'PUT', server.url, headers=(*headers, *length), body=body)
+                    assert (code, await buffered(response)) == (b'200', b'ok')
+                    assert came == [not is_expecting]
+
+
+@on_loops
+async def test_expect_without_a_body_waits_for_nothing():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        for headers, body in (
+                ((), empty_async_iterator), (of_length(0), empty_async_iterator),
+                (of_length(0), Called()), ((), Called())):
+            code, _, response = await request(
+                b'PUT', server.url, headers=(*EXPECT, *headers), body=body)
+            assert (code, await buffered(response)) == (b'200', b'ok')
+            assert body is empty_async_iterator or len(body.times) == 1
+    # It was sent whole.
+    assert script.connections == [0] * 4
+
+
+@on_loops
+async def test_what_fails_while_100_continue_is_waited_for():
+    cases = {
+        'an end': (b'', 'end', HttpConnectionClosedError, EOFError,
+                   'the peer closed the connection, after no byte of it'),
+        'an end in the head': (
+            b'HTTP/1.1 1', 'end', HttpConnectionClosedError, EOFError,
+            "the peer closed the connection, after b'HTTP/1.1 1'"),
+        'a reset': (b'', 'reset', HttpConnectionClosedError, ConnectionResetError,
+                    'ConnectionResetError: [Errno 104] Connection reset by peer'),
+        'rubbish': (b'\0\n', 'wait', HttpDataError, ValueError,
+                    'bad status line: expected HTTP/1.0 or HTTP/1.1, a space, three digits and a '
+                    "reason, got b'\\x00'"),
+        'a long head': (b'HTTP/1.1 100 \r\na: ' + b'b' * 200, 'wait', HttpHeaderTooLong, None,
+                        'the head is longer than max_header_length, 200 bytes'),
+        'many interim responses': (
+            HINTS * 101, 'wait', HttpDataError, ValueError,
+            'got more than 100 interim responses'),
+    }
+
+    async def script(peer):
+        raw, act, *_ = cases[names[int((await peer.read_head()).split()[1][1:])]]
+        await peer.send(*[raw] * bool(raw))
+        if act == 'reset':
+            peer.reset()
+            return
+        if act == 'end':
+            peer.writer.write_eof()
+        assert await peer.closed() == b''
+
+    names = list(cases)
+    async with Server(script) as server, pool(max_header_length=200) as request:
+        for number, (name, (raw, _, kind, cause, text)) in enumerate(cases.items()):
+            body = Called(b'ab')
+            with row(name):
+                error = await failed(
+                    uploading(request, server, body, number, 2, headers=EXPECT), kind, cause,
+                    at(server, f'waiting for 100 Continue: {text}'))
+                assert (error.reused, error.response_started) == (False, bool(raw))
+                assert body.times == []
+
+
+@SCHEMES
+@pytest.mark.parametrize('limit', ['cancel', 'asyncio.timeout'])
+@on_loops
+async def test_a_request_may_be_cancelled_while_it_waits_for_100_continue(scheme, limit):
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(HINTS)
+        has_come.set()
+        ends.append(await peer.closed())
+
+    async def upload():
+        async with asyncio.timeout(None if limit == 'cancel' else 0.1):
+            await uploading(request, server, body, length=2, headers=EXPECT)
+
+    has_come, ends, body = asyncio.Event(), [], Called(b'ab')
+    async with (Server(script, context_of(scheme)) as server,
+                pool(get_ssl_context=trusting) as request):
+        task = asyncio.create_task(upload())
+        await has_come.wait()
+        if limit == 'cancel':
+            task.cancel()
+        [error] = await asyncio.gather(task, return_exceptions=True)
+        assert type(error) is (asyncio.CancelledError if limit == 'cancel' else TimeoutError)
+        assert task.cancelling() == (limit == 'cancel')
+        await until(lambda: ends == [b''])
+    assert body.times == []
+
+
+# -------------------------------------------------------------------------- get_connection
+#
+# Recipes first, as a user would write them. Each returns a function for `get_connection`,
+# `get_dns_resolver` or `get_sock`.
+
+
+async def socket_to(family, address):
+    """A new socket, connected to the address."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def receive(sock, length):
+    """As many bytes, and none beyond them."""
+    data = b''
+    while len(data) < length:
+        more = await asyncio.get_running_loop().sock_recv(sock, length - len(data))
+        if not more:
+            raise EOFError('the proxy closed the connection')
+        data += more
+    return data
+
+
+def through_unix_socket(path):
+    async def get_connection(scheme, host, port):
+        return await socket_to(socket.AF_UNIX, path)
+
+    return get_connection
+
+
+class ProxyError(Exception):
+    """The proxy has refused to connect."""
+
+    def __init__(self, code, headers):
+        super().__init__(f'the proxy answered {code.decode()}')
+        self.code = code
+        self.headers = headers
+
+
+def through_http_proxy(proxy, authorization=None):
+    """`proxy` is the (address, port) of it. `authorization` is as `b'Basic dTpw'`."""
+    async def get_connection(scheme, host, port):
+        sock = await socket_to(socket.AF_INET, proxy)
+        try:
+            authority = (f'[{host}]:{port}' if ':' in host else f'{host}:{port}').encode()
+            lines = [b'CONNECT %b HTTP/1.1' % authority, b'host: ' + authority]
+            if authorization is not None:
+                lines.append(b'proxy-authorization: ' + authorization)
+            await asyncio.get_running_loop().sock_sendall(
+                sock, b'\r\n'.join([*lines, b'', b'']))
+            status = b'100'
+            while status.startswith(b'1'):
+                status, headers = await read_proxy_head(sock)
+            if not status.startswith(b'2'):
+                raise ProxyError(status, headers)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    return get_connection
+
+
+async def read_proxy_head(sock):
+    head = b''
+    while not head.endswith(b'\r\n\r\n'):
+        if len(head) > 16384:
+            raise ValueError('the head of the proxy is too long')
+        # A byte at a time: what follows the head belongs to the connection.
+        head += await receive(sock, 1)
+    status_line, *lines = head[:-4].split(b'\r\n')
+    version, _, rest = status_line.partition(b' ')
+    if not version.startswith(b'HTTP/1.') or not rest[:3].isdigit():
+        raise ValueError(f'expected an HTTP response from the proxy, got {status_line[:60]!r}')
+    fields = [line.partition(b':') for line in lines]
+    return rest[:3], tuple((name.lower(), value.strip(b' \t')) for name, _, value in fields)
+
+
+# RFC 1928 6.
+SOCKS_ERRORS = {
+    1: 'general failure', 2: 'not allowed by the ruleset', 3: 'network unreachable',
+    4: 'host unreachable', 5: 'connection refused', 6: 'TTL expired',
+    7: 'command not supported', 8: 'address type not supported',
+}
+
+
+class SocksError(Exception):
+    """The proxy has refused to connect."""
+
+
+def through_socks_proxy(proxy, user=None, password=None):
+    """`proxy` is the (address, port) of a SOCKS5 proxy, which resolves the names. User and
+    password are bytes."""
+    async def get_connection(scheme, host, port):
+        sock = await socket_to(socket.AF_INET, proxy)
+        try:
+            await socks_authenticate(sock, user, password)
+            await socks_connect(sock, host, port)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    return get_connection
+
+
+async def socks_authenticate(sock, user, password):
+    send = asyncio.get_running_loop().sock_sendall
+    await send(sock, b'\5\1\0' if user is None else b'\5\2\0\2')
+    version, method = await receive(sock, 2)
+    if version != 5 or method not in ((0,) if user is None else (0, 2)):
+        raise SocksError('the proxy accepts no way to authenticate')
+    if method == 2:  # RFC 1929
+        await send(sock, b'\1%c%b%c%b' % (len(user), user, len(password), password))
+        if (await receive(sock, 2))[1] != 0:
+            raise SocksError('the proxy does not accept user and password')
+
+
+async def socks_connect(sock, host, port):
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        to = b'\3%c%b' % (len(host), host.encode())
+    else:
+        to = (b'\1' if address.version == 4 else b'\4') + address.packed
+    await asyncio.get_running_loop().sock_sendall(
+        sock, b'\5\1\0' + to + port.to_bytes(2, 'big'))
+    _, code, _, kind = await receive(sock, 4)
+    if code != 0:
+        raise SocksError(SOCKS_ERRORS.get(code, f'the proxy answered {code}'))
+    # The address that it connects from, of which we have no use.
+    length = {1: 4, 4: 16}.get(kind) or (await receive(sock, 1))[0]
+    await receive(sock, length + 2)
+
+
+def to_handler(handler, tasks):
+    """Connections lead to a function of two streams, which runs in a task of the test."""
+    async def get_connection(scheme, host, port):
+        ours, theirs = socket.socketpair()
+        reader, writer = await asyncio.open_unix_connection(sock=theirs)
+        tasks.append(asyncio.create_task(handler(reader, writer)))
+        return ours
+
+    return get_connection
+
+
+NAT64 = ipaddress.ip_network('64:ff9b::/96')
+
+
+def is_public(address):
+    """For addresses that lead to an IPv4 address, by that one."""
+    if address.version == 6:
+        embedded = address.ipv4_mapped or address.sixtofour
+        if address in NAT64:
+            embedded = IPv4Address(address.packed[-4:])
+        if embedded is not None:
+            return is_public(embedded)
+    return address.is_global and not address.is_multicast
+
+
+class NotAllowed(Exception):
+    """The address is none of the public internet."""
+
+
+def resolving_to_public(get_resolver=aiodnsresolver.Resolver):
+    """A `get_dns_resolver` that refuses the names of all other addresses."""
+    def get_dns_resolver(**kwargs):
+        resolve, clear_cache = get_resolver(**kwargs)
+
+        async def resolve_to_public(host, record_type, **kwargs):
+            addresses = await resolve(host, record_type, **kwargs)
+            for address in addresses:
+                if not is_public(address):
+                    raise NotAllowed(f'{host} has the address {address}')
+            return addresses
+
+        return resolve_to_public, clear_cache
+
+    return get_dns_resolver
+
+
+class PublicSocket(socket.socket):
+    """Connects to public addresses only, whether they were resolved or stood in the URL."""
+
+    def connect(self, address):
+        if not is_public(ipaddress.ip_address(address[0])):
+            raise NotAllowed(f'{address[0]} is not public')
+        super().connect(address)
+
+
+def get_public_sock(family):
+    sock = PublicSocket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+# What the system says of a name without such an address.
+NO_ADDRESS_CODES = (socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY)
+
+
+def get_system_resolver(get_logger_adapter):
+    """A `get_dns_resolver` of what the system knows. Answers are remembered for 10 seconds."""
+    async def resolve(host, record_type, get_logger_adapter):
+        loop = asyncio.get_running_loop()
+        family, kind = (
+            (socket.AF_INET, aiodnsresolver.IPv4AddressExpiresAt)
+            if record_type == aiodnsresolver.TYPES.A else
+            (socket.AF_INET6, aiodnsresolver.IPv6AddressExpiresAt))
+        try:
+            infos = await loop.getaddrinfo(host, None, family=family, type=socket.SOCK_STREAM)
+        except socket.gaierror as error:
+            if error.errno in NO_ADDRESS_CODES:
+                raise aiodnsresolver.DnsRecordDoesNotExist from error
+            raise
+        return [kind(address[0], expires_at=loop.time() + 10) for *_, address in infos]
+
+    async def clear_cache(get_logger_adapter):
+        pass
+
+    return resolve, clear_cache
+
+
+def pinned(addresses):
+    """A `get_dns_resolver` for a dict of names and of lists of their addresses."""
+    def get_dns_resolver(get_logger_adapter):
+        async def resolve(host, record_type, get_logger_adapter):
+            version = 4 if record_type == aiodnsresolver.TYPES.A else 6
+            found = [address for address in map(ipaddress.ip_address, addresses.get(host, ()))
+                     if address.version == version]
+            if not found:
+                raise aiodnsresolver.DnsRecordDoesNotExist
+            return found
+
+        async def clear_cache(get_logger_adapter):
+            pass
+
+        return resolve, clear_cache
+
+    return get_dns_resolver
+
+
+class Unwanted(Exception):
+    pass
+
+
+def unwanted(*args, **kwargs):
+    raise AssertionError('it must not be called')
+
+
+CANONICAL = {
+    'http://NAME.Test': ('http', 'name.test', 80),
+    'HTTPS://name.test.': ('https', 'name.test', 443),
+    'http://name.test:8080/a?b': ('http', 'name.test', 8080),
+    'https://name.test:/': ('https', 'name.test', 443),
+    'http://M\u00fcnchen.example/': ('http', 'xn--mnchen-3ya.example', 80),
+    'http://127.0.0.1/': ('http', '127.0.0.1', 80),
+    'http://\uff11\uff12\uff17.0.0.1/': ('http', '127.0.0.1', 80),
+    'http://[::1]:81/': ('http', '::1', 81),
+    'https://[2001:DB8:0:0::1]/': ('https', '2001:db8::1', 443),
+    'http://[FE80::1%25lo]/': ('http', 'fe80::1%lo', 80),
+}
+
+
+@on_loops
+async def test_get_connection_is_called_with_the_canonical_origin_and_in_place_of_dns():
+    async def get_connection(*args, **kwargs):
+        calls.append((args, kwargs))
+        raise Unwanted('why')
+
+    calls = []
+    options = {'get_dns_resolver': unwanted, 'get_sock': unwanted, 'get_ssl_context': unwanted}
+    async with pool(get_connection=get_connection, **options) as request:
+        for url, (scheme, host, port) in CANONICAL.items():
+            with row(url):
+                bracketed = f'[{host}]' if ':' in host else host
+                await failed(
+                    request(b'GET', url), HttpConnectionError, Unwanted,
+                    f'GET {scheme}://{bracketed}:{port}: get_connection failed: Unwanted: why')
+    assert calls == [(args, {}) for args in CANONICAL.values()]
+    assert [list(map(type, args)) for args, _ in calls] == [[str, str, int]] * len(calls)
+
+
+class Streams:
+    """Answers the requests that come over connections of any kind."""
+
+    def __init__(self, context=None):
+        self.context = context
+        self.heads = []
+        self.connections = []  # the index of the connection of each request
+        self.writers = []
+        self.ends = 0
+
+    async def __call__(self, reader, writer):
+        index = len(self.writers)
+        self.writers.append(writer)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                self.heads.append(await reader.readuntil(b'\r\n\r\n'))
+                self.connections.append(index)
+                writer.write(OK)
+        self.ends += 1
+        writer.close()
+
+    async def accept(self, sock):
+        """Serve a socket that is connected already."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader, self)
+        await loop.connect_accepted_socket(lambda: protocol, sock, ssl=self.context)
+
+    async def all_ended(self, but=0):
+        await until(lambda: self.ends == len(self.writers) - but)
+
+
+@contextlib.asynccontextmanager
+async def tcp_streams(streams, tmp_path):
+    async def get_connection(scheme, host, port):
+        return await socket_to(socket.AF_INET, server.sockets[0].getsockname())
+
+    server = await asyncio.start_server(streams, '127.0.0.1', 0, ssl=streams.context)
+    address, port = server.sockets[0].getsockname()
+    yield get_connection, f' (peer {address}:{port})'
+    server.close()
+
+
+@contextlib.asynccontextmanager
+async def ipv6_streams(streams, tmp_path):
+    async def get_connection(scheme, host, port):
+        return await socket_to(socket.AF_INET6, server.sockets[0].getsockname())
+
+    server = await asyncio.start_server(streams, '::1', 0, ssl=streams.context)
+    yield get_connection, f' (peer [::1]:{server.sockets[0].getsockname()[1]})'
+    server.close()
+
+
+@contextlib.asynccontextmanager
+async def unix_streams(streams, tmp_path):
+    path = str(tmp_path / 's')
+    server = await asyncio.start_unix_server(streams, path, ssl=streams.context)
+    yield through_unix_socket(path), f' (peer {path})'
+    server.close()
+
+
+@contextlib.asynccontextmanager
+async def pair_streams(streams, tmp_path):
+    async def get_connection(scheme, host, port):
+        ours, theirs = socket.socketpair()
+        accepting.append(asyncio.ensure_future(streams.accept(theirs)))
+        assert ours.getblocking()
+        socks.append(ours)
+        return ours
+
+    accepting, socks = [], []
+    yield get_connection, ''
+    await asyncio.gather(*accepting)
+
+
+@pytest.mark.parametrize('kind', [tcp_streams, ipv6_streams, unix_streams, pair_streams])
+@SCHEMES
+@on_loops
+async def test_a_connection_that_was_got_is_used_like_any_other(scheme, kind, tmp_path):
+    calls = []
+    streams = Streams(context_of(scheme))
+    async with kind(streams, tmp_path) as (get_connection, peer):
+        async def counting(*args):
+            calls.append(args[1])
+            return await get_connection(*args)
+
+        async with pool(get_connection=counting, get_ssl_context=trusting,
+                        get_dns_resolver=unwanted, get_sock=unwanted) as request:
+            # It is reused, by its origin only.
+            for host in ('name.test', '127.0.0.1', 'Name.test'):
+                assert (await get(request, f'{scheme}://{host}/'))[2] == b'ok'
+            assert (calls, streams.connections) == (['name.test', '127.0.0.1'], [0, 1, 0])
+            # And discarded when the peer hangs up.
+            streams.writers[0].close()
+            await streams.all_ended(but=1)
+            assert (await get(request, f'{scheme}://name.test/'))[2] == b'ok'
+            assert (calls[2:], streams.connections[3:]) == (['name.test'], [2])
+            # An error tells where it leads to.
+            streams.writers[2].write(b'x')
+            error = await failed(
+                request(b'PUT', f'{scheme}://name.test/', headers=of_length(1),
+                        body=lambda: yielding(ValueError('why'))),
+                HttpConnectionError, ValueError)
+            port = 443 if scheme == 'https' else 80
+            assert str(error) == (f'PUT {scheme}://name.test:{port}{peer}, '
+                                  'the request body: why')
+        await streams.all_ended()
+    assert streams.heads[0] == b'GET / HTTP/1.1\r\nhost: name.test\r\n\r\n'
+
+
+@on_loops
+async def test_the_error_of_a_handshake_tells_where_the_connection_leads_to(tmp_path):
+    streams = Streams(certified('other.test'))
+    async with unix_streams(streams, tmp_path) as (get_connection, peer):
+        async with pool(get_connection=get_connection, get_ssl_context=trusting) as request:
+            error = await failed(
+                request(b'GET', 'https://name.test/'), HttpTlsError,
+                ssl.SSLCertVerificationError)
+            assert str(error).startswith(
+                f'GET https://name.test:443{peer}: the TLS handshake failed: ')
+            assert "'name.test'" in str(error)
+            await turns(5)
+
+
+@on_loops
+async def test_get_connection_that_fails_is_the_cause_and_gives_its_place_back():
+    class Odd(Exception):
+        def __str__(self):
+            return ''
+
+    async def get_connection(scheme, host, port):
+        calls.append(host)
+        await asyncio.sleep(0)
+        if errors:
+            raise errors.pop(0)
+        return socks.pop()
+
+    async def timing_out():
+        async with asyncio.timeout(0.01):
+            await forever()
+
+    async def get_in_time(scheme, host, port):
+        await timing_out()
+
+    where = 'GET http://name.test:80: get_connection failed: '
+    causes = {
+        OSError(5, 'why'): 'OSError: [Errno 5] why',
+        LookupError('why'): 'LookupError: why',
+        Odd(): 'Odd',
+        ValueError('why'): 'why',
+        StopAsyncIteration(): 'StopAsyncIteration',
+        TimeoutError(): 'TimeoutError',
+        HttpDataError('of another pool'): 'HttpDataError: of another pool',
+    }
+    calls, errors, socks = [], list(causes), []
+    streams = Streams()
+    async with pool(get_connection=get_connection, max_connections=1,
+                    pool_timeout=0) as request:
+        for cause, text in causes.items():
+            with row(text):
+                error = await failed(
+                    request(b'GET', 'http://name.test/'), HttpConnectionError, type(cause),
+                    where + text)
+                assert error.__cause__ is cause
+        ours, theirs = socket.socketpair()
+        socks.append(ours)
+        await streams.accept(theirs)
+        assert (await get(request, 'http://name.test/'))[2] == b'ok'
+    await streams.all_ended()
+    async with pool(get_connection=get_in_time) as request:
+        await failed(request(b'GET', 'http://name.test/'), HttpConnectionError, TimeoutError,
+                     where + 'TimeoutError')
+
+
+def no_socket():
+    return None
+
+
+def no_socket_but_its_number():
+    return 5
+
+
+def tls_socket():
+    ours, theirs = socket.socketpair()
+    theirs.close()
+    return trusting().wrap_socket(ours, server_hostname='a', do_handshake_on_connect=False)
+
+
+def closed_socket():
+    sock = socket.socket()
+    sock.close()
+    return sock
+
+
+def detached_socket():
+    sock = socket.socket()
+    os.close(sock.detach())
+    return sock
+
+
+MUST = 'TypeError: it must return a connected socket.socket, without TLS, got '
+
+
+@on_loops
+async def test_get_connection_that_returns_no_usable_socket_is_an_error():
+    async def get_connection(scheme, host, port):
+        got.append(make())
+        return got[-1]
+
+    got = []
+    async with pool(get_connection=get_connection) as request:
+        for make, cause, text in (
+                (no_socket, TypeError, MUST + 'NoneType'),
+                (no_socket_but_its_number, TypeError, MUST + 'int'),
+                (tls_socket, TypeError, MUST + 'SSLSocket'),
+                (closed_socket, OSError, 'OSError: [Errno 9] Bad file descriptor'),
+                (detached_socket, OSError, 'OSError: [Errno 9] Bad file descriptor'),
+                (socket.socket, OSError,
+                 'OSError: [Errno 107] Transport endpoint is not connected')):
+            with row(make.__name__):
+                await failed(request(b'GET', 'http://name.test/'), HttpConnectionError, cause,
+                             f'GET http://name.test:80: get_connection failed: {text}')
+                assert not isinstance(got[-1], socket.socket) or got[-1].fileno() == -1
+
+
+@on_loops
+async def test_get_connection_that_is_no_coroutine_function_is_an_error():
+    async with pool(get_connection=lambda *args: None) as request:
+        await failed(request(b'GET', 'http://name.test/'), HttpConnectionError, TypeError)
+
+
 # --------------------------------------------------------------- README, examples, package
 
 HERE = pathlib.Path(__file__).parent
@@ -7803,6 +12057,18 @@ class Website(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+
+class UnixServer(http.server.ThreadingHTTPServer):
+    address_family = socket.AF_UNIX
+    daemon_threads = True
+
+    def server_bind(self):
+        self.socket.bind(self.server_address)
+
+    def get_request(self):
+        sock, _ = super().get_request()
+        return sock, ('', 0)
 
 
 class SockTo(socket.socket):
@@ -7842,9 +12108,12 @@ def website(tmp_path, monkeypatch):
     def get_ssl_context():
         return ssl.create_default_context(cafile='our-authority.pem')
 
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Website) as server:
-        server.asked = []
+    with (http.server.ThreadingHTTPServer(('127.0.0.1', 0), Website) as server,
+          UnixServer('server.sock', Website) as unix_server):
+        server.asked = unix_server.asked = []
         server.daemon_threads = True
+        unix_thread = threading.Thread(target=unix_server.serve_forever)
+        unix_thread.start()
         server.socket = server_context.wrap_socket(
             server.socket, server_side=True, do_handshake_on_connect=False)
         thread = threading.Thread(target=server.serve_forever)
@@ -7853,8 +12122,9 @@ def website(tmp_path, monkeypatch):
             Pool, get_dns_resolver=lambda **_: (resolve, clear_cache), get_sock=get_sock,
             get_ssl_context=get_ssl_context))
         yield server
-        server.shutdown()
-        thread.join()
+        for each, its_thread in ((server, thread), (unix_server, unix_thread)):
+            each.shutdown()
+            its_thread.join()
 
 
 README_RESULTS = [
@@ -7871,6 +12141,7 @@ README_RESULTS = [
     pytest.param('Nothing was sent: GET https://unreachable.example.com:443: resolving '
                  'unreachable.example.com failed', [], id='exceptions'),
     pytest.param('', [('GET', '/', b'')], id='timeout'),
+    pytest.param("b'200' b'<p>Hello</p>'", [('GET', '/', b'')], id='unix-socket'),
     pytest.param("b'200' b'<p>Hello</p>'", [('GET', '/', b'')], id='tls'),
     pytest.param('[http:nightly,GET,https://www.example.com/] Received 200 from '
                  'https://www.example.com:443 (peer 127.0.0.1:443)', [('GET', '/?page=1', b'')],
@@ -7893,7 +12164,7 @@ def test_a_block_of_the_readme_runs_as_it_stands(block, shown, asked, website, c
     assert shown in capsys.readouterr().out + caplog.text
     assert sorted((method, path, content) for method, path, _, content in website.asked) == asked
     assert {host for _, _, host, _ in website.asked} <= {
-        'www.example.com', 'internal.example.com'}
+        'www.example.com', 'internal.example.com', 'localhost'}
 
 
 def test_the_readme_tells_the_defaults_of_every_option():
