@@ -609,7 +609,8 @@ class Names:
         peers = self.known.get(host)
         return peers if peers is not None and now < peers.expires_at else None
 
-    async def lookup(self, loop: Loop, host: str, get_logger_adapter: GetAdapter,
+    async def lookup(self, loop: Loop, host: str,
+                     get_resolver_adapter: Callable[[], GetAdapter],
                      deadline: float, is_ipv6_wanted: bool) -> Peers:
         """The addresses of its A records, and of its AAAA records if wanted or without A."""
         answers: list[list[Address]] = []
@@ -620,7 +621,7 @@ class Names:
                 break
             has_all = record_type == TYPES.AAAA
             try:
-                steps = self.ask(loop, host, record_type, get_logger_adapter)
+                steps = self.ask(loop, host, record_type, get_resolver_adapter)
                 answers.append(await steps.run_until(deadline))
             except DnsRecordDoesNotExist as cause:
                 failure = cause
@@ -631,20 +632,18 @@ class Names:
         if not any(answers):
             raise failure
         # All requests to the host go by one object, so that they take turns.
-        peers = self.known.pop(host, None) or Peers()
+        peers = self.known.get(host) or Peers()
         peers.renew(answers, has_all)
-        if len(self.known) >= MAX_NAMES:
-            del self.known[next(iter(self.known))]
-        self.known[host] = peers
+        remember(self.known, host, peers)
         return peers
 
     def ask(self, loop: Loop, host: str, record_type: int,
-            get_logger_adapter: GetAdapter) -> InTime:
-        return InTime(loop, self.answer(loop, host, record_type, get_logger_adapter),
+            get_resolver_adapter: Callable[[], GetAdapter]) -> InTime:
+        return InTime(loop, self.answer(loop, host, record_type, get_resolver_adapter),
                       self.socket_timeout)
 
     async def answer(self, loop: Loop, host: str, record_type: int,
-                     get_logger_adapter: GetAdapter) -> list[Address]:
+                     get_resolver_adapter: Callable[[], GetAdapter]) -> list[Address]:
         """What the resolver returns or raises, for all who ask for the same at the same time."""
         key = host, record_type
         answer: list[Address] | Exception | None = None
@@ -659,6 +658,7 @@ class Names:
             # Who had asked was cancelled: now somebody else has to.
         waiters = self.asking[key] = []
         try:
+            get_logger_adapter = get_resolver_adapter()
             if self.resolver is None:
                 self.resolver = self.get_dns_resolver(get_logger_adapter=get_logger_adapter)
             answer = checked_addresses(await self.resolver[0](
@@ -677,6 +677,14 @@ class Names:
         self.known.clear()
         if self.resolver is not None:
             await self.resolver[1](get_logger_adapter=get_logger_adapter)
+
+
+def remember(known: dict[str, Any], name: str, value: Any) -> None:
+    """As the latest. The one that was remembered first makes room."""
+    known.pop(name, None)
+    if len(known) >= MAX_NAMES:
+        del known[next(iter(known))]
+    known[name] = value
 
 
 def checked_addresses(answer: Iterable[Address]) -> list[Address]:
@@ -746,8 +754,7 @@ class Steps:
         A cancellation of the task is passed on to it: what that means is told by its next step.
         """
         waited_for = self.waited_for
-        if waited_for is None or self.is_ready():
-            return
+        assert waited_for is not None
         self.woken = woken
         waited_for.add_done_callback(self.on_ready)
         try:
@@ -761,8 +768,8 @@ class Steps:
             waited_for.remove_done_callback(self.on_ready)
 
     def on_ready(self, _: asyncio.Future[Any]) -> None:
-        if self.woken is not None:
-            wake(self.woken)
+        assert self.woken is not None
+        wake(self.woken)
 
     async def run(self) -> Any:
         """Run it to its end."""
@@ -849,11 +856,14 @@ class InTime(Steps):
         sys.set_asyncgen_hooks(None, None)
         try:
             super().step()
-        except CancelledError:
-            if self.is_late and not self.fresh:
+        except CancelledError as error:
+            # What it still handled, it had not gone on after: it only cleaned up, and that
+            # cancellation was from outside.
+            is_new = self.fresh > 0 or self.is_late
+            from_outside = min(self.own, count_cancellations(error) - is_new)
+            self.own -= from_outside
+            if self.is_late and not self.fresh and not from_outside:
                 raise timed_out(self.socket_timeout) from None
-            # It only cleaned up before, so what it went on after was from outside.
-            self.own -= not self.fresh and self.own > 0
             raise
         except BaseException as end:
             if self.settle():
@@ -871,6 +881,15 @@ class InTime(Steps):
         self.own += not_undone > 0
         self.fresh = max(not_undone - 1, 0)
         return self.fresh
+
+
+def count_cancellations(error: BaseException | None) -> int:
+    """Those that were being handled when this one was raised, and itself."""
+    count = 0
+    while error is not None:
+        count += isinstance(error, CancelledError)
+        error = error.__context__
+    return count
 
 
 def current_task() -> asyncio.Task[Any]:
@@ -988,9 +1007,9 @@ class Connections:
         connection.is_idle = True
 
     def remove(self, connection: Connection) -> None:
+        assert connection.share is not None
         del self.idle[connection]
-        if connection.share is not None:
-            del connection.share.idle[connection]
+        del connection.share.idle[connection]
         connection.is_idle = False
 
     # Places
@@ -1058,6 +1077,16 @@ class Connections:
         if ticket < inf and share.places < self.max_per_origin and not share.is_queued:
             heappush(self.queue, (ticket, share))
             share.is_queued = True
+            if len(self.queue) > 2 * len(self.shares):
+                self.sweep()
+
+    def sweep(self) -> None:
+        """Most of the queue are requests that gave up, of origins that have been forgotten."""
+        queue, self.queue = self.queue, []
+        for _, share in queue:
+            share.is_queued = False
+        for _, share in queue:
+            self.enqueue(share)
 
     def first_queued(self) -> float:
         """The first ticket of the queue. What has changed since it was queued is put right."""
@@ -1078,9 +1107,8 @@ class Connections:
     def close(self) -> None:
         self.is_closed = True
         for share in list(self.shares.values()):
-            for waiter in share.waiters.values():
-                if not waiter.done():
-                    waiter.set_result(RuntimeError('the pool was closed'))
+            while (ticket := share.first_ticket()) < inf:
+                share.waiters.pop(ticket).set_result(RuntimeError('the pool was closed'))
             for connection in list(share.idle):
                 connection.close()
 
@@ -1176,7 +1204,7 @@ class Opening:
     async def lookup(self) -> Peers:
         try:
             return await self.opener.names.lookup(
-                self.loop, self.origin.host, self.get_resolver_adapter(), self.deadline,
+                self.loop, self.origin.host, self.get_resolver_adapter, self.deadline,
                 self.opener.connections.is_ipv6_next(self.origin))
         except DnsTimeout as cause:
             late = TimeoutError('no nameserver answered in the time that the resolver gives')
@@ -1191,7 +1219,7 @@ class Opening:
 
     def ask_ipv6(self) -> InTime:
         return self.opener.names.ask(
-            self.loop, self.origin.host, TYPES.AAAA, self.get_resolver_adapter())
+            self.loop, self.origin.host, TYPES.AAAA, self.get_resolver_adapter)
 
     async def wait(self) -> Share | Connection:
         try:
@@ -1235,7 +1263,11 @@ class Opening:
         sock = self.opener.get_sock(
             socket.AF_INET if address.version == 4 else socket.AF_INET6)
         peer = str(address)
-        return self.made(sock, peer, shown_address(peer, self.origin.port))
+        try:
+            return self.made(sock, peer, shown_address(peer, self.origin.port))
+        except BaseException:
+            discard(sock)
+            raise
 
     def made(self, sock: socket.socket, peer: str, where: str) -> Connection:
         return Connection(self.loop, sock, self.origin, peer, where, self.opener.settings,
@@ -1351,12 +1383,8 @@ class Race:
         return connection if is_made else None
 
     def start_lookup(self, now: float) -> None:
-        try:
-            self.lookup = self.opening.ask_ipv6()
-        except Exception as cause:
-            self.failures.append(('AAAA records', cause))
-        else:
-            self.step_lookup(self.lookup, now)
+        self.lookup = self.opening.ask_ipv6()
+        self.step_lookup(self.lookup, now)
 
     def step_lookup(self, lookup: InTime, now: float) -> None:
         try:
@@ -2444,11 +2472,7 @@ class Connection:
     def keep_session(self) -> None:
         """For the next connection to the origin. (TLS 1.3 sends it after the handshake.)"""
         if isinstance(self.sock, ssl.SSLSocket) and self.sock.session is not None:
-            sessions = self.connections.sessions
-            sessions.pop(self.origin.name, None)
-            if len(sessions) >= MAX_NAMES:
-                del sessions[next(iter(sessions))]
-            sessions[self.origin.name] = self.sock.session
+            remember(self.connections.sessions, self.origin.name, self.sock.session)
 
     # One exchange
 
@@ -2504,12 +2528,9 @@ class Connection:
         phase, self.phase = self.phase, READING_HEAD
         try:
             data = self.receive()
-        except WANT_READ:
+        except (*WANT_READ, ssl.SSLWantWriteError):
             self.phase = phase
             self.start_reading()
-        except ssl.SSLWantWriteError:
-            # The next write does that. Until then, what can be read would be found again.
-            self.phase = phase
         else:
             self.feed(data)
             self.phase = phase
@@ -2738,7 +2759,8 @@ class Connection:
             # RFC 8446 6.1: say goodbye, without waiting for an answer.
             with contextlib.suppress(OSError, ValueError):
                 self.sock.unwrap()
-        self.sock.close()
+        with contextlib.suppress(OSError):
+            self.sock.close()
         share, self.share = self.share, None
         if share is not None and not self.loop.is_closed():
             share.give_back()
