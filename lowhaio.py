@@ -2527,18 +2527,15 @@ class Connection:
         self.has_news = False
         phase, self.phase = self.phase, READING_HEAD
         try:
-            data = self.receive()
+            while not self.response.is_done:
+                self.feed(self.receive())
         except (*WANT_READ, ssl.SSLWantWriteError):
-            self.phase = phase
             self.start_reading()
         else:
-            self.feed(data)
-            self.phase = phase
-            self.is_watching = not self.response.is_done
-            if self.is_watching:
-                self.start_reading()
-            elif self.response.code >= b'300':
+            self.is_watching = False
+            if self.response.code >= b'300':
                 raise EarlyResponse
+        self.phase = phase
 
     def feed(self, data: bytes) -> None:
         if data:

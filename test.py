@@ -10497,7 +10497,7 @@ CLOSED_IN_TURN = [GeneratorExit, True, 'cleaned up']
 SWALLOWED = [True, 'cleaned up']
 
 # More than the buffers between a client and a server that does not read can hold.
-BLOCKING = bytes(1_500_000)
+BLOCKING = bytes(10_000_000)
 
 # What the client is at when the response comes: a body, what it sees, and if the server reads.
 STATES = {
@@ -10993,7 +10993,6 @@ ENDS = {
                            "the peer closed the connection, after b'HTTP/1.1 4'"),
     'an end after an interim response': (
         CONTINUE, 'end', EOFError, 'the peer closed the connection, after no byte of it'),
-    # BUG: a reset is told as a failure of the body, in an HttpDataError.
     'a reset': (b'', 'reset', ConnectionResetError,
                 'ConnectionResetError: [Errno 104] Connection reset by peer'),
     'a reset after an interim response': (
