@@ -9108,6 +9108,19 @@ async def test_a_connection_sends_at_once_and_probes_a_peer_that_is_silent():
                 assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
 
 
+@on_loops
+async def test_a_lookup_that_blocks_the_loop_for_all_of_the_time_leaves_none_to_connect():
+    async def resolve(host):
+        time.sleep(0.05)
+        return [IPv4Address('127.0.0.1')]
+
+    async with pool(get_dns_resolver=resolving(resolve), socket_timeout=0.02) as request:
+        await failed(
+            request(b'GET', 'http://name.test:1/'), HttpConnectionError, TimeoutError,
+            'GET http://name.test:1: connecting failed: no address was tried: TimeoutError: '
+            'socket_timeout, 0.02 seconds, passed')
+
+
 # --------------------------------------------------------------------------------- limits
 #
 # Origins that differ in their names have one server: that of a request is the first letter of
@@ -10161,6 +10174,21 @@ async def test_the_work_of_a_request_does_not_grow_with_the_connections_that_idl
     assert many < few * 1.5
 
 
+@on_loops
+async def test_a_cancellation_in_the_turn_in_which_pool_timeout_passes_wins():
+    loop = asyncio.get_running_loop()
+    async with Server(Answering(OK[:-1])) as server, pool(
+            max_connections=1, pool_timeout=0.05) as request:
+        _, _, held = await request(b'GET', server.url)
+        waiting = asyncio.create_task(request(b'GET', server.url))
+        await turns(3)
+        loop.call_later(0.06, waiting.cancel)
+        time.sleep(0.15)
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await held.aclose()
+
+
 # ------------------------------------------------------------------- TLS: sessions resumed
 
 class Resuming:
@@ -10903,7 +10931,10 @@ async def test_below_300_sending_goes_on_to_its_end_and_the_connection_is_reused
         peer.writer.transport.resume_reading()
         lengths[number] = 0
         while lengths[number] < of_case(number):
-            lengths[number] += len(await peer.reader.read(2 ** 20))
+            data = await peer.reader.read(2 ** 20)
+            if not data:
+                return
+            lengths[number] += len(data)
         if cases[number][0] == 'interim responses':
             await peer.send(OK)
         await peer.read_head()
@@ -11230,6 +11261,27 @@ async def test_watching_for_an_early_response_uses_no_cpu(scheme):
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+@on_loops
+async def test_a_request_that_is_closed_by_hand_while_it_is_blocked_closes_its_connection():
+    sock = None
+
+    def get_sock(family):
+        nonlocal sock
+        sock = small_sock(family)
+        return sock
+
+    with deaf_server() as server:
+        async with pool(get_sock=get_sock) as request:
+            coroutine = request(b'PUT', server.url, body=streamed(LARGE),
+                                headers=of_length(len(LARGE)))
+            waited_for = coroutine.send(None)
+            waited_for._asyncio_future_blocking = False
+            await until(waited_for.done)
+            coroutine.send(None)
+            coroutine.close()
+            assert sock.fileno() == -1
+
+
 # --------------------------------------------------------------------- expect: 100-continue
 
 EXPECT = ((b'expect', b'100-continue'),)
@@ -11510,6 +11562,24 @@ async def test_a_request_may_be_cancelled_while_it_waits_for_100_continue(scheme
     assert body.times == []
 
 
+@on_loops
+async def test_a_body_that_is_not_ready_after_100_continue_is_sent_when_it_is():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(CONTINUE)
+        assert await peer.read(1) == b'a'
+        await peer.send(OK)
+
+    async def body():
+        await asyncio.sleep(0)
+        yield b'a'
+
+    async with Server(script) as server, pool() as request:
+        _, _, response = await request(
+            b'PUT', server.url, headers=((b'expect', b'100-continue'), *of_length(1)), body=body)
+        assert await buffered(response) == b'ok'
+
+
 # -------------------------------------------------------------------------- get_connection
 #
 # Recipes first, as a user would write them. Each returns a function for `get_connection`,
@@ -11662,7 +11732,8 @@ def to_handler(handler, tasks):
     return get_connection
 
 
-NAT64 = ipaddress.ip_network('64:ff9b::/96')
+NAT64 = ipaddress.ip_network('64:ff9b::/96')  # RFC 6052 2.1
+GLOBAL_UNICAST = ipaddress.ip_network('2000::/3')  # RFC 4291 2.4
 
 
 def is_public(address):
@@ -11673,7 +11744,8 @@ def is_public(address):
             embedded = IPv4Address(address.packed[-4:])
         if embedded is not None:
             return is_public(embedded)
-    return address.is_global and not address.is_multicast
+        return address in GLOBAL_UNICAST and address.is_global
+    return address.is_global and not address.is_reserved and not address.is_multicast
 
 
 class NotAllowed(Exception):
@@ -11700,14 +11772,16 @@ def resolving_to_public(get_resolver=aiodnsresolver.Resolver):
 class PublicSocket(socket.socket):
     """Connects to public addresses only, whether they were resolved or stood in the URL."""
 
+    is_allowed = staticmethod(is_public)
+
     def connect(self, address):
-        if not is_public(ipaddress.ip_address(address[0])):
+        if not self.is_allowed(ipaddress.ip_address(address[0])):
             raise NotAllowed(f'{address[0]} is not public')
         super().connect(address)
 
 
-def get_public_sock(family):
-    sock = PublicSocket(family, socket.SOCK_STREAM)
+def get_public_sock(family, kind=PublicSocket):
+    sock = kind(family, socket.SOCK_STREAM)
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
@@ -11897,7 +11971,6 @@ async def test_a_connection_that_was_got_is_used_like_any_other(scheme, kind, tm
             assert (await get(request, f'{scheme}://name.test/'))[2] == b'ok'
             assert (calls[2:], streams.connections[3:]) == (['name.test'], [2])
             # An error tells where it leads to.
-            streams.writers[2].write(b'x')
             error = await failed(
                 request(b'PUT', f'{scheme}://name.test/', headers=of_length(1),
                         body=lambda: yielding(ValueError('why'))),
@@ -12031,70 +12104,607 @@ async def test_get_connection_that_is_no_coroutine_function_is_an_error():
 
 
 @on_loops
-async def test_a_body_that_is_not_ready_after_100_continue_is_sent_when_it_is():
-    async def script(peer):
-        await peer.read_head()
-        await peer.send(CONTINUE)
-        assert await peer.read(1) == b'a'
-        await peer.send(OK)
+async def test_get_connection_that_hangs_is_cancelled_after_socket_timeout():
+    async def hanging(scheme, host, port):
+        try:
+            await forever()
+        except BaseException as error:
+            events.append(type(error))
+            raise
+        finally:
+            events.append(asyncio.current_task())
 
-    async def body():
-        await asyncio.sleep(0)
-        yield b'a'
+    async def going_on(scheme, host, port):
+        ours, theirs = socket.socketpair()
+        theirs.close()
+        got.append(ours)
+        with contextlib.suppress(asyncio.CancelledError):
+            await forever()
+        return ours
 
-    async with Server(script) as server, pool() as request:
-        _, _, response = await request(
-            b'PUT', server.url, headers=((b'expect', b'100-continue'), *of_length(1)), body=body)
-        assert await buffered(response) == b'ok'
+    async def raising(scheme, host, port):
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            raise LookupError('why') from None
+
+    events, got = [], []
+    late = ('GET http://name.test:80: get_connection failed: '
+            'TimeoutError: socket_timeout, 0.05 seconds, passed')
+    for get_connection, cause, text in (
+            (hanging, TimeoutError, late),
+            (raising, LookupError,
+             'GET http://name.test:80: get_connection failed: LookupError: why')):
+        with row(get_connection.__name__):
+            async with pool(get_connection=get_connection, socket_timeout=0.05,
+                            max_connections=1) as request:
+                for _ in range(2):  # its place is free again
+                    await failed(request(b'GET', 'http://name.test/'), HttpConnectionError,
+                                 cause, text)
+                assert cancelling() == 0
+                await turns(2)
+    assert events == [asyncio.CancelledError, asyncio.current_task()] * 2
+    # One that goes on all the same leaves nothing behind, whatever becomes of its socket.
+    async with pool(get_connection=going_on, socket_timeout=0.05) as request:
+        with pytest.raises(HttpError):
+            await request(b'GET', 'http://name.test/')
+        assert cancelling() == 0
+        assert [sock.fileno() for sock in got] == [-1]
 
 
 @on_loops
-async def test_a_request_that_is_closed_by_hand_while_it_is_blocked_closes_its_connection():
-    sock = None
+async def test_get_connection_that_hangs_may_wait_in_its_cleaning_up():
+    async def get_connection(scheme, host, port):
+        try:
+            await forever()
+        finally:
+            await turns(3)
+            ended.append(True)
 
-    def get_sock(family):
-        nonlocal sock
-        sock = small_sock(family)
+    ended = []
+    async with pool(get_connection=get_connection, socket_timeout=0.05) as request:
+        await failed(
+            request(b'GET', 'http://name.test/'), HttpConnectionError, TimeoutError,
+            'GET http://name.test:80: get_connection failed: '
+            'TimeoutError: socket_timeout, 0.05 seconds, passed')
+        assert cancelling() == 0
+    assert ended == [True]
+
+
+@on_loops
+async def test_socket_timeout_is_for_get_connection_and_the_handshake_together():
+    async def get_connection(scheme, host, port):
+        await asyncio.sleep(0.9)
+        ours, theirs = socket.socketpair()
+        silent.append(theirs)
+        return ours
+
+    silent = []
+    started = time.monotonic()
+    async with pool(get_connection=get_connection, get_ssl_context=trusting,
+                    socket_timeout=1) as request:
+        await failed(
+            request(b'GET', 'https://name.test/'), HttpTlsError, TimeoutError,
+            'GET https://name.test:443: the TLS handshake failed: '
+            'TimeoutError: socket_timeout, 1 seconds, passed')
+    assert time.monotonic() - started < 1.7
+    silent[0].close()
+
+
+@on_loops
+async def test_get_connection_may_have_time_outs_of_its_own():
+    async def get_connection(scheme, host, port):
+        for _ in range(2):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await forever()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(forever(), 0.01)
+        ours, theirs = socket.socketpair()
+        await streams.accept(theirs)
+        return ours
+
+    streams = Streams()
+    async with pool(get_connection=get_connection) as request:
+        async with asyncio.timeout(PATIENCE / 2):
+            assert (await get(request, 'http://name.test/'))[2] == b'ok'
+        assert cancelling() == 0
+        await turns(2)
+    await streams.all_ended()
+
+
+@pytest.mark.parametrize('limit', ['cancel', 'asyncio.timeout'])
+@on_loops
+async def test_get_connection_is_cancelled_with_its_request(limit):
+    async def get_connection(scheme, host, port):
+        waits.set()
+        try:
+            await forever()
+        finally:
+            await asyncio.sleep(0)
+            ended.append(True)
+
+    async def limited():
+        async with asyncio.timeout(None if limit == 'cancel' else 0.02):
+            await request(b'GET', 'http://name.test/')
+
+    waits, ended = asyncio.Event(), []
+    async with pool(get_connection=get_connection) as request:
+        task = asyncio.create_task(limited())
+        await waits.wait()
+        if limit == 'cancel':
+            task.cancel()
+        [error] = await asyncio.gather(task, return_exceptions=True)
+        assert type(error) is (asyncio.CancelledError if limit == 'cancel' else TimeoutError)
+        assert task.cancelling() == (limit == 'cancel')
+        assert ended == [True]
+
+
+@SCHEMES
+@on_loops
+async def test_get_connection_may_be_cancelled_at_any_turn_of_the_loop(scheme):
+    """Also in the one in which it ends."""
+    # In debug mode, asyncio's server takes a client that hangs up for an error of its own.
+    asyncio.get_running_loop().set_debug(False)
+
+    async def get_connection(scheme, host, port):
+        sock = socket.socket()
+        socks.append(sock)
+        try:
+            await asyncio.sleep(0)
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, ('127.0.0.1', server.port))
+            await gate.wait()
+        except BaseException:
+            sock.close()
+            raise
         return sock
 
-    with deaf_server() as server:
-        async with pool(get_sock=get_sock) as request:
-            coroutine = request(b'PUT', server.url, body=streamed(LARGE),
-                                headers=of_length(len(LARGE)))
-            waited_for = coroutine.send(None)
-            waited_for._asyncio_future_blocking = False
-            await until(waited_for.done)
-            coroutine.send(None)
-            coroutine.close()
-            assert sock.fileno() == -1
+    socks = []
+    gate = asyncio.Event()
+    async with Server(Answering(OK), context_of(scheme)) as server:
+        for turn in range(30):
+            async with pool(get_connection=get_connection, get_ssl_context=trusting,
+                            max_connections=1) as request:
+                gate.clear()
+                task = asyncio.create_task(get(request, f'{scheme}://127.0.0.1/'))
+                await turns(turn)
+                gate.set()
+                await turns(turn % 3)
+                task.cancel()
+                [result] = await asyncio.gather(task, return_exceptions=True)
+                assert isinstance(result, asyncio.CancelledError) or result[2] == b'ok'
+                assert (await get(request, f'{scheme}://127.0.0.1/'))[2] == b'ok'
+            socks = [sock for sock in socks if sock.fileno() != -1]
+            assert socks == [], turn
 
 
 @on_loops
-async def test_a_lookup_that_blocks_the_loop_for_all_of_the_time_leaves_none_to_connect():
-    async def resolve(host):
-        time.sleep(0.05)
-        return [IPv4Address('127.0.0.1')]
-
-    async with pool(get_dns_resolver=resolving(resolve), socket_timeout=0.02) as request:
-        await failed(
-            request(b'GET', 'http://name.test:1/'), HttpConnectionError, TimeoutError,
-            'GET http://name.test:1: connecting failed: no address was tried: TimeoutError: '
-            'socket_timeout, 0.02 seconds, passed')
-
-
-@on_loops
-async def test_a_cancellation_in_the_turn_in_which_pool_timeout_passes_wins():
-    loop = asyncio.get_running_loop()
-    async with Server(Answering(OK[:-1])) as server, pool(
-            max_connections=1, pool_timeout=0.05) as request:
-        _, _, held = await request(b'GET', server.url)
-        waiting = asyncio.create_task(request(b'GET', server.url))
+async def test_a_limit_of_connections_is_one_for_those_that_get_connection_makes():
+    async def get_connection(scheme, host, port):
+        opening.append(host)
         await turns(3)
-        loop.call_later(0.06, waiting.cancel)
-        time.sleep(0.15)
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        await held.aclose()
+        ours, theirs = socket.socketpair()
+        await streams.accept(theirs)
+        return ours
+
+    opening = []
+    streams = Streams()
+    async with pool(get_connection=get_connection, max_connections_per_origin=1) as request:
+        results = await asyncio.gather(
+            *[get(request, f'http://{host}/') for host in ('a.test', 'b.test') * 3])
+        assert [body for _, _, body in results] == [b'ok'] * 6
+    await streams.all_ended()
+    assert opening == ['a.test', 'b.test']
+
+
+# ---------------------------------------------------- the recipes, and what they connect to
+
+
+async def copy(reader, writer):
+    with contextlib.suppress(OSError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+async def tunnel(reader, writer, port, first=b''):
+    """Pass on what comes from each side to the other, after some bytes of the proxy's own."""
+    server_reader, server_writer = await asyncio.open_connection('127.0.0.1', port)
+    writer.write(first)
+    await asyncio.gather(copy(reader, server_writer), copy(server_reader, writer))
+
+
+class Proxy:
+    """An HTTP proxy: whatever it is asked for is a port of its own machine."""
+
+    def __init__(self, port, *responses):
+        self.port = port
+        self.responses = responses  # in place of a tunnel
+        self.heads = []
+        self.ends = 0
+
+    async def __call__(self, reader, writer):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            self.heads.append(await reader.readuntil(b'\r\n\r\n'))
+            if self.responses:
+                writer.write(self.responses[len(self.heads) - 1])
+                assert await reader.read() == b''
+            else:
+                await tunnel(reader, writer, self.port,
+                             b'HTTP/1.1 100 Continue\r\n\r\n'
+                             b'HTTP/1.1 200 Connection established\r\ncontent-length: 5\r\n\r\n')
+        self.ends += 1
+        writer.close()
+
+
+@contextlib.asynccontextmanager
+async def listening(script):
+    """A server of two streams, until its connections have ended."""
+    started = []
+
+    async def serve(reader, writer):
+        started.append(asyncio.current_task())
+        await script(reader, writer)
+
+    server = await asyncio.start_server(serve, '127.0.0.1', 0)
+    yield server.sockets[0].getsockname()
+    server.close()
+    await asyncio.gather(*started)
+
+
+@SCHEMES
+@on_loops
+async def test_recipe_through_a_unix_socket(scheme, tmp_path):
+    streams = Streams(context_of(scheme))
+    async with unix_streams(streams, tmp_path) as (get_connection, _):
+        async with pool(get_connection=get_connection, get_ssl_context=trusting) as request:
+            for _ in range(2):
+                assert (await get(request, f'{scheme}://name.test/'))[2] == b'ok'
+        await streams.all_ended()
+    assert streams.connections == [0, 0]
+    path = str(tmp_path / 'nothing')
+    async with pool(get_connection=through_unix_socket(path)) as request:
+        error = await failed(
+            request(b'GET', 'http://name.test/'), HttpConnectionError, FileNotFoundError)
+        assert str(error).startswith('GET http://name.test:80: get_connection failed: '
+                                     'FileNotFoundError: [Errno 2]')
+
+
+@SCHEMES
+@on_loops
+async def test_recipe_through_an_http_proxy(scheme):
+    async with Server(Answering(OK), context_of(scheme)) as server:
+        proxy = Proxy(server.port)
+        async with listening(proxy) as address:
+            async with pool(get_connection=through_http_proxy(address, b'Basic dTpw'),
+                            get_ssl_context=trusting, get_dns_resolver=unwanted) as request:
+                for host in ('name.test', '127.0.0.1:81', 'name.test'):
+                    assert (await get(request, f'{scheme}://{host}/'))[2] == b'ok'
+            async with pool(get_connection=through_http_proxy(address)) as request:
+                with contextlib.suppress(HttpError):
+                    await get(request, f'{scheme}://[2001:DB8::1]/')
+    port = 443 if scheme == 'https' else 80
+    assert proxy.heads == [
+        b'CONNECT name.test:%d HTTP/1.1\r\nhost: name.test:%d\r\n'
+        b'proxy-authorization: Basic dTpw\r\n\r\n' % (port, port),
+        b'CONNECT 127.0.0.1:81 HTTP/1.1\r\nhost: 127.0.0.1:81\r\n'
+        b'proxy-authorization: Basic dTpw\r\n\r\n',
+        b'CONNECT [2001:db8::1]:%d HTTP/1.1\r\nhost: [2001:db8::1]:%d\r\n\r\n' % (port, port)]
+
+
+@on_loops
+async def test_recipe_through_an_http_proxy_that_refuses():
+    where = 'GET https://name.test:443: get_connection failed: '
+    refusal = (b'HTTP/1.1 407 Proxy Authentication Required\r\n'
+               b'Proxy-Authenticate: Basic realm="a: b"\r\ncontent-length: 0\r\n\r\n')
+    proxy = Proxy(0, refusal, b'HTTP/1.0 502\r\n\r\n', b'SSH-2.0-a\r\n\r\n', bytes(20_000))
+    async with listening(proxy) as address:
+        async with pool(get_connection=through_http_proxy(address)) as request:
+            error = await failed(request(b'GET', 'https://name.test/'), HttpConnectionError,
+                                 ProxyError, where + 'ProxyError: the proxy answered 407')
+            assert error.__cause__.code == b'407'
+            assert error.__cause__.headers == (
+                (b'proxy-authenticate', b'Basic realm="a: b"'), (b'content-length', b'0'))
+            await failed(request(b'GET', 'https://name.test/'), HttpConnectionError,
+                         ProxyError, where + 'ProxyError: the proxy answered 502')
+            await failed(request(b'GET', 'https://name.test/'), HttpConnectionError, ValueError,
+                         where + "expected an HTTP response from the proxy, got b'SSH-2.0-a'")
+            await failed(request(b'GET', 'https://name.test/'), HttpConnectionError, ValueError,
+                         where + 'the head of the proxy is too long')
+    assert proxy.ends == 4
+    async with listening(hanging_up) as address:
+        async with pool(get_connection=through_http_proxy(address)) as request:
+            await failed(request(b'GET', 'https://name.test/'), HttpConnectionError, EOFError,
+                         where + 'the proxy closed the connection')
+
+
+async def hanging_up(reader, writer):
+    await reader.read(1)
+    writer.write_eof()
+    await reader.read()
+    writer.close()
+
+
+@on_loops
+async def test_recipe_through_an_http_proxy_takes_no_byte_of_the_server():
+    """A response that comes at once is one to no request."""
+    async def script(reader, writer):
+        await reader.readuntil(b'\r\n\r\n')
+        writer.write(b'HTTP/1.1 200 \r\n\r\n' + OK)
+        await reader.read()
+        writer.close()
+
+    async with listening(script) as address:
+        sock = await through_http_proxy(address)('http', 'name.test', 80)
+        with sock:
+            assert await receive(sock, len(OK)) == OK
+
+
+class SocksProxy:
+    """A SOCKS5 proxy: whatever it is asked for is a port of its own machine."""
+
+    def __init__(self, port, user=None, code=0, bound=b'\1\0\0\0\0'):
+        self.port = port
+        self.user = user
+        self.code = code
+        self.bound = bound
+        self.asked = []
+
+    async def __call__(self, reader, writer):
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            assert (await reader.readexactly(1)) == b'\5'
+            methods = await reader.readexactly((await reader.readexactly(1))[0])
+            method = 0 if self.user is None else 2 if 2 in methods else 255
+            writer.write(bytes((5, method)))
+            if method == 2:
+                assert (await reader.readexactly(1)) == b'\1'
+                texts = [await reader.readexactly((await reader.readexactly(1))[0])
+                         for _ in range(2)]
+                writer.write(bytes((1, texts != self.user)))
+            assert (await reader.readexactly(3)) == b'\5\1\0'
+            kind = (await reader.readexactly(1))[0]
+            length = {1: 4, 4: 16}.get(kind) or (await reader.readexactly(1))[0]
+            host = await reader.readexactly(length)
+            port = int.from_bytes(await reader.readexactly(2), 'big')
+            self.asked.append((kind, host, port))
+            answer = bytes((5, self.code, 0)) + self.bound + b'\0\0'
+            if self.code:
+                writer.write(answer)
+                assert await reader.read() == b''
+            else:
+                await tunnel(reader, writer, self.port, answer)
+        writer.close()
+
+
+@SCHEMES
+@pytest.mark.parametrize('user', [None, [b'user', b'pass:word']], ids=['no-user', 'user'])
+@on_loops
+async def test_recipe_through_a_socks_proxy(scheme, user):
+    async with Server(Answering(OK), context_of(scheme)) as server:
+        for bound in (b'\1\0\0\0\0', b'\4' + bytes(16), b'\3\4name'):
+            proxy = SocksProxy(server.port, user, bound=bound)
+            async with listening(proxy) as address:
+                async with pool(get_connection=through_socks_proxy(address, *(user or ())),
+                                get_ssl_context=trusting, get_dns_resolver=unwanted) as request:
+                    for host in ('name.test', '127.0.0.1:81', 'name.test'):
+                        assert (await get(request, f'{scheme}://{host}/'))[2] == b'ok'
+                    with contextlib.suppress(HttpTlsError):
+                        await get(request, f'{scheme}://[::1]:82/')
+            port = 443 if scheme == 'https' else 80
+            assert proxy.asked == [
+                (3, b'name.test', port), (1, b'\x7f\0\0\1', 81), (4, bytes(15) + b'\1', 82)]
+
+
+@on_loops
+async def test_recipe_through_a_socks_proxy_that_refuses():
+    async def refusal(proxy, *user):
+        async with listening(proxy) as address:
+            async with pool(get_connection=through_socks_proxy(address, *user)) as request:
+                return await failed(
+                    request(b'GET', 'http://name.test/'), HttpConnectionError, SocksError)
+
+    where = 'GET http://name.test:80: get_connection failed: SocksError: '
+    for code, text in (*SOCKS_ERRORS.items(), (9, 'the proxy answered 9')):
+        assert str(await refusal(SocksProxy(0, code=code))) == where + text
+    user = [b'user', b'password']
+    assert str(await refusal(SocksProxy(0, user))) == (
+        where + 'the proxy accepts no way to authenticate')
+    assert str(await refusal(SocksProxy(0, user), b'user', b'other')) == (
+        where + 'the proxy does not accept user and password')
+
+
+@on_loops
+async def test_recipe_a_test_double_without_a_port():
+    async def handler(reader, writer):
+        with contextlib.suppress(asyncio.IncompleteReadError):  # once the client has closed
+            while True:
+                heads.append(await reader.readuntil(b'\r\n\r\n'))
+                writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok')
+        writer.close()
+
+    heads, tasks = [], []
+    async with pool(get_connection=to_handler(handler, tasks)) as request:
+        for _ in range(2):
+            assert (await get(request, 'http://name.test/a'))[2] == b'ok'
+    await asyncio.gather(*tasks)
+    assert heads == [b'GET /a HTTP/1.1\r\nhost: name.test\r\n\r\n'] * 2
+    assert len(tasks) == 1
+
+
+NOT_PUBLIC = (
+    '127.0.0.1', '127.255.255.254', '10.0.0.1', '172.16.0.1', '192.168.0.1', '169.254.169.254',
+    '0.0.0.0', '100.64.0.1', '192.0.2.1', '224.0.0.1', '240.0.0.1', '255.255.255.255',
+    '::', '::1', 'fe80::1', 'fe80::1%lo', 'fc00::1', 'fec0::1', 'ff02::1', 'ff0e::1',
+    '2001:db8::1', '2001::1', '::ffff:127.0.0.1', '::ffff:10.0.0.1', '::ffff:169.254.169.254',
+    '64:ff9b::127.0.0.1', '64:ff9b::a9fe:a9fe', '64:ff9b:1::1', '2002:7f00:1::', '2002:a00:1::',
+    '2002:a9fe:a9fe::1', '::127.0.0.1', '::10.0.0.1')
+PUBLIC = ('8.8.8.8', '1.1.1.1', '193.0.6.139', '2606:4700:4700::1111', '2a00:1450:4001::1',
+          '::ffff:8.8.8.8', '64:ff9b::808:808', '2002:808:808::1')
+
+
+@on_loops
+async def test_recipe_names_of_addresses_that_are_not_public_are_refused():
+    asked = []
+
+    def answering(addresses):
+        resolver = pinned({'name.test': addresses})
+
+        def get_resolver(**kwargs):
+            resolve, clear_cache = resolver(**kwargs)
+
+            async def counting(host, record_type, **kwargs):
+                asked.append(record_type)
+                return await resolve(host, record_type, **kwargs)
+
+            return counting, clear_cache
+
+        return resolving_to_public(get_resolver)
+
+    def get_sock(family):
+        raise Unwanted('it went on to connect')
+
+    for address in NOT_PUBLIC:
+        with row(address):
+            options = {'get_dns_resolver': answering([address]), 'get_sock': get_sock}
+            async with pool(**options) as request:
+                await failed(
+                    request(b'GET', 'http://name.test/'), HttpDnsError, NotAllowed,
+                    'GET http://name.test:80: resolving name.test failed: '
+                    f'NotAllowed: name.test has the address {ipaddress.ip_address(address)}')
+    for address in PUBLIC:
+        with row(address):
+            asked.clear()
+            options = {'get_dns_resolver': answering([address]), 'get_sock': get_sock}
+            async with pool(**options) as request:
+                await failed(
+                    request(b'GET', 'http://name.test/'), HttpConnectionError, Unwanted)
+            assert len(asked) == len(set(asked))
+    # One of several is enough.
+    options = {'get_dns_resolver': answering(['8.8.8.8', '127.0.0.1']), 'get_sock': get_sock}
+    async with pool(**options) as request:
+        await failed(request(b'GET', 'http://name.test/'), HttpDnsError, NotAllowed)
+
+
+# URLs whose host is an address, in any form that lowhaio takes for one: it is never resolved.
+LITERALS = {
+    'http://127.0.0.1/': '127.0.0.1',
+    'http://127.0.0.1./': '127.0.0.1',
+    'http://127.0.0.1:8080/': '127.0.0.1',
+    'http://\uff11\uff12\uff17.0.0.1/': '127.0.0.1',
+    'http://\u2460\u2461\u2466.0.0.1/': '127.0.0.1',
+    'http://127\u30020\u30020\u30021/': '127.0.0.1',
+    'https://169.254.169.254/': '169.254.169.254',
+    'http://0.0.0.0/': '0.0.0.0',
+    'http://[::1]/': '::1',
+    'http://[::]/': '::',
+    'http://[0:0::0001]/': '::1',
+    'http://[::ffff:127.0.0.1]/': '::ffff:7f00:1',
+    'http://[::ffff:7f00:1]/': '::ffff:7f00:1',
+    'http://[64:ff9b::7f00:1]/': '64:ff9b::7f00:1',
+    'http://[fe80::1%25lo]/': 'fe80::1',
+    'http://[fe80::1%lo]/': 'fe80::1',
+}
+
+# Those that others may take for addresses, and that are refused before anything is resolved.
+NO_LITERALS = (
+    'http://127.1/', 'http://0x7f.1/', 'http://0x7f.0.0.1/', 'http://0x7f000001/',
+    'http://2130706433/', 'http://0177.0.0.1/', 'http://017700000001/', 'http://0/',
+    'http://127.0.0.1../', 'http://127.0.0.01/', 'http://127.0.0.256/', 'http://127.0.0.1.1/',
+    'http://a@127.0.0.1/', 'http://a:b@127.0.0.1/', 'http://8.8.8.8:80@127.0.0.1/',
+    'http://127.0.0.1\\@8.8.8.8/', 'http://127.0.0.1\\.test/', 'http://127%2e0.0.1/',
+    'http://%31%32%37.0.0.1/', 'http://[::1', 'http://[127.0.0.1]/', 'http://::1/',
+    'http://[::1]a/', 'http://[::1%]/', 'http://[::1%25/]/', 'http:///127.0.0.1/',
+    'http:127.0.0.1', '//127.0.0.1/', 'http://\uff10x7f.1/', 'http://127.0.0.1 /',
+    'http://127.0.0.1\t/', 'file:///etc/passwd')
+
+
+@on_loops
+async def test_recipe_connections_to_addresses_that_are_not_public_are_refused():
+    """All of them pass through the socket, however the address came about."""
+    options = {'get_sock': get_public_sock, 'get_dns_resolver': unwanted}
+    async with pool(**options) as request:
+        for url, address in LITERALS.items():
+            with row(url):
+                error = await failed(request(b'GET', url), HttpConnectionError, NotAllowed)
+                shown = ipaddress.ip_address(address)  # as this version of Python shows it
+                assert str(error).endswith(f': NotAllowed: {shown} is not public')
+        for url in NO_LITERALS:
+            with row(url):
+                error = await failed(request(b'GET', url), HttpConnectionError, ValueError)
+                assert ', refused: url must ' in str(error)
+    async with pool(get_sock=get_public_sock, get_dns_resolver=always('127.0.0.1')) as request:
+        error = await failed(
+            request(b'GET', 'http://name.test/'), HttpConnectionError, NotAllowed,
+            'GET http://name.test:80: connecting failed: '
+            '127.0.0.1: NotAllowed: 127.0.0.1 is not public')
+
+
+@SCHEMES
+@on_loops
+async def test_recipe_a_socket_that_looks_at_its_address_is_used_like_any_other(scheme):
+    class AnySocket(PublicSocket):
+        @staticmethod
+        def is_allowed(address):
+            asked.append(str(address))
+            return True
+
+    asked = []
+    async with Server(Answering(OK), context_of(scheme)) as server:
+        options = {'get_sock': functools.partial(get_public_sock, kind=AnySocket),
+                   'get_ssl_context': trusting}
+        async with pool(**options) as request:
+            for _ in range(2):
+                assert (await get(request, server.url))[2] == b'ok'
+        assert len(server.peers) == 1
+    assert asked == ['127.0.0.1']
+
+
+@on_loops
+async def test_recipe_the_resolver_of_the_system():
+    asked = []
+
+    def counting(**kwargs):
+        resolve, clear_cache = get_system_resolver(**kwargs)
+
+        async def resolve_counting(host, record_type, **kwargs):
+            asked.append((host, record_type))
+            return await resolve(host, record_type, **kwargs)
+
+        return resolve_counting, clear_cache
+
+    async with Server(Answering(OK)) as server:
+        async with pool(get_dns_resolver=counting, keep_alive_timeout=0) as request:
+            for _ in range(3):
+                assert (await get(request, f'http://localhost:{server.port}/'))[2] == b'ok'
+        assert len(server.peers) == 3
+    assert asked == [('localhost', aiodnsresolver.TYPES.A)]
+    resolve, _ = get_system_resolver(get_logger_adapter=None)
+    loop = asyncio.get_running_loop()
+    for address, record_type in (
+            ('127.0.0.1', aiodnsresolver.TYPES.A), ('::1', aiodnsresolver.TYPES.AAAA)):
+        [found] = await resolve(address, record_type, get_logger_adapter=None)
+        assert (str(found), type(found).__bases__) == (
+            address, (type(ipaddress.ip_address(address)),))
+        assert 5 < found.expires_at - loop.time() <= 10
+    with pytest.raises(aiodnsresolver.DnsRecordDoesNotExist):
+        await resolve('127.0.0.1', aiodnsresolver.TYPES.AAAA, get_logger_adapter=None)
+
+
+@on_loops
+async def test_recipe_pinned_addresses():
+    async with Server(Answering(OK)) as server:
+        addresses = {'a.test': ['127.0.0.1'], 'b.test': ['::ffff:127.0.0.1'], 'c.test': []}
+        async with pool(get_dns_resolver=pinned(addresses)) as request:
+            for name in ('a.test', 'b.test'):
+                assert (await get(request, f'http://{name}:{server.port}/'))[2] == b'ok'
+            for name in ('c.test', 'd.test'):
+                await failed(
+                    get(request, f'http://{name}:{server.port}/'), HttpDnsError,
+                    aiodnsresolver.DnsRecordDoesNotExist,
+                    f'GET http://{name}:{server.port}: resolving {name} failed: '
+                    'DnsRecordDoesNotExist')
 
 
 # --------------------------------------------------------------- README, examples, package
