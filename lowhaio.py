@@ -262,22 +262,29 @@ class Close(Protocol):
         """See `Pool`."""
 
 
+# The seconds of silence before the first probe. macOS calls it TCP_KEEPALIVE.
+KEEP_ALIVE_IDLE = getattr(socket, 'TCP_KEEPIDLE', getattr(socket, 'TCP_KEEPALIVE', None))
+
+
 def get_sock_default(family: int) -> socket.socket:
     """A non-blocking TCP socket that sends at once, and notices a peer that is gone."""
     sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # The seconds of silence before the first probe. macOS calls it TCP_KEEPALIVE.
-    idle_option = getattr(socket, 'TCP_KEEPIDLE', getattr(socket, 'TCP_KEEPALIVE', None))
-    if idle_option is not None:
-        sock.setsockopt(socket.IPPROTO_TCP, idle_option, 60)
+    try:
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        if KEEP_ALIVE_IDLE is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, KEEP_ALIVE_IDLE, 60)
+    except BaseException:
+        sock.close()
+        raise
     return sock
 
 
 def get_ssl_context_default() -> ssl.SSLContext:
     """Verifies certificates and names against the authorities that the system trusts."""
     context = ssl.create_default_context()
+    context.hostname_checks_common_name = False
     context.set_alpn_protocols(['http/1.1'])
     return context
 
@@ -494,7 +501,7 @@ async def exchange(
         connection: Connection, method: bytes, head: bytes, declared: Declared,
         body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
         body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Response:
-    response = connection.start_exchange(method)
+    response = connection.start_exchange(method, declared.upgrade)
     try:
         if body is empty_async_iterator and not declared.has_body:
             await connection.send(head)
@@ -506,8 +513,6 @@ async def exchange(
             connection.phase = READING_HEAD
             await read_head(connection, response)
         connection.response = NO_RESPONSE
-        if response.code == b'101' and not declared.upgrade:
-            raise ValueError('got 101 Switching Protocols, but the request had no upgrade')
         connection.phase = 'reading the response body'
         decoder, keep_alive = frame(method, response, connection.settings)
         is_last = (declared.close or not is_sent
@@ -620,6 +625,9 @@ class Names:
             if any(answers) and not is_ipv6_wanted:
                 break
             has_all = record_type == TYPES.AAAA
+            if any(answers):
+                # There is somewhere to connect to: no more time than an attempt gets.
+                deadline = min(deadline, loop.time() + CONNECTION_ATTEMPT_DELAY)
             try:
                 steps = self.ask(loop, host, record_type, get_resolver_adapter)
                 answers.append(await steps.run_until(deadline))
@@ -638,9 +646,9 @@ class Names:
         return peers
 
     def ask(self, loop: Loop, host: str, record_type: int,
-            get_resolver_adapter: Callable[[], GetAdapter]) -> InTime:
-        return InTime(loop, self.answer(loop, host, record_type, get_resolver_adapter),
-                      self.socket_timeout)
+            get_resolver_adapter: Callable[[], GetAdapter]) -> Resolving:
+        return Resolving(loop, self.answer(loop, host, record_type, get_resolver_adapter),
+                         self.socket_timeout)
 
     async def answer(self, loop: Loop, host: str, record_type: int,
                      get_resolver_adapter: Callable[[], GetAdapter]) -> list[Address]:
@@ -664,6 +672,9 @@ class Names:
             answer = checked_addresses(await self.resolver[0](
                 host, record_type, get_logger_adapter=get_logger_adapter))
             return answer
+        except DnsTimeout as cause:
+            answer = TimeoutError('no nameserver answered in the time that the resolver gives')
+            raise answer from cause
         except Exception as error:
             answer = error
             raise
@@ -788,30 +799,24 @@ class Steps:
             self.must_cancel = True
             with contextlib.suppress(CancelledError, Exception):
                 self.step()
+                # Should it go on, it ends here, not when it is collected: others may wait for it.
+                self.coroutine.close()
             self.is_over = True
 
 
 class InTime(Steps):
-    """Runs a coroutine up to a deadline, and takes back the cancellations that it makes.
+    """Runs a coroutine up to a deadline. Then it is cancelled, and may clean up; not the task."""
 
-    For its own timeouts the resolver cancels the current task, and goes on with the next
-    nameserver. So what it goes on after was its own cancellation, and is taken back in the end.
-    If more than one came at once, one is from outside, and must win. When the time is up only
-    the future that it waits for is cancelled, never the task.
-    """
-
-    __slots__ = ('socket_timeout', 'task', 'seen', 'own', 'fresh', 'is_late', 'must_stop')
+    __slots__ = ('socket_timeout', 'task', 'seen', 'is_late')
 
     def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any],
                  socket_timeout: float) -> None:
         super().__init__(loop, coroutine)
         self.socket_timeout = socket_timeout
         self.task = current_task()
-        # How often the task was cancelled as far as we know; by the coroutine; and together
-        # with what is thrown at the next step.
+        # How often the task was cancelled, as far as we know.
         self.seen = self.task.cancelling()
-        self.own = self.fresh = 0
-        self.is_late = self.must_stop = False
+        self.is_late = False
 
     async def run_until(self, deadline: float) -> Any:
         timer = self.loop.call_at(deadline, self.expire)
@@ -820,20 +825,52 @@ class InTime(Steps):
         finally:
             timer.cancel()
 
+    def expire(self) -> None:
+        self.is_late = True
+        Steps.cancel(self)
+
+    def step(self) -> None:
+        try:
+            super().step()
+        except CancelledError:
+            if self.is_late and self.task.cancelling() <= self.seen:
+                raise timed_out(self.socket_timeout) from None
+            raise
+
+
+class Resolving(InTime):
+    """Takes back the cancellations that the resolver makes.
+
+    For its own timeouts it cancels the current task, and goes on with the next nameserver. So
+    what it goes on after was its own cancellation, and is taken back in the end. If more than
+    one came at once, one is from outside, and must win. When the time is up it may go on, too:
+    then it is cancelled once more.
+    """
+
+    __slots__ = ('own', 'fresh', 'must_stop')
+
+    def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any],
+                 socket_timeout: float) -> None:
+        super().__init__(loop, coroutine, socket_timeout)
+        # How many of the seen cancellations were its own; and how many there are together with
+        # what is thrown at the next step.
+        self.own = self.fresh = 0
+        self.must_stop = False
+
     async def stop(self) -> None:
         """End it, and let it clean up. What it makes of that is of no interest."""
         if not self.is_over:
             self.expire()
             with contextlib.suppress(Exception):
-                discard(await self.run())
+                await self.run()
 
     def cancel(self) -> None:
         self.fresh = self.task.cancelling() - self.seen
         super().cancel()
 
     def expire(self) -> None:
-        self.is_late = self.must_stop = True
-        super().cancel()
+        self.must_stop = True
+        super().expire()
 
     def step(self) -> None:
         """One step, and a second one if it has to end."""
@@ -855,7 +892,7 @@ class InTime(Steps):
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(None, None)
         try:
-            super().step()
+            Steps.step(self)
         except CancelledError as error:
             # What it still handled, it had not gone on after: it only cleaned up, and that
             # cancellation was from outside.
@@ -865,9 +902,8 @@ class InTime(Steps):
             if self.is_late and not self.fresh and not from_outside:
                 raise timed_out(self.socket_timeout) from None
             raise
-        except BaseException as end:
+        except BaseException:
             if self.settle():
-                discard(end.value if isinstance(end, StopIteration) else None)
                 raise CancelledError from None
             raise
         finally:
@@ -896,12 +932,6 @@ def current_task() -> asyncio.Task[Any]:
     task = asyncio.current_task()
     assert task is not None
     return task
-
-
-def discard(result: object) -> None:
-    """What came too late to be used: a socket has to be closed."""
-    if isinstance(result, socket.socket):
-        result.close()
 
 
 # ------------------------------------------------------------- the connections of one pool
@@ -1026,6 +1056,8 @@ class Connections:
             return None
         share.places += 1
         self.places += 1
+        # A connection of it that was collected meanwhile may have made it be forgotten.
+        self.shares[share.name] = share
         return share
 
     async def wait(self, loop: Loop, origin: Origin) -> Share | Connection:
@@ -1092,7 +1124,7 @@ class Connections:
         """The first ticket of the queue. What has changed since it was queued is put right."""
         while self.queue:
             ticket, share = self.queue[0]
-            if share.first_ticket() == ticket and share.places < self.max_per_origin:
+            if share.first_ticket() == ticket:
                 return ticket
             heappop(self.queue)
             share.is_queued = False
@@ -1206,18 +1238,11 @@ class Opening:
             return await self.opener.names.lookup(
                 self.loop, self.origin.host, self.get_resolver_adapter, self.deadline,
                 self.opener.connections.is_ipv6_next(self.origin))
-        except DnsTimeout as cause:
-            late = TimeoutError('no nameserver answered in the time that the resolver gives')
-            late.__cause__ = cause
-            raise self.dns_error(late) from late
         except Exception as cause:
-            raise self.dns_error(cause) from cause
+            raise HttpDnsError(f'{self.describe()}: resolving {self.origin.host} failed: '
+                               f'{reason(cause)}') from cause
 
-    def dns_error(self, cause: Exception) -> HttpDnsError:
-        return HttpDnsError(f'{self.describe()}: resolving {self.origin.host} failed: '
-                            f'{reason(cause)}')
-
-    def ask_ipv6(self) -> InTime:
+    def ask_ipv6(self) -> Resolving:
         return self.opener.names.ask(
             self.loop, self.origin.host, TYPES.AAAA, self.get_resolver_adapter)
 
@@ -1238,8 +1263,9 @@ class Opening:
                 connection.close()
                 if not isinstance(cause, Exception):
                     raise
-                raise HttpTlsError(f'{shown_method(self.method)} {connection.describe()}: '
-                                   f'the TLS handshake failed: {reason(cause)}') from cause
+                raise HttpTlsError(
+                    f'{shown_method(self.method)} {connection.describe()}: the TLS handshake '
+                    f'failed: {reason(cause)}{tls_hint(cause)}') from cause
         return connection
 
     async def connect_elsewhere(self, get_connection: GetConnection) -> Connection:
@@ -1255,18 +1281,21 @@ class Opening:
                                 f'{type(sock).__name__}')
             return self.made(sock, ANYWHERE, shown_peer(sock))
         except Exception as cause:
-            discard(sock)
+            if isinstance(sock, socket.socket):
+                sock.close()
             raise HttpConnectionError(
                 f'{self.describe()}: get_connection failed: {reason(cause)}') from cause
 
     def open_socket(self, address: Address) -> Connection:
         sock = self.opener.get_sock(
             socket.AF_INET if address.version == 4 else socket.AF_INET6)
+        if not isinstance(sock, socket.socket):
+            raise TypeError(f'get_sock must return a socket.socket, got {type(sock).__name__}')
         peer = str(address)
         try:
             return self.made(sock, peer, shown_address(peer, self.origin.port))
         except BaseException:
-            discard(sock)
+            sock.close()
             raise
 
     def made(self, sock: socket.socket, peer: str, where: str) -> Connection:
@@ -1307,7 +1336,7 @@ class Race:
         self.addresses = dict.fromkeys(peers.in_turn(self.turn))
         self.tried: set[Address | None] = set()
         self.attempts: list[Connection] = []
-        self.lookup: InTime | None = None
+        self.lookup: Resolving | None = None
         self.next_at = 0.0
         self.failures: list[tuple[str, Exception]] = []
 
@@ -1386,7 +1415,7 @@ class Race:
         self.lookup = self.opening.ask_ipv6()
         self.step_lookup(self.lookup, now)
 
-    def step_lookup(self, lookup: InTime, now: float) -> None:
+    def step_lookup(self, lookup: Resolving, now: float) -> None:
         try:
             lookup.step()
             return
@@ -1447,6 +1476,13 @@ def connect_cause(failures: list[tuple[str, Exception]]) -> Exception | None:
     causes = [cause for _, cause in failures]
     return ExceptionGroup('no address accepted a connection', causes) if len(causes) > 1 else \
         causes[0] if causes else None
+
+
+def tls_hint(cause: Exception) -> str:
+    """What OpenSSL's words for it do not tell."""
+    name = getattr(cause, 'reason', None) or ''
+    return ' (the peer does not speak TLS)' if name == 'WRONG_VERSION_NUMBER' else \
+        ' (the peer may want a client certificate)' if name.endswith('HANDSHAKE_FAILURE') else ''
 
 
 def sockaddr(address: Address, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
@@ -1992,11 +2028,12 @@ def parse_field_line(line: bytes) -> tuple[bytes, bytes]:
 class ResponseHead:
     """Status line and fields of the first response that is not interim (RFC 9110 15.2)."""
 
-    __slots__ = ('limit', 'data', 'searched', 'status', 'interims', 'is_continued', 'is_done',
-                 'code', 'minor', 'fields')
+    __slots__ = ('limit', 'may_upgrade', 'data', 'searched', 'status', 'interims',
+                 'is_continued', 'is_done', 'code', 'minor', 'fields')
 
-    def __init__(self, limit: int) -> None:
+    def __init__(self, limit: int, may_upgrade: bool) -> None:
         self.limit = limit
+        self.may_upgrade = may_upgrade
         # The bytes that have not been used; in the end those after the head.
         self.data = b''
         self.searched = 0
@@ -2030,6 +2067,9 @@ class ResponseHead:
             self.fields = parse_fields(data, self.status.end(), end)
             more = data[body:]
             if not self.code.startswith(b'1') or self.code == b'101':
+                if self.code == b'101' and not self.may_upgrade:
+                    raise ValueError(
+                        'got 101 Switching Protocols, but the request had no upgrade')
                 self.data = more
                 self.is_done = True
                 return
@@ -2369,7 +2409,7 @@ Response = tuple[bytes, Fields, ResponseBody]
 # is a deadline that is stored at each wait, and one timer that looks at it now and then.
 
 WANT_READ = (BlockingIOError, ssl.SSLWantReadError)
-NO_RESPONSE = ResponseHead(0)
+NO_RESPONSE = ResponseHead(0, may_upgrade=False)
 
 
 def wake(waiter: asyncio.Future[None]) -> None:
@@ -2476,12 +2516,12 @@ class Connection:
 
     # One exchange
 
-    def start_exchange(self, method: bytes) -> ResponseHead:
+    def start_exchange(self, method: bytes, may_upgrade: bool) -> ResponseHead:
         self.method = method
         self.requests += 1
         self.sent = 0
         self.has_sent = self.has_started = self.has_news = False
-        self.response = ResponseHead(self.settings.max_header_length)
+        self.response = ResponseHead(self.settings.max_header_length, may_upgrade)
         return self.response
 
     async def send(self, data: bytes | memoryview) -> None:
@@ -2529,8 +2569,11 @@ class Connection:
         try:
             while not self.response.is_done:
                 self.feed(self.receive())
-        except (*WANT_READ, ssl.SSLWantWriteError):
+        except WANT_READ:
             self.start_reading()
+        except ssl.SSLWantWriteError:
+            if not self.is_writing:
+                self.start_writing()
         else:
             self.is_watching = False
             if self.response.code >= b'300':
@@ -2668,12 +2711,15 @@ class Connection:
             # Nobody reads now. Until somebody does, the loop need not look again and again.
             self.stop_reading()
             if self.is_watching:
-                self.has_news = True
-                for waiter in (self.writer, self.watcher):
-                    if waiter is not None:
-                        wake(waiter)
+                self.tell_news()
         elif not self.is_quiet():
             self.close()
+
+    def tell_news(self) -> None:
+        self.has_news = True
+        for waiter in (self.writer, self.watcher):
+            if waiter is not None:
+                wake(waiter)
 
     def deliver(self, waiter: asyncio.Future[bytes]) -> None:
         """Read for whoever waits: until it runs, the loop would find the same bytes again."""
@@ -2696,6 +2742,9 @@ class Connection:
 
     def on_writable(self) -> None:
         self.stop_writing()
+        if self.is_watching and not self.is_reading:
+            # A look wanted to write.
+            self.tell_news()
         writer, self.writer = self.writer, None
         if writer is not None:
             wake(writer)

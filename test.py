@@ -5674,7 +5674,7 @@ BAD_SOCKS = {
     'it raises': (get_sock_raising, OSError),
     'its socket is closed': (get_sock_closed, None),
     'its socket is of another family': (get_sock_of_wrong_family, TypeError),
-    'it returns nothing': (lambda family: None, AttributeError),
+    'it returns nothing': (lambda family: None, TypeError),
 }
 
 
