@@ -262,10 +262,6 @@ class Close(Protocol):
         """See `Pool`."""
 
 
-# The seconds of silence before the first probe. macOS calls it TCP_KEEPALIVE.
-KEEP_ALIVE_IDLE = getattr(socket, 'TCP_KEEPIDLE', getattr(socket, 'TCP_KEEPALIVE', None))
-
-
 def get_sock_default(family: int) -> socket.socket:
     """A non-blocking TCP socket that sends at once, and notices a peer that is gone."""
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -273,8 +269,10 @@ def get_sock_default(family: int) -> socket.socket:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        if KEEP_ALIVE_IDLE is not None:
-            sock.setsockopt(socket.IPPROTO_TCP, KEEP_ALIVE_IDLE, 60)
+        # The seconds of silence before the first probe. macOS calls it TCP_KEEPALIVE.
+        idle_option = getattr(socket, 'TCP_KEEPIDLE', getattr(socket, 'TCP_KEEPALIVE', None))
+        if idle_option is not None:
+            sock.setsockopt(socket.IPPROTO_TCP, idle_option, 60)
     except BaseException:
         sock.close()
         raise
@@ -2572,8 +2570,7 @@ class Connection:
         except WANT_READ:
             self.start_reading()
         except ssl.SSLWantWriteError:
-            if not self.is_writing:
-                self.start_writing()
+            self.start_writing()
         else:
             self.is_watching = False
             if self.response.code >= b'300':

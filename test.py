@@ -658,6 +658,14 @@ def test_the_default_socket_does_without_an_option_that_the_system_does_not_have
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
 
 
+def test_the_default_socket_is_closed_when_an_option_can_not_be_set():
+    before = open_descriptors()
+    with pytest.raises(OSError, match='.'):
+        default_of('get_sock')(socket.AF_UNIX)
+    gc.collect()
+    assert open_descriptors() == before
+
+
 def test_the_default_tls_verifies_certificates_and_names():
     context = default_of('get_ssl_context')()
     assert context.verify_mode == ssl.CERT_REQUIRED
@@ -5404,6 +5412,30 @@ async def test_a_resolver_that_never_waits_can_be_cancelled():
             await task
 
 
+@on_loops
+async def test_a_lookup_is_asked_anew_when_the_request_that_began_it_is_closed():
+    """By hand, and while the resolver would go on."""
+    async def resolve(host):
+        asked.append(host)
+        if len(asked) == 1:
+            with contextlib.suppress(asyncio.CancelledError):
+                await forever()
+            await forever()
+        return [IPv4Address('127.0.0.1')]
+
+    asked = []
+    async with (Server(Answering(OK)) as server,
+                pool(get_dns_resolver=resolving(resolve)) as request):
+        url = f'http://name.test:{server.port}/'
+        first = request(b'GET', url)
+        first.send(None)
+        second = asyncio.create_task(get(request, url))
+        await turns(5)
+        first.close()
+        assert (await second)[2] == b'ok'
+    assert asked == ['name.test'] * 2
+
+
 WAYS_TO_RESOLVE = [
     resolve_after_turning, resolve_after_the_timeout_of_a_part,
     resolve_after_the_cancellation_of_a_part, resolve_after_the_failure_of_a_part,
@@ -8334,6 +8366,24 @@ async def test_silent_nameservers_for_aaaa_records_leave_the_ipv4_attempt_alone(
 
 
 @on_loops
+async def test_silent_nameservers_for_aaaa_records_leave_time_to_connect():
+    """The connection that is idle goes to an IPv6 address: is that still current?"""
+    pending = Pending()
+
+    async def ipv6(host):
+        return ['::1'] if not hosts.used else await pending(host)
+
+    async with Hosts('refusing', ipv6='serving') as hosts:
+        records = Records(hosts.ipv4, ipv6, seconds=-1)
+        async with pool(get_dns_resolver=records, socket_timeout=2) as request:
+            await get(request, hosts.url)
+            await hosts.serve('127.0.0.1')
+            await get(request, hosts.url)
+    assert hosts.used == ['::1', '127.0.0.1']
+    assert pending.ended == 1
+
+
+@on_loops
 async def test_an_answer_in_the_tick_in_which_an_attempt_succeeds_is_not_needed():
     opened, pending = Opened(), Pending()
     async with Hosts('silent', ipv6='serving') as hosts:
@@ -10359,6 +10409,21 @@ async def test_a_common_name_is_not_where_an_address_is_looked_for():
 
 
 @on_loops
+async def test_by_default_a_common_name_is_not_where_a_name_is_looked_for(monkeypatch):
+    answering = AnsweringInThreads()
+    with tempfile.NamedTemporaryFile() as file, \
+            ThreadServer(answering, context_for_common_name('name.test')) as server:
+        file.write(authority().cert_pem.bytes())
+        file.flush()
+        monkeypatch.setenv('SSL_CERT_FILE', file.name)
+        async with pool(get_dns_resolver=always('127.0.0.1')) as request:
+            await failed(
+                request(b'GET', f'https://name.test:{server.port}/'), HttpTlsError,
+                ssl.SSLCertVerificationError)
+    assert answering.socks == []
+
+
+@on_loops
 async def test_an_error_tells_that_a_server_does_not_speak_tls():
     sent = []
 
@@ -10382,6 +10447,7 @@ async def test_an_error_tells_that_a_server_does_not_speak_tls():
                 f'GET https://127.0.0.1:{server.port} (peer 127.0.0.1:{server.port}): the TLS '
                 'handshake failed: SSLError: [SSL: ')
             assert 'wrong version number' in str(error)
+            assert str(error).endswith(' (the peer does not speak TLS)')
             await until(lambda: sent)
             assert b'GET' not in b''.join(sent)
             assert b'/path' not in b''.join(sent)
@@ -10441,6 +10507,8 @@ async def test_a_request_without_the_certificate_that_the_server_wants_is_never_
                     assert ('CERTIFICATE_REQUIRED' if version == TLS_1_3 else
                             'the TLS handshake failed: SSLError: [SSL: SSLV3_ALERT_HANDSHAKE_'
                             'FAILURE]') in str(error)
+                    assert version == TLS_1_3 or str(error).endswith(
+                        ' (the peer may want a client certificate)')
                     assert (error.reused, error.response_started) == (False, False)
     assert script.reasons == ['PEER_DID_NOT_RETURN_A_CERTIFICATE'] * 2
     assert script.data == b''
@@ -10667,6 +10735,36 @@ async def test_a_final_response_ends_the_sending_and_is_returned(scheme, cut):
     async with early_server(scheme, *cases) as server, asyncio.TaskGroup() as group:
         for number, (response, state) in enumerate(pairs):
             group.create_task(check(server, number, response, state))
+
+
+@SCHEMES
+@on_loops
+async def test_a_switch_of_protocols_that_was_not_asked_for_ends_the_sending(scheme):
+    body = Sending(b'a', forever)
+    async with (early_server(scheme, ([SWITCHING + b'\r\n\r\n'], True)) as server,
+                pool(get_ssl_context=trusting) as request):
+        error = await failed(
+            uploading(request, server, body), HttpDataError, ValueError)
+        assert str(error).endswith(
+            ', reading the response head: got 101 Switching Protocols, but the request had no '
+            'upgrade')
+        assert (body.events, error.response_started) == (CANCELLED, True)
+
+
+@on_loops
+async def test_a_look_at_what_came_while_sending_may_have_to_wait_to_send():
+    async def script(peer):
+        await peer.read_head()
+        WantingToWrite.wants = 3
+        await peer.send(FINAL['413'][3])
+        await peer.closed()
+
+    body = Sending(b'a', forever)
+    async with (Server(script, server_context()) as server,
+                pool(get_ssl_context=wanting_to_write) as request):
+        response = await uploading(request, server, body)
+        assert (response[0], await buffered(response[2])) == (b'413', b'ok')
+        assert (body.events, WantingToWrite.wants) == (CANCELLED, 0)
 
 
 @SCHEMES
