@@ -9,6 +9,7 @@ import _ssl
 import array
 import asyncio
 import collections
+import concurrent.futures
 import contextlib
 import ctypes
 import datetime
@@ -11681,9 +11682,6 @@ async def test_a_body_that_is_not_ready_after_100_continue_is_sent_when_it_is():
 
 
 # -------------------------------------------------------------------------- get_connection
-#
-# Recipes first, as a user would write them. Each returns a function for `get_connection`,
-# `get_dns_resolver` or `get_sock`.
 
 
 async def socket_to(family, address):
@@ -11698,238 +11696,11 @@ async def socket_to(family, address):
     return sock
 
 
-async def receive(sock, length):
-    """As many bytes, and none beyond them."""
-    data = b''
-    while len(data) < length:
-        more = await asyncio.get_running_loop().sock_recv(sock, length - len(data))
-        if not more:
-            raise EOFError('the proxy closed the connection')
-        data += more
-    return data
-
-
 def through_unix_socket(path):
     async def get_connection(scheme, host, port):
         return await socket_to(socket.AF_UNIX, path)
 
     return get_connection
-
-
-class ProxyError(Exception):
-    """The proxy has refused to connect."""
-
-    def __init__(self, code, headers):
-        super().__init__(f'the proxy answered {code.decode()}')
-        self.code = code
-        self.headers = headers
-
-
-def through_http_proxy(proxy, authorization=None):
-    """`proxy` is the (address, port) of it. `authorization` is as `b'Basic dTpw'`."""
-    async def get_connection(scheme, host, port):
-        sock = await socket_to(socket.AF_INET, proxy)
-        try:
-            authority = (f'[{host}]:{port}' if ':' in host else f'{host}:{port}').encode()
-            lines = [b'CONNECT %b HTTP/1.1' % authority, b'host: ' + authority]
-            if authorization is not None:
-                lines.append(b'proxy-authorization: ' + authorization)
-            await asyncio.get_running_loop().sock_sendall(
-                sock, b'\r\n'.join([*lines, b'', b'']))
-            status = b'100'
-            while status.startswith(b'1'):
-                status, headers = await read_proxy_head(sock)
-            if not status.startswith(b'2'):
-                raise ProxyError(status, headers)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    return get_connection
-
-
-async def read_proxy_head(sock):
-    head = b''
-    while not head.endswith(b'\r\n\r\n'):
-        if len(head) > 16384:
-            raise ValueError('the head of the proxy is too long')
-        # A byte at a time: what follows the head belongs to the connection.
-        head += await receive(sock, 1)
-    status_line, *lines = head[:-4].split(b'\r\n')
-    version, _, rest = status_line.partition(b' ')
-    if not version.startswith(b'HTTP/1.') or not rest[:3].isdigit():
-        raise ValueError(f'expected an HTTP response from the proxy, got {status_line[:60]!r}')
-    fields = [line.partition(b':') for line in lines]
-    return rest[:3], tuple((name.lower(), value.strip(b' \t')) for name, _, value in fields)
-
-
-# RFC 1928 6.
-SOCKS_ERRORS = {
-    1: 'general failure', 2: 'not allowed by the ruleset', 3: 'network unreachable',
-    4: 'host unreachable', 5: 'connection refused', 6: 'TTL expired',
-    7: 'command not supported', 8: 'address type not supported',
-}
-
-
-class SocksError(Exception):
-    """The proxy has refused to connect."""
-
-
-def through_socks_proxy(proxy, user=None, password=None):
-    """`proxy` is the (address, port) of a SOCKS5 proxy, which resolves the names. User and
-    password are bytes."""
-    async def get_connection(scheme, host, port):
-        sock = await socket_to(socket.AF_INET, proxy)
-        try:
-            await socks_authenticate(sock, user, password)
-            await socks_connect(sock, host, port)
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    return get_connection
-
-
-async def socks_authenticate(sock, user, password):
-    send = asyncio.get_running_loop().sock_sendall
-    await send(sock, b'\5\1\0' if user is None else b'\5\2\0\2')
-    version, method = await receive(sock, 2)
-    if version != 5 or method not in ((0,) if user is None else (0, 2)):
-        raise SocksError('the proxy accepts no way to authenticate')
-    if method == 2:  # RFC 1929
-        await send(sock, b'\1%c%b%c%b' % (len(user), user, len(password), password))
-        if (await receive(sock, 2))[1] != 0:
-            raise SocksError('the proxy does not accept user and password')
-
-
-async def socks_connect(sock, host, port):
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        to = b'\3%c%b' % (len(host), host.encode())
-    else:
-        to = (b'\1' if address.version == 4 else b'\4') + address.packed
-    await asyncio.get_running_loop().sock_sendall(
-        sock, b'\5\1\0' + to + port.to_bytes(2, 'big'))
-    _, code, _, kind = await receive(sock, 4)
-    if code != 0:
-        raise SocksError(SOCKS_ERRORS.get(code, f'the proxy answered {code}'))
-    # The address that it connects from, of which we have no use.
-    length = {1: 4, 4: 16}.get(kind) or (await receive(sock, 1))[0]
-    await receive(sock, length + 2)
-
-
-def to_handler(handler, tasks):
-    """Connections lead to a function of two streams, which runs in a task of the test."""
-    async def get_connection(scheme, host, port):
-        ours, theirs = socket.socketpair()
-        reader, writer = await asyncio.open_unix_connection(sock=theirs)
-        tasks.append(asyncio.create_task(handler(reader, writer)))
-        return ours
-
-    return get_connection
-
-
-NAT64 = ipaddress.ip_network('64:ff9b::/96')  # RFC 6052 2.1
-GLOBAL_UNICAST = ipaddress.ip_network('2000::/3')  # RFC 4291 2.4
-
-
-def is_public(address):
-    """For addresses that lead to an IPv4 address, by that one."""
-    if address.version == 6:
-        embedded = address.ipv4_mapped or address.sixtofour
-        if address in NAT64:
-            embedded = IPv4Address(address.packed[-4:])
-        if embedded is not None:
-            return is_public(embedded)
-        return address in GLOBAL_UNICAST and address.is_global
-    return address.is_global and not address.is_reserved and not address.is_multicast
-
-
-class NotAllowed(Exception):
-    """The address is none of the public internet."""
-
-
-def resolving_to_public(get_resolver=aiodnsresolver.Resolver):
-    """A `get_dns_resolver` that refuses the names of all other addresses."""
-    def get_dns_resolver(**kwargs):
-        resolve, clear_cache = get_resolver(**kwargs)
-
-        async def resolve_to_public(host, record_type, **kwargs):
-            addresses = await resolve(host, record_type, **kwargs)
-            for address in addresses:
-                if not is_public(address):
-                    raise NotAllowed(f'{host} has the address {address}')
-            return addresses
-
-        return resolve_to_public, clear_cache
-
-    return get_dns_resolver
-
-
-class PublicSocket(socket.socket):
-    """Connects to public addresses only, whether they were resolved or stood in the URL."""
-
-    is_allowed = staticmethod(is_public)
-
-    def connect(self, address):
-        if not self.is_allowed(ipaddress.ip_address(address[0])):
-            raise NotAllowed(f'{address[0]} is not public')
-        super().connect(address)
-
-
-def get_public_sock(family, kind=PublicSocket):
-    sock = kind(family, socket.SOCK_STREAM)
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    return sock
-
-
-# What the system says of a name without such an address.
-NO_ADDRESS_CODES = (socket.EAI_NONAME, socket.EAI_NODATA, socket.EAI_ADDRFAMILY)
-
-
-def get_system_resolver(get_logger_adapter):
-    """A `get_dns_resolver` of what the system knows. Answers are remembered for 10 seconds."""
-    async def resolve(host, record_type, get_logger_adapter):
-        loop = asyncio.get_running_loop()
-        family, kind = (
-            (socket.AF_INET, aiodnsresolver.IPv4AddressExpiresAt)
-            if record_type == aiodnsresolver.TYPES.A else
-            (socket.AF_INET6, aiodnsresolver.IPv6AddressExpiresAt))
-        try:
-            infos = await loop.getaddrinfo(host, None, family=family, type=socket.SOCK_STREAM)
-        except socket.gaierror as error:
-            if error.errno in NO_ADDRESS_CODES:
-                raise aiodnsresolver.DnsRecordDoesNotExist from error
-            raise
-        return [kind(address[0], expires_at=loop.time() + 10) for *_, address in infos]
-
-    async def clear_cache(get_logger_adapter):
-        pass
-
-    return resolve, clear_cache
-
-
-def pinned(addresses):
-    """A `get_dns_resolver` for a dict of names and of lists of their addresses."""
-    def get_dns_resolver(get_logger_adapter):
-        async def resolve(host, record_type, get_logger_adapter):
-            version = 4 if record_type == aiodnsresolver.TYPES.A else 6
-            found = [address for address in map(ipaddress.ip_address, addresses.get(host, ()))
-                     if address.version == version]
-            if not found:
-                raise aiodnsresolver.DnsRecordDoesNotExist
-            return found
-
-        async def clear_cache(get_logger_adapter):
-            pass
-
-        return resolve, clear_cache
-
-    return get_dns_resolver
 
 
 class Unwanted(Exception):
@@ -12395,7 +12166,21 @@ async def test_a_limit_of_connections_is_one_for_those_that_get_connection_makes
     assert opening == ['a.test', 'b.test']
 
 
-# ---------------------------------------------------- the recipes, and what they connect to
+# ----------------------------------------------------------------- the recipes of the README
+
+HERE = pathlib.Path(__file__).parent
+README = (HERE / 'README.md').read_text(encoding='utf-8')
+README_BLOCKS = re.findall(r'(?<=^```python\n).*?(?=^```$)', README, re.MULTILINE | re.DOTALL)
+
+
+def recipe(name):
+    """The README's block that defines the function, as a module. It is not run."""
+    [block] = [block for block in README_BLOCKS if f'def {name}(' in block]
+    module = types.ModuleType(name)
+    definitions = block.removesuffix('asyncio.run(main())\n')
+    assert definitions != block
+    exec(compile(definitions, 'README.md', 'exec'), vars(module))
+    return module
 
 
 async def copy(reader, writer):
@@ -12472,10 +12257,12 @@ async def test_recipe_through_a_unix_socket(scheme, tmp_path):
 @SCHEMES
 @on_loops
 async def test_recipe_through_an_http_proxy(scheme):
+    through_http_proxy = recipe('through_http_proxy').through_http_proxy
+    fields = ((b'proxy-authorization', b'Basic dTpw'),)
     async with Server(Answering(OK), context_of(scheme)) as server:
         proxy = Proxy(server.port)
         async with listening(proxy) as address:
-            async with pool(get_connection=through_http_proxy(address, b'Basic dTpw'),
+            async with pool(get_connection=through_http_proxy(address, fields),
                             get_ssl_context=trusting, get_dns_resolver=unwanted) as request:
                 for host in ('name.test', '127.0.0.1:81', 'name.test'):
                     assert (await get(request, f'{scheme}://{host}/'))[2] == b'ok'
@@ -12493,28 +12280,28 @@ async def test_recipe_through_an_http_proxy(scheme):
 
 @on_loops
 async def test_recipe_through_an_http_proxy_that_refuses():
-    where = 'GET https://name.test:443: get_connection failed: '
+    module = recipe('through_http_proxy')
+    through_http_proxy, ProxyError = module.through_http_proxy, module.ProxyError
+    said = 'GET https://name.test:443: get_connection failed: ProxyError: the proxy answered '
     refusal = (b'HTTP/1.1 407 Proxy Authentication Required\r\n'
                b'Proxy-Authenticate: Basic realm="a: b"\r\ncontent-length: 0\r\n\r\n')
     proxy = Proxy(0, refusal, b'HTTP/1.0 502\r\n\r\n', b'SSH-2.0-a\r\n\r\n', bytes(20_000))
     async with listening(proxy) as address:
         async with pool(get_connection=through_http_proxy(address)) as request:
-            error = await failed(request(b'GET', 'https://name.test/'), HttpConnectionError,
-                                 ProxyError, where + 'ProxyError: the proxy answered 407')
+            error = await failed(
+                request(b'GET', 'https://name.test/'), HttpConnectionError, ProxyError,
+                said + "b'HTTP/1.1 407 Proxy Authentication Required'")
             assert error.__cause__.code == b'407'
             assert error.__cause__.headers == (
                 (b'proxy-authenticate', b'Basic realm="a: b"'), (b'content-length', b'0'))
-            await failed(request(b'GET', 'https://name.test/'), HttpConnectionError,
-                         ProxyError, where + 'ProxyError: the proxy answered 502')
-            await failed(request(b'GET', 'https://name.test/'), HttpConnectionError, ValueError,
-                         where + "expected an HTTP response from the proxy, got b'SSH-2.0-a'")
-            await failed(request(b'GET', 'https://name.test/'), HttpConnectionError, ValueError,
-                         where + 'the head of the proxy is too long')
+            for answer in (b'HTTP/1.0 502', b'SSH-2.0-a', bytes(60)):
+                await failed(request(b'GET', 'https://name.test/'), HttpConnectionError,
+                             ProxyError, said + repr(answer))
     assert proxy.ends == 4
     async with listening(hanging_up) as address:
         async with pool(get_connection=through_http_proxy(address)) as request:
-            await failed(request(b'GET', 'https://name.test/'), HttpConnectionError, EOFError,
-                         where + 'the proxy closed the connection')
+            await failed(request(b'GET', 'https://name.test/'), HttpConnectionError, ProxyError,
+                         said + "b''")
 
 
 async def hanging_up(reader, writer):
@@ -12534,17 +12321,17 @@ async def test_recipe_through_an_http_proxy_takes_no_byte_of_the_server():
         writer.close()
 
     async with listening(script) as address:
-        sock = await through_http_proxy(address)('http', 'name.test', 80)
-        with sock:
-            assert await receive(sock, len(OK)) == OK
+        get_connection = recipe('through_http_proxy').through_http_proxy(address)
+        with await get_connection('http', 'name.test', 80) as sock:
+            assert await asyncio.get_running_loop().sock_recv(sock, 100) == OK
 
 
 class SocksProxy:
     """A SOCKS5 proxy: whatever it is asked for is a port of its own machine."""
 
-    def __init__(self, port, user=None, code=0, bound=b'\1\0\0\0\0'):
+    def __init__(self, port, method=0, code=0, bound=b'\1\0\0\0\0'):
         self.port = port
-        self.user = user
+        self.method = method
         self.code = code
         self.bound = bound
         self.asked = []
@@ -12553,13 +12340,8 @@ class SocksProxy:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError):
             assert (await reader.readexactly(1)) == b'\5'
             methods = await reader.readexactly((await reader.readexactly(1))[0])
-            method = 0 if self.user is None else 2 if 2 in methods else 255
-            writer.write(bytes((5, method)))
-            if method == 2:
-                assert (await reader.readexactly(1)) == b'\1'
-                texts = [await reader.readexactly((await reader.readexactly(1))[0])
-                         for _ in range(2)]
-                writer.write(bytes((1, texts != self.user)))
+            assert methods == b'\0'
+            writer.write(bytes((5, self.method)))
             assert (await reader.readexactly(3)) == b'\5\1\0'
             kind = (await reader.readexactly(1))[0]
             length = {1: 4, 4: 16}.get(kind) or (await reader.readexactly(1))[0]
@@ -12576,14 +12358,14 @@ class SocksProxy:
 
 
 @SCHEMES
-@pytest.mark.parametrize('user', [None, [b'user', b'pass:word']], ids=['no-user', 'user'])
 @on_loops
-async def test_recipe_through_a_socks_proxy(scheme, user):
+async def test_recipe_through_a_socks_proxy(scheme):
+    through_socks_proxy = recipe('through_socks_proxy').through_socks_proxy
     async with Server(Answering(OK), context_of(scheme)) as server:
         for bound in (b'\1\0\0\0\0', b'\4' + bytes(16), b'\3\4name'):
-            proxy = SocksProxy(server.port, user, bound=bound)
+            proxy = SocksProxy(server.port, bound=bound)
             async with listening(proxy) as address:
-                async with pool(get_connection=through_socks_proxy(address, *(user or ())),
+                async with pool(get_connection=through_socks_proxy(address),
                                 get_ssl_context=trusting, get_dns_resolver=unwanted) as request:
                     for host in ('name.test', '127.0.0.1:81', 'name.test'):
                         assert (await get(request, f'{scheme}://{host}/'))[2] == b'ok'
@@ -12596,20 +12378,42 @@ async def test_recipe_through_a_socks_proxy(scheme, user):
 
 @on_loops
 async def test_recipe_through_a_socks_proxy_that_refuses():
-    async def refusal(proxy, *user):
+    async def check(proxy, cause, text):
         async with listening(proxy) as address:
-            async with pool(get_connection=through_socks_proxy(address, *user)) as request:
-                return await failed(
-                    request(b'GET', 'http://name.test/'), HttpConnectionError, SocksError)
+            get_connection = recipe('through_socks_proxy').through_socks_proxy(address)
+            async with pool(get_connection=get_connection) as request:
+                await failed(request(b'GET', 'http://name.test/'), HttpConnectionError, cause,
+                             'GET http://name.test:80: get_connection failed: ' + text)
 
-    where = 'GET http://name.test:80: get_connection failed: SocksError: '
-    for code, text in (*SOCKS_ERRORS.items(), (9, 'the proxy answered 9')):
-        assert str(await refusal(SocksProxy(0, code=code))) == where + text
-    user = [b'user', b'password']
-    assert str(await refusal(SocksProxy(0, user))) == (
-        where + 'the proxy accepts no way to authenticate')
-    assert str(await refusal(SocksProxy(0, user), b'user', b'other')) == (
-        where + 'the proxy does not accept user and password')
+    await check(SocksProxy(0, code=2), ConnectionError, 'ConnectionError: the proxy answered 2')
+    await check(SocksProxy(0, method=255), ConnectionError,
+                'ConnectionError: the proxy wants authentication')
+    await check(hanging_up, EOFError, 'the proxy closed the connection')
+
+
+@pytest.mark.parametrize('name', ['through_http_proxy', 'through_socks_proxy'])
+@on_loops
+async def test_recipe_a_proxy_that_says_nothing_is_left_in_time(name):
+    async def silent(reader, writer):
+        started.set()
+        await reader.read()
+        ended.append(True)
+        writer.close()
+
+    started, ended = asyncio.Event(), []
+    async with listening(silent) as address:
+        get_connection = getattr(recipe(name), name)(address)
+        async with pool(get_connection=get_connection, socket_timeout=0.1) as request:
+            await failed(
+                request(b'GET', 'http://name.test/'), HttpConnectionError, TimeoutError)
+        async with pool(get_connection=get_connection) as request:
+            started.clear()
+            task = asyncio.create_task(request(b'GET', 'http://name.test/'))
+            await started.wait()
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+    assert ended == [True, True]
 
 
 @on_loops
@@ -12618,16 +12422,28 @@ async def test_recipe_a_test_double_without_a_port():
         with contextlib.suppress(asyncio.IncompleteReadError):  # once the client has closed
             while True:
                 heads.append(await reader.readuntil(b'\r\n\r\n'))
-                writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok')
+                writer.write(OK)
         writer.close()
 
-    heads, tasks = [], []
-    async with pool(get_connection=to_handler(handler, tasks)) as request:
-        for _ in range(2):
-            assert (await get(request, 'http://name.test/a'))[2] == b'ok'
-    await asyncio.gather(*tasks)
+    heads = []
+    to_handler = recipe('to_handler').to_handler
+    async with asyncio.TaskGroup() as group:
+        async with pool(get_connection=to_handler(handler, group)) as request:
+            for _ in range(2):
+                assert (await get(request, 'http://name.test/a'))[2] == b'ok'
     assert heads == [b'GET /a HTTP/1.1\r\nhost: name.test\r\n\r\n'] * 2
-    assert len(tasks) == 1
+
+
+@on_loops
+async def test_recipe_a_test_double_may_be_cancelled_while_it_connects():
+    async with asyncio.TaskGroup() as group:
+        get_connection = recipe('to_handler').to_handler(unwanted, group)
+        async with pool(get_connection=get_connection) as request:
+            task = asyncio.create_task(request(b'GET', 'http://name.test/'))
+            await turns(1)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
 
 
 NOT_PUBLIC = (
@@ -12643,45 +12459,26 @@ PUBLIC = ('8.8.8.8', '1.1.1.1', '193.0.6.139', '2606:4700:4700::1111', '2a00:145
 
 @on_loops
 async def test_recipe_names_of_addresses_that_are_not_public_are_refused():
-    asked = []
-
-    def answering(addresses):
-        resolver = pinned({'name.test': addresses})
-
-        def get_resolver(**kwargs):
-            resolve, clear_cache = resolver(**kwargs)
-
-            async def counting(host, record_type, **kwargs):
-                asked.append(record_type)
-                return await resolve(host, record_type, **kwargs)
-
-            return counting, clear_cache
-
-        return resolving_to_public(get_resolver)
+    async def lookup(addresses, kind, cause, message=None):
+        module.Resolver = pinned({'name.test': addresses})
+        with row(addresses):
+            async with pool(get_dns_resolver=module.get_public_resolver,
+                            get_sock=get_sock) as request:
+                await failed(request(b'GET', 'http://name.test/'), kind, cause, message)
 
     def get_sock(family):
         raise Unwanted('it went on to connect')
 
+    pinned = recipe('pinned').pinned
+    module = recipe('get_public_resolver')
     for address in NOT_PUBLIC:
-        with row(address):
-            options = {'get_dns_resolver': answering([address]), 'get_sock': get_sock}
-            async with pool(**options) as request:
-                await failed(
-                    request(b'GET', 'http://name.test/'), HttpDnsError, NotAllowed,
-                    'GET http://name.test:80: resolving name.test failed: '
-                    f'NotAllowed: name.test has the address {ipaddress.ip_address(address)}')
+        await lookup([address], HttpDnsError, module.NotPublic,
+                     'GET http://name.test:80: resolving name.test failed: '
+                     f'NotPublic: {ipaddress.ip_address(address)} is not public')
     for address in PUBLIC:
-        with row(address):
-            asked.clear()
-            options = {'get_dns_resolver': answering([address]), 'get_sock': get_sock}
-            async with pool(**options) as request:
-                await failed(
-                    request(b'GET', 'http://name.test/'), HttpConnectionError, Unwanted)
-            assert len(asked) == len(set(asked))
+        await lookup([address], HttpConnectionError, Unwanted)
     # One of several is enough.
-    options = {'get_dns_resolver': answering(['8.8.8.8', '127.0.0.1']), 'get_sock': get_sock}
-    async with pool(**options) as request:
-        await failed(request(b'GET', 'http://name.test/'), HttpDnsError, NotAllowed)
+    await lookup(['8.8.8.8', '127.0.0.1'], HttpDnsError, module.NotPublic)
 
 
 # URLs whose host is an address, in any form that lowhaio takes for one: it is never resolved.
@@ -12720,38 +12517,33 @@ NO_LITERALS = (
 @on_loops
 async def test_recipe_connections_to_addresses_that_are_not_public_are_refused():
     """All of them pass through the socket, however the address came about."""
-    options = {'get_sock': get_public_sock, 'get_dns_resolver': unwanted}
-    async with pool(**options) as request:
+    module = recipe('get_public_sock')
+    get_sock, NotPublic = module.get_public_sock, module.NotPublic
+    async with pool(get_sock=get_sock, get_dns_resolver=unwanted) as request:
         for url, address in LITERALS.items():
             with row(url):
-                error = await failed(request(b'GET', url), HttpConnectionError, NotAllowed)
+                error = await failed(request(b'GET', url), HttpConnectionError, NotPublic)
                 shown = ipaddress.ip_address(address)  # as this version of Python shows it
-                assert str(error).endswith(f': NotAllowed: {shown} is not public')
+                assert str(error).endswith(f': NotPublic: {shown} is not public')
         for url in NO_LITERALS:
             with row(url):
                 error = await failed(request(b'GET', url), HttpConnectionError, ValueError)
                 assert ', refused: url must ' in str(error)
-    async with pool(get_sock=get_public_sock, get_dns_resolver=always('127.0.0.1')) as request:
-        error = await failed(
-            request(b'GET', 'http://name.test/'), HttpConnectionError, NotAllowed,
+    async with pool(get_sock=get_sock, get_dns_resolver=always('127.0.0.1')) as request:
+        await failed(
+            request(b'GET', 'http://name.test/'), HttpConnectionError, NotPublic,
             'GET http://name.test:80: connecting failed: '
-            '127.0.0.1: NotAllowed: 127.0.0.1 is not public')
+            '127.0.0.1: NotPublic: 127.0.0.1 is not public')
 
 
 @SCHEMES
 @on_loops
 async def test_recipe_a_socket_that_looks_at_its_address_is_used_like_any_other(scheme):
-    class AnySocket(PublicSocket):
-        @staticmethod
-        def is_allowed(address):
-            asked.append(str(address))
-            return True
-
     asked = []
+    module = recipe('get_public_sock')
+    module.check_public = lambda address: asked.append(str(address))
     async with Server(Answering(OK), context_of(scheme)) as server:
-        options = {'get_sock': functools.partial(get_public_sock, kind=AnySocket),
-                   'get_ssl_context': trusting}
-        async with pool(**options) as request:
+        async with pool(get_sock=module.get_public_sock, get_ssl_context=trusting) as request:
             for _ in range(2):
                 assert (await get(request, server.url))[2] == b'ok'
         assert len(server.peers) == 1
@@ -12761,6 +12553,7 @@ async def test_recipe_a_socket_that_looks_at_its_address_is_used_like_any_other(
 @on_loops
 async def test_recipe_the_resolver_of_the_system():
     asked = []
+    get_system_resolver = recipe('get_system_resolver').get_system_resolver
 
     def counting(**kwargs):
         resolve, clear_cache = get_system_resolver(**kwargs)
@@ -12793,7 +12586,7 @@ async def test_recipe_the_resolver_of_the_system():
 async def test_recipe_pinned_addresses():
     async with Server(Answering(OK)) as server:
         addresses = {'a.test': ['127.0.0.1'], 'b.test': ['::ffff:127.0.0.1'], 'c.test': []}
-        async with pool(get_dns_resolver=pinned(addresses)) as request:
+        async with pool(get_dns_resolver=recipe('pinned').pinned(addresses)) as request:
             for name in ('a.test', 'b.test'):
                 assert (await get(request, f'http://{name}:{server.port}/'))[2] == b'ok'
             for name in ('c.test', 'd.test'):
@@ -12805,10 +12598,6 @@ async def test_recipe_pinned_addresses():
 
 
 # --------------------------------------------------------------- README, examples, package
-
-HERE = pathlib.Path(__file__).parent
-README = (HERE / 'README.md').read_text(encoding='utf-8')
-README_BLOCKS = re.findall(r'(?<=^```python\n).*?(?=^```$)', README, re.MULTILINE | re.DOTALL)
 
 
 class Website(http.server.BaseHTTPRequestHandler):
@@ -12832,9 +12621,13 @@ class Website(http.server.BaseHTTPRequestHandler):
         pass
 
 
-class UnixServer(http.server.ThreadingHTTPServer):
-    address_family = socket.AF_UNIX
+class WebServer(http.server.ThreadingHTTPServer):
+    request_queue_size = 64
     daemon_threads = True
+
+
+class UnixServer(WebServer):
+    address_family = socket.AF_UNIX
 
     def server_bind(self):
         self.socket.bind(self.server_address)
@@ -12851,6 +12644,32 @@ class SockTo(socket.socket):
 
     def connect(self, address):
         super().connect(self.address)
+
+
+@contextlib.contextmanager
+def proxies_to(port):
+    """In a thread. Yields their addresses by those of the README."""
+    async def main():
+        async with listening(Proxy(port)) as http_proxy, listening(SocksProxy(port)) as socks:
+            started.set_result({('192.0.2.1', 3128): http_proxy, ('192.0.2.1', 1080): socks})
+            await asyncio.wrap_future(stopped)
+
+    started, stopped = concurrent.futures.Future(), concurrent.futures.Future()
+    thread = threading.Thread(target=asyncio.run, args=(main(),))
+    thread.start()
+    yield started.result()
+    stopped.set_result(None)
+    thread.join()
+
+
+@contextlib.contextmanager
+def serving(server):
+    """In a thread."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
 
 
 @pytest.fixture
@@ -12873,6 +12692,15 @@ def website(tmp_path, monkeypatch):
     async def clear_cache(get_logger_adapter):
         pass
 
+    def get_dns_resolver(get_logger_adapter):
+        return resolve, clear_cache
+
+    def getaddrinfo(host, port, family, kind, proto, flags):
+        return [(family, kind, proto, '', ('127.0.0.1', 0))]
+
+    async def sock_connect(loop, sock, address):
+        await connect(loop, sock, proxies.get(address, address))
+
     def get_sock(family):
         sock = SockTo(family, socket.SOCK_STREAM)
         sock.address = server.server_address
@@ -12881,23 +12709,20 @@ def website(tmp_path, monkeypatch):
     def get_ssl_context():
         return ssl.create_default_context(cafile='our-authority.pem')
 
-    with (http.server.ThreadingHTTPServer(('127.0.0.1', 0), Website) as server,
+    with (WebServer(('127.0.0.1', 0), Website) as server,
           UnixServer('server.sock', Website) as unix_server):
         server.asked = unix_server.asked = []
-        server.daemon_threads = True
-        unix_thread = threading.Thread(target=unix_server.serve_forever)
-        unix_thread.start()
         server.socket = server_context.wrap_socket(
             server.socket, server_side=True, do_handshake_on_connect=False)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        monkeypatch.setattr(lowhaio, 'Pool', functools.partial(
-            Pool, get_dns_resolver=lambda **_: (resolve, clear_cache), get_sock=get_sock,
-            get_ssl_context=get_ssl_context))
-        yield server
-        for each, its_thread in ((server, thread), (unix_server, unix_thread)):
-            each.shutdown()
-            its_thread.join()
+        connect = asyncio.SelectorEventLoop.sock_connect
+        with (serving(server), serving(unix_server), proxies_to(server.server_port) as proxies):
+            monkeypatch.setattr(asyncio.SelectorEventLoop, 'sock_connect', sock_connect)
+            monkeypatch.setattr(socket, 'getaddrinfo', getaddrinfo)
+            monkeypatch.setattr(aiodnsresolver, 'Resolver', get_dns_resolver)
+            monkeypatch.setattr(lowhaio, 'Pool', functools.partial(
+                Pool, get_dns_resolver=get_dns_resolver, get_sock=get_sock,
+                get_ssl_context=get_ssl_context))
+            yield server
 
 
 README_RESULTS = [
@@ -12919,6 +12744,16 @@ README_RESULTS = [
     pytest.param('[http:nightly,GET,https://www.example.com/] Received 200 from '
                  'https://www.example.com:443 (peer 127.0.0.1:443)', [('GET', '/?page=1', b'')],
                  id='logging'),
+    pytest.param("b'200' b'<p>Hello</p>'", [('GET', '/', b'')], id='http-proxy'),
+    pytest.param("b'200' b'<p>Hello</p>'", [('GET', '/', b'')], id='socks-proxy'),
+    pytest.param("b'200' b'hello'", [], id='test-double'),
+    pytest.param('GET http://localhost:80: resolving localhost failed: '
+                 'NotPublic: 127.0.0.1 is not public\n'
+                 'GET http://169.254.169.254:80: connecting failed: '
+                 '169.254.169.254: NotPublic: 169.254.169.254 is not public\n'
+                 'GET http://[::ffff:', [], id='public-addresses'),
+    pytest.param("b'200' b'<p>Hello</p>'", [('GET', '/', b'')], id='system-resolver'),
+    pytest.param("b'200' b'<p>Hello</p>'", [('GET', '/', b'')], id='pinned-addresses'),
     pytest.param("b'200' b'<p>Hello</p>'", [('GET', '/', b'')], id='layer'),
 ]
 
@@ -12969,14 +12804,9 @@ def test_quickstart_streams_both_ways_over_one_connection():
 
 @pytest.fixture
 def plain_website():
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Website) as server:
+    with WebServer(('127.0.0.1', 0), Website) as server, serving(server):
         server.asked = []
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
         yield f'http://127.0.0.1:{server.server_port}/page'
-        server.shutdown()
-        thread.join()
 
 
 def test_quickstart_fetches_a_url_to_standard_output(plain_website):
