@@ -90,26 +90,8 @@ def on_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     @pytest.mark.parametrize('loop_name', LOOPS)
     @functools.wraps(test)
     def wrapper(*args, loop_name, **kwargs):
-        before = open_descriptors()
-        errors = []
-
-        def on_error(loop, context):
-            # In debug mode, asyncio's servers report the clients that refuse their handshake.
-            if context['message'] != 'Error on transport creation for incoming connection':
-                errors.append(context)
-
-        async def main():
-            asyncio.get_running_loop().set_exception_handler(on_error)
-            async with asyncio.timeout(PATIENCE):
-                await test(*args, **kwargs)
-            # What is done by callbacks of what has just ended is part of the test.
-            await turns(5)
-
-        with asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner:
-            runner.run(main())
-        gc.collect()
-        assert errors == []
-        assert open_descriptors() == before
+        with nothing_left() as errors:
+            run_on(loop_name, errors, test, *args, **kwargs)
 
     # pytest finds the fixtures and parameters that a test wants in its signature.
     signature = inspect.signature(test)
@@ -117,6 +99,55 @@ def on_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         *signature.parameters.values(),
         inspect.Parameter('loop_name', inspect.Parameter.KEYWORD_ONLY)])
     return wrapper
+
+
+def on_loops_at_once(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """As `on_loops`, but in a thread for each loop: for what mostly waits for time to pass."""
+    @functools.wraps(test)
+    def wrapper(*args, **kwargs):
+        authority()  # or each thread would make its own
+        with nothing_left() as errors, concurrent.futures.ThreadPoolExecutor() as executor:
+            runs = [executor.submit(run_on, loop_name, errors, test, *args, **kwargs)
+                    for loop_name in LOOPS]
+            for run in runs:
+                run.result()
+
+    return wrapper
+
+
+def run_on(loop_name, errors, test, *args, **kwargs):
+    def on_error(loop, context):
+        # In debug mode, asyncio's servers report the clients that refuse their handshake.
+        if context['message'] != 'Error on transport creation for incoming connection':
+            errors.append(context)
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(on_error)
+        async with asyncio.timeout(PATIENCE):
+            await test(*args, **kwargs)
+        # What is done by callbacks of what has just ended is part of the test.
+        await turns(5)
+
+    with row(loop_name), asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner:
+        runner.run(main())
+
+
+@contextlib.contextmanager
+def nothing_left():
+    """Yields a list for the errors that loops are told of."""
+    before = open_descriptors()
+    errors = []
+    yield errors
+    gc.collect()
+    assert errors == []
+    assert open_descriptors() == before
+
+
+@pytest.fixture(scope='session', autouse=True)
+def nothing_before():
+    """What there is before the tests is no garbage of theirs: it is not looked at each time."""
+    gc.collect()
+    gc.freeze()
 
 
 def open_descriptors() -> set[str]:
@@ -431,7 +462,7 @@ async def test_timeout_leaves_a_block_alone_that_ends_in_time():
     assert cancelling() == 0
 
 
-@on_loops
+@on_loops_at_once
 async def test_timeout_starts_anew_when_it_is_reset():
     loop = asyncio.get_running_loop()
     with pytest.raises(asyncio.TimeoutError), timeout(loop, 0.15) as reset:
@@ -2376,7 +2407,7 @@ BLOCKED = {
 
 
 @pytest.mark.parametrize('name', BLOCKED)
-@on_loops
+@on_loops_at_once
 async def test_a_body_in_its_first_step_is_closed_when_its_head_is_blocked(name):
     make, events = BLOCKED[name]
     body = make()
@@ -2428,7 +2459,7 @@ class Unclosable(Closable):
     pytest.param(Unclosable, (LARGE,), of_length(len(LARGE)), [],
                  id='after-a-chunk-without-aclose'),
 ])
-@on_loops
+@on_loops_at_once
 async def test_an_async_iterator_is_closed_if_it_can_be(kind, chunks, headers, events):
     chunks = kind(*chunks)
     with deaf_server() as server:
@@ -2732,7 +2763,7 @@ async def test_a_request_whose_coroutine_is_closed_gives_its_resolver_up():
         assert events == [asyncio.CancelledError]
 
 
-@on_loops
+@on_loops_at_once
 async def test_the_clock_does_not_run_while_the_body_of_the_caller_does():
     async def body():
         for chunk in (b'a', b'b'):
@@ -2745,7 +2776,7 @@ async def test_the_clock_does_not_run_while_the_body_of_the_caller_does():
     assert script.bodies == [b'ab']
 
 
-@on_loops
+@on_loops_at_once
 async def test_the_time_of_an_upload_is_that_of_each_progress_of_it():
     loop = asyncio.get_running_loop()
     with deaf_server() as server:
@@ -4524,7 +4555,7 @@ async def test_a_response_that_stops_coming_fails_in_time():
         (chunked(b'2\r\n'), 'body'), (chunked(b'0\r\n'), 'body'), (head(), 'body'))])
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_head_in_trickles_fails_in_time():
     async def script(peer):
         await peer.read_head()
@@ -4540,7 +4571,7 @@ async def test_a_head_in_trickles_fails_in_time():
         assert error.response_started
 
 
-@on_loops
+@on_loops_at_once
 async def test_interim_responses_and_reads_of_a_body_have_a_time_each():
     slow = [[CONTINUE] * 5 + [OK], [head(b'content-length: 5'), *[b'x'] * 5]]
     whole = [b'ok', b'xxxxx']
@@ -4556,7 +4587,7 @@ async def test_interim_responses_and_reads_of_a_body_have_a_time_each():
     assert sorted(body for _, _, body in responses) == whole
 
 
-@on_loops
+@on_loops_at_once
 async def test_the_time_of_the_consumer_is_not_counted():
     async with Server(holding(OK[:-1], OK[-1:])) as server, pool(socket_timeout=0.05) as request:
         _, _, body = await request(b'GET', server.url)
@@ -4577,7 +4608,7 @@ async def test_keep_alive_never_raises_the_time_that_a_connection_idles(keep_ali
         assert sockets.socks[0].fileno() == -1
 
 
-@on_loops
+@on_loops_at_once
 async def test_keep_alive_lowers_the_time_that_a_connection_idles_to_a_second_less():
     fields = ((b'keep-alive: timeout=2',), (b'Keep-Alive: max=9, Timeout=2',),
               (b'connection: keep-alive', b'keep-alive: max=9', b'keep-alive: timeout=2'))
@@ -4602,10 +4633,6 @@ async def test_keep_alive_lowers_the_time_that_a_connection_idles_to_a_second_le
 #
 # Helpers first: a nameserver, certificates, and a server in threads, for what must happen while
 # the client's loop is blocked or must not run on it.
-
-# What is imported by now is no garbage of a test: the harness, which collects after each test,
-# need not look at it again and again.
-gc.freeze()
 
 FORGED = b'HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged'
 
@@ -5172,7 +5199,7 @@ TIMERS = {
 
 
 @pytest.mark.parametrize('case', TIMERS)
-@on_loops
+@on_loops_at_once
 async def test_a_cancellation_in_the_tick_of_a_timeout_of_the_lookup_wins(silent_address, case):
     loop = asyncio.get_running_loop()
     nameservers, socket_timeout = TIMERS[case]
@@ -5642,7 +5669,7 @@ async def test_socket_timeout_is_for_all_addresses_together():
     assert server.peers == []
 
 
-@on_loops
+@on_loops_at_once
 async def test_socket_timeout_is_for_the_lookup_and_connecting_together():
     """A lookup that took nearly all of it leaves nearly nothing."""
     ends = []
@@ -6445,7 +6472,7 @@ async def test_what_tls_itself_sends_does_not_close_an_idle_connection(case, is_
         assert len(server.socks) == 1
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_renegotiation_in_which_the_server_falls_silent_is_an_error():
     if Openssl.library() is None:
         pytest.skip('the ssl module keeps its OpenSSL to itself')
@@ -6578,7 +6605,7 @@ IDLE_TIMES = {
 }
 
 
-@on_loops
+@on_loops_at_once
 async def test_an_idle_connection_closes_when_its_time_is_over():
     async def check(case):
         keep_alive_timeout, response, seconds = IDLE_TIMES[case]
@@ -6592,7 +6619,7 @@ async def test_an_idle_connection_closes_when_its_time_is_over():
     await asyncio.gather(*[check(case) for case in IDLE_TIMES])
 
 
-@on_loops
+@on_loops_at_once
 async def test_keep_alive_timeout_begins_anew_with_each_response():
     answering = Answering(OK)
     async with Server(answering) as server, pool(keep_alive_timeout=0.15) as request:
@@ -6602,7 +6629,7 @@ async def test_keep_alive_timeout_begins_anew_with_each_response():
     assert answering.connections == [0] * 5
 
 
-@on_loops
+@on_loops_at_once
 async def test_keep_alive_timeout_does_not_end_a_response():
     async def script(peer):
         await peer.read_head()
@@ -7103,7 +7130,7 @@ SILENCES = {
 
 
 @SCHEMES
-@on_loops
+@on_loops_at_once
 async def test_a_server_that_falls_silent_is_an_error(scheme):
     cases = dict(enumerate(SILENCES))
     ends = []
@@ -7131,7 +7158,7 @@ async def test_a_server_that_falls_silent_is_an_error(scheme):
 
 
 @SCHEMES
-@on_loops
+@on_loops_at_once
 async def test_a_head_that_trickles_can_not_extend_its_time(scheme):
     ends = []
 
@@ -7155,7 +7182,7 @@ async def test_a_head_that_trickles_can_not_extend_its_time(scheme):
         await until(lambda: ends)
 
 
-@on_loops
+@on_loops_at_once
 async def test_each_interim_response_gives_the_head_its_time_anew():
     async def script(peer):
         await peer.read_head()
@@ -7168,7 +7195,7 @@ async def test_each_interim_response_gives_the_head_its_time_anew():
         assert (await get(request, server.url))[2] == b'ok'
 
 
-@on_loops
+@on_loops_at_once
 async def test_each_read_of_a_body_has_its_own_time():
     async def script(peer):
         await peer.read_head()
@@ -7181,7 +7208,7 @@ async def test_each_read_of_a_body_has_its_own_time():
         assert (await get(request, server.url))[2] == b'yyyy'
 
 
-@on_loops
+@on_loops_at_once
 async def test_the_time_in_which_nobody_reads_a_body_does_not_count():
     go_on = asyncio.Event()
 
@@ -7203,7 +7230,7 @@ async def test_the_time_in_which_nobody_reads_a_body_does_not_count():
         assert len(server.peers) == 1
 
 
-@on_loops
+@on_loops_at_once
 async def test_the_time_of_the_callers_own_body_does_not_count():
     answering = Answering(OK)
 
@@ -7235,7 +7262,7 @@ def reading_slowly(sock):
 
 
 @SCHEMES
-@on_loops
+@on_loops_at_once
 async def test_each_progress_of_sending_has_its_own_time(scheme):
     """All of it takes longer than `socket_timeout`."""
     data = UPLOAD[-500_000:]
@@ -7251,7 +7278,7 @@ async def test_each_progress_of_sending_has_its_own_time(scheme):
 
 
 @SCHEMES
-@on_loops
+@on_loops_at_once
 async def test_a_server_that_does_not_read_is_an_error(scheme):
     is_over = threading.Event()
 
@@ -7381,7 +7408,7 @@ async def test_a_timeout_of_the_caller_ends_a_request():
         await until(lambda: ends == [b''])
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_timeout_of_the_caller_in_the_tick_of_socket_timeout_wins():
     loop = asyncio.get_running_loop()
 
@@ -8092,7 +8119,7 @@ RACES = {
 }
 
 
-@on_loops
+@on_loops_at_once
 async def test_the_next_address_is_tried_after_a_quarter_second_or_when_one_has_failed():
     async def race(kinds, seconds):
         opened = Opened()
@@ -8177,7 +8204,7 @@ SLOW_WINNERS = {
 }
 
 
-@on_loops
+@on_loops_at_once
 async def test_an_earlier_attempt_still_wins_after_others_were_started():
     async def race(kinds, ask, answer, is_time):
         opened, pending = Opened(), Pending()
@@ -8205,7 +8232,7 @@ async def test_an_earlier_attempt_still_wins_after_others_were_started():
     await rows(race, SLOW_WINNERS)
 
 
-@on_loops
+@on_loops_at_once
 async def test_of_two_attempts_that_succeed_at_once_one_is_used_and_the_other_closed():
     opened = Opened()
     async with Hosts('silent', 'silent') as hosts:
@@ -8221,7 +8248,7 @@ async def test_of_two_attempts_that_succeed_at_once_one_is_used_and_the_other_cl
             assert hosts.used == ['127.0.0.1']
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_socket_that_connects_at_once_wins():
     class Blocking(socket.socket):
         def connect(self, address):
@@ -8269,7 +8296,7 @@ FAMILIES = {
 }
 
 
-@on_loops
+@on_loops_at_once
 async def test_aaaa_records_are_asked_for_when_no_ipv4_address_has_connected_by_its_turn():
     async def connect(kinds, ipv4, ipv6, address, asked):
         opened = Opened()
@@ -8332,7 +8359,7 @@ async def test_ipv6_addresses_take_turns_among_themselves():
         assert records.asked == ['A', 'AAAA']
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_silent_nameserver_for_aaaa_records_cancels_no_request(nameserver):
     """The resolver cancels the task that waits for IPv4 too, and goes on with the next one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
@@ -8350,7 +8377,7 @@ async def test_a_silent_nameserver_for_aaaa_records_cancels_no_request(nameserve
             assert hosts.used == ['::1']
 
 
-@on_loops
+@on_loops_at_once
 async def test_silent_nameservers_for_aaaa_records_leave_the_ipv4_attempt_alone(nameserver):
     opened = Opened()
     async with Hosts('silent') as hosts:
@@ -8366,7 +8393,7 @@ async def test_silent_nameservers_for_aaaa_records_leave_the_ipv4_attempt_alone(
         assert hosts.used == ['127.0.0.1']
 
 
-@on_loops
+@on_loops_at_once
 async def test_silent_nameservers_for_aaaa_records_leave_time_to_connect():
     """The connection that is idle goes to an IPv6 address: is that still current?"""
     pending = Pending()
@@ -8384,7 +8411,7 @@ async def test_silent_nameservers_for_aaaa_records_leave_time_to_connect():
     assert pending.ended == 1
 
 
-@on_loops
+@on_loops_at_once
 async def test_an_answer_in_the_tick_in_which_an_attempt_succeeds_is_not_needed():
     opened, pending = Opened(), Pending()
     async with Hosts('silent', ipv6='serving') as hosts:
@@ -8402,7 +8429,7 @@ async def test_an_answer_in_the_tick_in_which_an_attempt_succeeds_is_not_needed(
 
 # Errors that come at once
 
-@on_loops
+@on_loops_at_once
 async def test_an_address_that_fails_at_once_is_followed_by_the_next_without_delay():
     """Forty of them: where each was waited for, it would take ten seconds."""
     async def connect_often(ipv4, ipv6, refused_family, used):
@@ -8429,7 +8456,7 @@ async def test_an_address_that_fails_at_once_is_followed_by_the_next_without_del
     })
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_get_sock_that_fails_for_one_address_is_called_for_the_next():
     opened = Opened()
 
@@ -8449,7 +8476,7 @@ async def test_a_get_sock_that_fails_for_one_address_is_called_for_the_next():
 
 # Cancellations
 
-@on_loops
+@on_loops_at_once
 async def test_a_race_can_be_cancelled():
     async def cancel(kinds, ipv6, is_time):
         opened, pending = Opened(), Pending()
@@ -8502,7 +8529,7 @@ async def test_a_race_can_be_cancelled():
         group.create_task(rows(time_out, table))
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_resolver_may_clean_up_when_a_race_is_cancelled():
     cleaned = []
 
@@ -8529,7 +8556,7 @@ async def test_a_resolver_may_clean_up_when_a_race_is_cancelled():
 IN_THE_TICK = list(itertools.product((1, 2), (0.001, 0.15), (False, True)))
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_cancellation_in_the_tick_of_a_timeout_of_the_aaaa_lookup_wins(nameserver):
     """Whichever is first, with one nameserver or another one to go on with, and when it is
     `asyncio.timeout` that cancels."""
@@ -8566,7 +8593,7 @@ async def test_a_cancellation_in_the_tick_of_a_timeout_of_the_aaaa_lookup_wins(n
                 assert opened.still_open() == []
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_cancellation_about_the_tick_in_which_an_attempt_succeeds_wins():
     async with contextlib.AsyncExitStack() as stack:
         started = []
@@ -8676,7 +8703,7 @@ LATE_PARTS = {
 }
 
 
-@on_loops
+@on_loops_at_once
 async def test_the_error_after_socket_timeout_names_what_was_refused_and_what_was_pending():
     async def connect(kinds, ipv6, seconds, reasons, others):
         opened, pending = Opened(), Pending()
@@ -8695,7 +8722,7 @@ async def test_the_error_after_socket_timeout_names_what_was_refused_and_what_wa
     await rows(connect, LATE_PARTS)
 
 
-@on_loops
+@on_loops_at_once
 async def test_socket_timeout_is_for_the_lookup_connecting_and_tls_together():
     """What is left of it decreases: the least that a clock of its own would take is 2.2."""
     async def resolve(host):
@@ -8831,7 +8858,7 @@ REUSE = {
 }
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_connection_is_reused_while_the_records_of_its_family_have_its_address():
     async def reuse(kinds, requests):
         opened = Opened()
@@ -8915,7 +8942,7 @@ async def test_a_lookup_of_aaaa_records_that_failed_is_not_remembered():
             assert (await get(request, hosts.url))[2] == b'ok'
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_request_to_the_same_host_takes_no_address_from_a_race():
     opened = Opened()
     async with Hosts('silent', 'silent', ipv6='serving') as hosts:
@@ -9031,7 +9058,7 @@ async def test_races_at_once_share_a_lookup_of_aaaa_records():
     await rows(share, {'to their end': (False,), 'the first is cancelled': (True,)})
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_request_whose_time_is_over_takes_no_other_with_it():
     """The lookup is its own. One that waits for the answer, with time left, asks again."""
     pending = Pending()
@@ -9083,7 +9110,7 @@ TRUNCATED_ANSWERS = {
 }
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_truncated_answer_is_as_good_as_the_addresses_in_it():
     server = Truncating()
     try:
@@ -9444,7 +9471,7 @@ WAITING = 'waiting for a connection failed: '
 
 @pytest.mark.parametrize('seconds', [0, 0.05])
 @pytest.mark.parametrize('limit', ['max_connections', 'max_connections_per_origin'])
-@on_loops
+@on_loops_at_once
 async def test_waiting_ends_after_pool_timeout(limit, seconds):
     script = Halves()
     async with (Server(script) as server,
@@ -9466,7 +9493,7 @@ async def test_waiting_ends_after_pool_timeout(limit, seconds):
     assert script.connections == [0, 1, 1]
 
 
-@on_loops
+@on_loops_at_once
 async def test_waiting_is_no_part_of_socket_timeout():
     script = Halves()
     options = {'max_connections': 1, 'socket_timeout': 0.1}
@@ -9578,7 +9605,7 @@ async def test_a_place_for_one_cancelled_in_the_same_tick_goes_to_the_next_origi
 
 @pytest.mark.parametrize('others', [0, 1])
 @pytest.mark.parametrize('is_late_first', [True, False])
-@on_loops
+@on_loops_at_once
 async def test_what_is_freed_in_the_tick_of_pool_timeout_is_not_lost(is_late_first, others):
     seconds = 0.1
 
@@ -10227,7 +10254,7 @@ async def test_the_work_of_a_request_does_not_grow_with_the_connections_that_idl
     assert many < few * 1.5
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_cancellation_in_the_turn_in_which_pool_timeout_passes_wins():
     loop = asyncio.get_running_loop()
     async with Server(Answering(OK[:-1])) as server, pool(
@@ -10515,7 +10542,7 @@ async def test_a_request_without_the_certificate_that_the_server_wants_is_never_
     assert script.data == b''
 
 
-@on_loops
+@on_loops_at_once
 async def test_a_handshake_that_hangs_uses_no_cpu_and_holds_no_place_for_long():
     """However many of them there are: each has its time, and then its place is free."""
     async def silent(peer):
@@ -11283,7 +11310,7 @@ EARLIER = {
 }
 
 
-@on_loops
+@on_loops_at_once
 async def test_no_time_runs_while_the_body_waits_whatever_has_come_meanwhile():
     async def script(peer):
         raw = EARLIER[(await peer.read_head()).split()[1][1:].decode()]
@@ -11305,7 +11332,7 @@ async def test_no_time_runs_while_the_body_waits_whatever_has_come_meanwhile():
         await asyncio.gather(*[check(name) for name in EARLIER])
 
 
-@on_loops
+@on_loops_at_once
 async def test_the_time_of_the_head_begins_with_the_last_byte_sent():
     async def script(peer):
         await peer.read_head()
@@ -11329,7 +11356,7 @@ async def test_the_time_of_the_head_begins_with_the_last_byte_sent():
 
 
 @SCHEMES
-@on_loops
+@on_loops_at_once
 async def test_watching_for_an_early_response_uses_no_cpu(scheme):
     """Whatever has come, and whatever the client waits for."""
     large = b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b' % (
@@ -11451,7 +11478,7 @@ async def test_a_body_is_not_called_before_100_continue(scheme):
 
 
 @SCHEMES
-@on_loops
+@on_loops_at_once
 async def test_a_body_waits_for_100_continue_for_at_most_a_second_or_socket_timeout(scheme):
     # What comes before the body, and after it; and if socket_timeout is short.
     cases = {
@@ -11639,7 +11666,7 @@ async def test_what_fails_while_100_continue_is_waited_for():
 
 @SCHEMES
 @pytest.mark.parametrize('limit', ['cancel', 'asyncio.timeout'])
-@on_loops
+@on_loops_at_once
 async def test_a_request_may_be_cancelled_while_it_waits_for_100_continue(scheme, limit):
     async def script(peer):
         await peer.read_head()
@@ -11976,7 +12003,7 @@ async def test_get_connection_that_is_no_coroutine_function_is_an_error():
         await failed(request(b'GET', 'http://name.test/'), HttpConnectionError, TypeError)
 
 
-@on_loops
+@on_loops_at_once
 async def test_get_connection_that_hangs_is_cancelled_after_socket_timeout():
     async def hanging(scheme, host, port):
         try:
@@ -12044,7 +12071,7 @@ async def test_get_connection_that_hangs_may_wait_in_its_cleaning_up():
     assert ended == [True]
 
 
-@on_loops
+@on_loops_at_once
 async def test_socket_timeout_is_for_get_connection_and_the_handshake_together():
     async def get_connection(scheme, host, port):
         await asyncio.sleep(0.9)
@@ -12394,7 +12421,7 @@ async def test_recipe_through_a_socks_proxy_that_refuses():
 
 
 @pytest.mark.parametrize('name', ['through_http_proxy', 'through_socks_proxy'])
-@on_loops
+@on_loops_at_once
 async def test_recipe_a_proxy_that_says_nothing_is_left_in_time(name):
     async def silent(reader, writer):
         started.set()
