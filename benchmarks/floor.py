@@ -73,10 +73,12 @@ http {{
     scgi_temp_path {root}/scgi;
     uwsgi_temp_path {root}/uwsgi;
     server {{
-        listen 127.0.0.1:{http};
+        listen {http};
         listen 127.0.0.1:{https} ssl;
         ssl_certificate {root}/server.pem;
         ssl_certificate_key {root}/server.pem;
+        ssl_protocols TLSv1.2 TLSv1.3;
+        ssl_session_cache shared:sessions:1m;
         root {root}/www;
         location /upload/ {{ dav_methods PUT; }}
     }}

@@ -8,6 +8,7 @@ timeouts     no kind of timeout leaves the caller's task with a cancellation
 memory       a body of 1 GiB, received or sent, leaves the process below 40 MiB
 descriptors  10,000 requests, with errors, cancellations and abandoned bodies among them, leave no
              descriptor, reader, writer or timer behind once the pool is closed
+limits       the same of 3,000 requests that wait for each other's connections
 
 Each on asyncio, and on uvloop if it can be imported. The servers run in a process of their own.
 Needs trustme for a certificate.
@@ -15,6 +16,7 @@ Needs trustme for a certificate.
 import argparse
 import asyncio
 import contextlib
+import functools
 import gc
 import importlib.util
 import json
@@ -59,11 +61,12 @@ RESPONSES = {
     '/short': fixed(b'200 OK', b'content-length: 9', body=b'small'),
     '/bad': b'small\r\n\r\n',
     '/hangup': b'',
-    # Silence after this
+    # Silence after these
+    '/early': fixed(b'413 Content Too Large', b'content-length: 0'),
     '/silent-body': fixed(b'200 OK', b'content-length: 9', body=b'small'),
 }
 CLOSING = ('/close', '/to-the-end', '/short', '/bad', '/hangup')
-SILENT = ('/silent-body', '/silent')
+SILENT = ('/early', '/silent-body', '/silent')
 
 
 def serve(directory):
@@ -113,6 +116,8 @@ def serve_exchange(sock, file):
         while file.read(65536):
             pass
         return False
+    if 'expect: 100-continue' in head:
+        sock.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
     _, _, length = head.partition('content-length: ')
     discard(file, int(length.split('\r\n')[0] or 0))
 
@@ -323,6 +328,10 @@ async def check_tasks(servers):
         'large, TLS': (fetch(request, f'{https}/bulk?{2 ** 20}'), (b'200', bytes(2 ** 20))),
         'upload': (fetch(request, http + '/upload', b'PUT', size=10 ** 7), CREATED),
         'upload, TLS': (fetch(request, https + '/upload', b'PUT', size=10 ** 7), CREATED),
+        'upload, expect': (fetch(request, http + '/upload', b'PUT', size=10 ** 5,
+                                 headers=((b'expect', b'100-continue'),)), CREATED),
+        'early response': (fetch(request, http + '/early', b'PUT', size=10 ** 8), (b'413', b'')),
+        'plain, after that': (fetch(request, http + '/small'), SMALL),
         'name': (fetch(request, servers.named + '/small'), SMALL),
         'name, reused': (fetch(request, servers.named + '/small'), SMALL),
         'name, unknown': (fetch(request, 'http://other.test'), 'HttpDnsError'),
@@ -368,6 +377,15 @@ async def check_timeouts(servers):
     slow, slow_close = servers.pool(socket_timeout=TIMEOUT, nameservers=(
         (10, servers.silent_nameserver),))
 
+    async def in_full_pool():
+        busy, busy_close = servers.pool(max_connections=1, pool_timeout=TIMEOUT)
+        _, _, held = await busy(b'GET', f'{servers.http}/bulk?{2 ** 24}')
+        try:
+            await fetch(busy, servers.http + '/small')
+        finally:
+            await held.aclose()
+            await busy_close()
+
     async def in_timeout_of_caller():
         async with asyncio.timeout(TIMEOUT):
             await fetch(own, servers.http + '/silent')
@@ -386,6 +404,7 @@ async def check_timeouts(servers):
         'DNS, no nameserver answers': (fetch(never, servers.named), 'HttpDnsError'),
         'DNS, socket_timeout first': (fetch(slow, servers.named), 'HttpDnsError',
                                       'HttpConnectionError'),
+        'pool': (in_full_pool(), 'HttpConnectionError'),
         "the caller's asyncio.timeout": (in_timeout_of_caller(), 'TimeoutError'),
     }
     for name, (coroutine, *expected) in cases.items():
@@ -626,6 +645,7 @@ CHECKS = {
     'timeouts': check_timeouts,
     'memory': check_memory,
     'descriptors': check_descriptors,
+    'limits': functools.partial(check_descriptors, requests=3000, max_connections=10),
 }
 
 

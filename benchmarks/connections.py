@@ -1,0 +1,162 @@
+"""What the number of connections and of waiting requests costs, and what a resumed TLS session
+saves.
+
+    python benchmarks/connections.py
+
+at once      CPU of a small request while 1 to 1,000 are made at once: each over a connection of
+             its own; all over 10 connections, so that the others wait; and one at a time, with as
+             many connections idle, each of an origin of its own
+resumption   CPU and time of a new connection with its request over TLS, with the session of the
+             one before and without, in TLS 1.2 and 1.3
+
+The nginx of floor.py serves, pinned to one core, and the client is pinned to another. What is
+compared takes turns, and medians are shown. Only numbers of one run are comparable.
+"""
+import argparse
+import asyncio
+import ssl
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+from floor import CPU, nginx, pin
+
+from lowhaio import Pool, buffered
+
+NUMBERS = (1, 10, 100, 1000)
+
+
+async def measure_at_once(url, number, requests, **options):
+    """CPU µs of each request, when `number` workers make them."""
+    request, close = Pool(**options)
+
+    async def worker(number):
+        for _ in range(number):
+            _, _, body = await request(b'GET', url)
+            await buffered(body)
+
+    async def run(requests):
+        await asyncio.gather(*[worker(requests // number) for _ in range(number)])
+
+    await run(2 * number)
+    cpu = CPU()
+    with cpu:
+        await run(requests)
+    await close()
+    return (cpu.user + cpu.system) / requests * 1e6
+
+
+async def measure_beside_idle(url, number, requests):
+    """The same of one worker, beside `number` idle connections of other origins."""
+    request, close = Pool()
+
+    async def fetch(url):
+        _, _, body = await request(b'GET', url)
+        await buffered(body)
+
+    for index in range(number):
+        await fetch(url.replace('127.0.0.1', f'127.1.{index // 250}.{index % 250 + 1}'))
+    await fetch(url)
+    cpu = CPU()
+    with cpu:
+        for _ in range(requests):
+            await fetch(url)
+    await close()
+    return (cpu.user + cpu.system) / requests * 1e6
+
+
+class Forgetful(ssl.SSLSocket):
+    """Keeps no session, so that there is none to resume."""
+
+    session = property(lambda self: None)
+
+
+async def measure_new_connections(url, ca, version, is_resumed, number):
+    """CPU and elapsed µs of a connection with one request, and how many were resumed."""
+    reused = []
+
+    class Counting(ssl.SSLSocket if is_resumed else Forgetful):
+        def do_handshake(self, *args):
+            super().do_handshake(*args)
+            reused.append(self.session_reused)
+
+    context = ssl.create_default_context(cafile=ca)
+    context.minimum_version = context.maximum_version = version
+    context.sslsocket_class = Counting
+    request, close = Pool(get_ssl_context=lambda: context, keep_alive_timeout=0)
+
+    async def fetch(number):
+        for _ in range(number):
+            _, _, body = await request(b'GET', url)
+            await buffered(body)
+
+    await fetch(5)
+    reused.clear()
+    cpu = CPU()
+    start = time.perf_counter()
+    with cpu:
+        await fetch(number)
+    elapsed = time.perf_counter() - start
+    await close()
+    return (cpu.user + cpu.system) / number * 1e6, elapsed / number * 1e6, sum(reused)
+
+
+def medians(rounds, cases):
+    """The median of what each case gives: they take turns."""
+    results = [[] for _ in cases]
+    for _ in range(rounds):
+        for case, result in zip(cases, results, strict=True):
+            result.append(asyncio.run(case()))
+    return [statistics.median(result) for result in results]
+
+
+def show_at_once(args, origins):
+    url = origins['http'] + '/small'
+    ways = {
+        'over as many connections': lambda number: measure_at_once(url, number, args.requests),
+        'over 10 connections': lambda number: measure_at_once(
+            url, number, args.requests, max_connections=10),
+        'one at a time, beside idle ones': lambda number: measure_beside_idle(
+            url, number, args.requests),
+    }
+    print(f'{"CPU of a request, µs":34}' + ''.join(f'{number:>8,}' for number in NUMBERS))
+    for way, measure in ways.items():
+        figures = medians(args.rounds, [lambda number=number, measure=measure: measure(number)
+                                        for number in NUMBERS])
+        print(f'{way:34}' + ''.join(f'{figure:8.1f}' for figure in figures), flush=True)
+
+
+def show_resumption(args, origins, root):
+    url = origins['https'] + '/small'
+    print(f'\n{"a new connection and its request":34}{"CPU, µs":>10}{"elapsed, µs":>13}{"resumed":>9}')
+    for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
+        results = {True: [], False: []}
+        for _ in range(args.rounds):
+            for is_resumed, rows in results.items():
+                rows.append(asyncio.run(measure_new_connections(
+                    url, root / 'ca.pem', version, is_resumed, args.connections)))
+        for is_resumed, rows in results.items():
+            cpu, elapsed, resumed = map(statistics.median, zip(*rows, strict=True))
+            name = f'{version.name}, ' + ('resumed' if is_resumed else 'not resumed')
+            print(f'{name:34}{cpu:10.0f}{elapsed:13.0f}{resumed:6.0f}/{args.connections}',
+                  flush=True)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--rounds', type=int, default=5)
+    parser.add_argument('--requests', type=int, default=10_000, help='of one measurement')
+    parser.add_argument('--connections', type=int, default=300, help='of one measurement')
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as directory:
+        pin(0)
+        with nginx(Path(directory), 1024) as origins:
+            pin(1)
+            show_at_once(args, origins)
+            show_resumption(args, origins, Path(directory))
+
+
+if __name__ == '__main__':
+    main()
