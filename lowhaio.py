@@ -870,6 +870,11 @@ class Resolving(InTime):
         self.must_stop = True
         super().expire()
 
+    def abandon(self) -> None:
+        # What is thrown is no cancellation of the task; those of the resolver are taken back.
+        self.is_late = self.must_stop = True
+        super().abandon()
+
     def step(self) -> None:
         """One step, and a second one if it has to end."""
         try:
@@ -1779,7 +1784,7 @@ class EarlyResponse(Exception):
 
 
 class RequestBody:
-    __slots__ = ('connection', 'chunks', 'declared', 'left', 'is_empty', 'steps')
+    __slots__ = ('connection', 'chunks', 'declared', 'left', 'is_empty', 'cancelling', 'steps')
 
     def __init__(self, connection: Connection,
                  body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
@@ -1797,6 +1802,7 @@ class RequestBody:
         self.declared = declared
         self.left = declared.length or 0
         self.is_empty = True
+        self.cancelling = current_task().cancelling()
         # What is under way to get the next chunk.
         self.steps: Steps | None = None
 
@@ -1872,13 +1878,17 @@ class RequestBody:
                 if hasattr(self.chunks, 'aclose'):
                     await self.chunks.aclose()
         except (CancelledError, Exception):
-            is_own = isinstance(error, CancelledError) and task.cancelling() < cancelling
-            if is_own or task.cancelling() > cancelling:
+            if self.is_own(error, cancelling) or task.cancelling() > cancelling:
                 self.connection.phase = REQUEST_BODY
                 raise
         else:
-            if isinstance(error, CancelledError) and task.cancelling() < cancelling:
+            if self.is_own(error, cancelling):
                 raise TimeoutError('a time-out in the body passed before the head was sent')
+
+    def is_own(self, error: BaseException, cancelling: int) -> bool:
+        """The generator has taken its cancellation back, and there is none from outside."""
+        now = current_task().cancelling()
+        return isinstance(error, CancelledError) and self.cancelling >= now < cancelling
 
     def abandon(self) -> None:
         if self.steps is not None:

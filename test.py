@@ -2651,6 +2651,31 @@ async def test_a_timeout_in_a_body_is_that_of_the_body(headers):
 
 
 @on_loops
+async def test_a_cancellation_in_the_tick_of_a_timeout_around_a_chunk_wins():
+    """The chunk is being sent, to a server that does not read."""
+    async def body():
+        async with asyncio.timeout(None) as scope:
+            scopes.append(scope)
+            yield LARGE * 20
+
+    async def script(peer):
+        peer.writer.transport.pause_reading()
+        await forever()
+
+    scopes = []
+    async with Server(script) as server, pool(get_sock=small_sock) as request:
+        task = asyncio.create_task(request(
+            b'POST', server.url, headers=of_length(len(LARGE) * 20), body=body))
+        await until(lambda: scopes)
+        await turns(50)
+        scopes[0].reschedule(0)
+        asyncio.get_running_loop().call_soon(task.cancel)
+        await asyncio.wait([task])
+        assert task.cancelled()
+        assert task.cancelling() == 1
+
+
+@on_loops
 async def test_a_timeout_in_a_body_that_goes_on_is_no_failure_of_ours():
     async def body():
         with contextlib.suppress(TimeoutError):
@@ -2687,15 +2712,20 @@ async def test_an_error_in_a_body_is_not_a_cancellation_of_the_request():
 
 async def run_until(coroutine, condition):
     """Run a coroutine, in the current task, until it waits and the condition holds."""
+    cancellation = None
     while True:
-        waited_for = coroutine.send(None)
+        waited_for = coroutine.throw(cancellation) if cancellation else coroutine.send(None)
+        cancellation = None
+        try:
+            if waited_for is None:
+                await turns(1)
+            else:
+                waited_for._asyncio_future_blocking = False
+                await until(lambda: waited_for.done() or condition())  # noqa: B023
+        except asyncio.CancelledError as error:
+            cancellation = error
         if condition():
             return
-        if waited_for is None:
-            await turns(1)
-        else:
-            await until(waited_for.done)
-            waited_for._asyncio_future_blocking = False
 
 
 @pytest.mark.parametrize('chunks', [(), (b'ab',)], ids=['in-its-first-step', 'after-a-chunk'])
@@ -5264,6 +5294,19 @@ async def test_a_request_closed_in_its_lookup_lets_the_resolver_clean_up():
         coroutine.send(None)
         coroutine.close()
         assert ends == ['name.test']
+
+
+@on_loops
+async def test_a_request_closed_after_a_time_out_of_the_resolver_leaves_no_cancellation(
+        nameserver, silent_address):
+    """A task steps the request, and lives on."""
+    options = {'get_dns_resolver': asking((0.01, silent_address), (20, nameserver.address))}
+    nameserver.answers['name.test'] = None
+    async with pool(**options) as request:
+        coroutine = request(b'GET', 'http://name.test/')
+        await run_until(coroutine, lambda: nameserver.queries['name.test'])
+        coroutine.close()
+        assert cancelling() == 0
 
 
 ENDS_OF_A_LOOKUP = {

@@ -129,7 +129,8 @@ def show_at_once(args, origins):
 
 def show_resumption(args, origins, root):
     url = origins['https'] + '/small'
-    print(f'\n{"a new connection and its request":34}{"CPU, µs":>10}{"elapsed, µs":>13}{"resumed":>9}')
+    print(f'\n{"a new connection and its request":34}'
+          f'{"CPU, µs":>10}{"elapsed, µs":>13}{"resumed":>9}')
     for version in (ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3):
         results = {True: [], False: []}
         for _ in range(args.rounds):
