@@ -81,6 +81,7 @@ MAX_NAMES = 1024
 
 # Lines of response heads that are remembered with what they say.
 MAX_FIELD_LINES = 512
+MAX_STATUS_LINES = 64
 
 # Longer times are taken for mistakes: some thirty years.
 MAX_SECONDS = 1e9
@@ -509,7 +510,12 @@ async def exchange(
                 connection, head, declared, body, body_args, body_kwargs)
         if not response.is_done:
             connection.phase = READING_HEAD
-            await read_head(connection, response)
+            deadline = connection.in_time()
+            if not connection.has_started:
+                # Nothing can have come yet: a read would find nothing.
+                connection.feed(await connection.wait_data(deadline))
+            if not response.is_done:
+                await read_head(connection, response, deadline)
         connection.response = NO_RESPONSE
         connection.phase = 'reading the response body'
         decoder, keep_alive = frame(method, response, connection.settings)
@@ -1285,7 +1291,7 @@ class Opening:
             return self.made(sock, ANYWHERE, shown_peer(sock))
         except Exception as cause:
             if isinstance(sock, socket.socket):
-                sock.close()
+                close_socket(sock)
             raise HttpConnectionError(
                 f'{self.describe()}: get_connection failed: {reason(cause)}') from cause
 
@@ -1298,7 +1304,7 @@ class Opening:
         try:
             return self.made(sock, peer, shown_address(peer, self.origin.port))
         except BaseException:
-            sock.close()
+            close_socket(sock)
             raise
 
     def made(self, sock: socket.socket, peer: str, where: str) -> Connection:
@@ -1973,7 +1979,7 @@ def hear_out(connection: Connection, error: OSError) -> Exception:
 # its end has, so the outcome does not depend on how the bytes were cut on their way.
 
 # RFC 9112 4. The space before the reason may be missing along with it, as others accept.
-STATUS_LINE = re.compile(rb'HTTP/1\.([01]) ([0-9]{3})(?: [^\r\n\x00]*)?\r?\n')
+STATUS_LINE = re.compile(rb'HTTP/1\.([01]) ([0-9]{3})(?: [^\r\x00]*)?\r?')
 # RFC 9112 5, RFC 9110 5.5. Leading and trailing whitespace is not part of the value.
 FIELD_LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*+([^\r\x00]*[^\r\x00 \t]|)[ \t]*\r?")
@@ -1981,8 +1987,7 @@ FIELD_LINE = re.compile(
 OBS_FOLD = re.compile(rb'(?<![ \t])(?:[ \t]*+\r?\n[ \t]++)+')
 
 
-LF = b'\n'
-CR = 13
+CR, LF = b'\r\n'
 
 
 class TooLong(ValueError):
@@ -1999,12 +2004,15 @@ def find_section_end(data: bytes, start: int) -> int:
     return (crlf if lf < 0 else lf) + 1
 
 
-def check_status_line(data: bytes, limit: int) -> None:
-    """Raise what is wrong with it, unless that is its length: then the head is too long."""
-    end = data.index(LF)
-    if end < limit:
+@lru_cache(maxsize=MAX_STATUS_LINES)
+def parse_status_line(line: bytes) -> tuple[bytes, bytes]:
+    """The minor version and the code."""
+    match = STATUS_LINE.fullmatch(line)
+    if match is None:
         raise ValueError('bad status line: expected HTTP/1.0 or HTTP/1.1, a space, three digits '
-                         f'and a reason, got {shown(data[:end])}')
+                         f'and a reason, got {shown(line)}')
+    minor, code = match.groups()
+    return minor, code
 
 
 def parse_fields(data: bytes, start: int, end: int) -> Fields:
@@ -2013,12 +2021,12 @@ def parse_fields(data: bytes, start: int, end: int) -> Fields:
         return ()
     section = data[start:end - 1]
     try:
-        return tuple(map(parse_field_line, section.split(LF)))
+        return tuple(map(parse_field_line, section.split(b'\n')))
     except ValueError:
         unfolded = OBS_FOLD.sub(b' ', section)
         if unfolded == section:
             raise
-        return tuple(map(parse_field_line, unfolded.split(LF)))
+        return tuple(map(parse_field_line, unfolded.split(b'\n')))
 
 
 # Most lines of a response are those of the last one from there: to parse each line only once
@@ -2036,7 +2044,7 @@ def parse_field_line(line: bytes) -> tuple[bytes, bytes]:
 class ResponseHead:
     """Status line and fields of the first response that is not interim (RFC 9110 15.2)."""
 
-    __slots__ = ('limit', 'may_upgrade', 'data', 'searched', 'status', 'interims',
+    __slots__ = ('limit', 'may_upgrade', 'data', 'searched', 'fields_at', 'interims',
                  'is_continued', 'is_done', 'code', 'minor', 'fields')
 
     def __init__(self, limit: int, may_upgrade: bool) -> None:
@@ -2045,7 +2053,8 @@ class ResponseHead:
         # The bytes that have not been used; in the end those after the head.
         self.data = b''
         self.searched = 0
-        self.status: re.Match[bytes] | None = None
+        # Where the fields begin, once the status line has arrived.
+        self.fields_at = 0
         self.interims = 0
         self.is_continued = False
         self.is_done = False
@@ -2058,10 +2067,11 @@ class ResponseHead:
                            + (shown(self.data) if self.data else 'no byte of it'))
         while more:
             data = self.data + more if self.data else more
-            if self.status is None and LF in more:
-                self.status = STATUS_LINE.match(data)
-                if self.status is None:
-                    check_status_line(data, self.limit)
+            if not self.fields_at and LF in more:
+                line_end = data.index(LF)
+                if line_end < self.limit:
+                    self.minor, self.code = parse_status_line(data[:line_end])
+                    self.fields_at = line_end + 1
             end = find_section_end(data, self.searched)
             body = end + (2 if data[end] == CR else 1) if end else len(data) + 1
             if body > self.limit:
@@ -2070,9 +2080,7 @@ class ResponseHead:
                 self.searched = max(len(data) - 3, 0)
                 self.data = data
                 return
-            assert self.status is not None
-            self.minor, self.code = self.status.groups()
-            self.fields = parse_fields(data, self.status.end(), end)
+            self.fields = parse_fields(data, self.fields_at, end)
             more = data[body:]
             if not self.code.startswith(b'1') or self.code == b'101':
                 if self.code == b'101' and not self.may_upgrade:
@@ -2090,21 +2098,17 @@ class ResponseHead:
         if self.interims > MAX_INTERIM_RESPONSES:
             raise ValueError(f'got more than {MAX_INTERIM_RESPONSES} interim responses')
         self.data = b''
-        self.searched = 0
-        self.status = None
+        self.searched = self.fields_at = 0
 
 
-async def read_head(connection: Connection, response: ResponseHead) -> None:
-    """All of it in time, from the last byte sent or the last interim response."""
-    interims = -1
-    deadline = inf
+async def read_head(connection: Connection, response: ResponseHead, deadline: float) -> None:
+    """The rest of it, in time from the last byte sent or the last interim response."""
+    interims = 0
     while not response.is_done:
         if response.interims > interims:
             interims = response.interims
             deadline = connection.in_time()
-        # At first nothing can have come: to wait at once saves a read that finds nothing.
-        connection.feed(await (connection.read(deadline) if connection.has_started else
-                               connection.wait_data(deadline)))
+        connection.feed(await connection.read(deadline))
 
 
 # ------------------------------------------------------------------------ framing and body
@@ -2131,19 +2135,20 @@ def frame(method: bytes, response: ResponseHead, settings: Settings) -> tuple[De
     persists = minor == b'1'
     keep_alive = settings.keep_alive_timeout
     for name, value in response.fields:
-        if name not in FRAMING:
-            continue
-        if name == b'content-length':
-            length = parse_length(value, length)
-        elif name == b'transfer-encoding':
-            if value.lower() != b'identity':
-                codings.append(value.lower())
-        elif name == b'keep-alive':
-            keep_alive = min(keep_alive, parse_keep_alive(value))
-        elif CLOSE.search(value):  # RFC 9112 9.3
-            keep_alive = 0
-        else:
-            persists = persists or KEEP_ALIVE.search(value) is not None
+        if name in FRAMING:
+            if name == b'content-length':
+                length = parse_length(value, length)
+            elif name == b'transfer-encoding':
+                if value.lower() != b'identity':
+                    codings.append(value.lower())
+            elif name == b'keep-alive':
+                keep_alive = min(keep_alive, parse_keep_alive(value))
+            elif value == b'keep-alive':
+                persists = True
+            elif CLOSE.search(value):  # RFC 9112 9.3
+                keep_alive = 0
+            else:
+                persists = persists or KEEP_ALIVE.search(value) is not None
     # RFC 9112 6.1: chunked with a length, or in HTTP/1.0, may be somebody's attack.
     if not persists or codings and (minor == b'0' or length is not None):
         keep_alive = 0
@@ -2167,7 +2172,7 @@ def frame(method: bytes, response: ResponseHead, settings: Settings) -> tuple[De
 
 
 def parse_length(value: bytes, before: int | None) -> int:
-    if not is_length(value):
+    if not value.isdigit() or len(value) > 20:
         raise ValueError(f'bad content-length: expected 1 to 20 digits, got {shown(value)}')
     length = int(value)
     if before is not None and length != before:
@@ -2254,7 +2259,7 @@ class ChunkedDecoder:
         start = 0
         if self.partial:
             # Only a line end can complete a line: until there is one, nothing is tried again.
-            is_complete = b'\n' in data
+            is_complete = LF in data
             data, self.partial = self.partial + data, b''
             if not is_complete:
                 self.keep(data)
@@ -2425,6 +2430,12 @@ def wake(waiter: asyncio.Future[None]) -> None:
         waiter.set_result(None)
 
 
+def close_socket(sock: socket.socket) -> None:
+    """Whatever the system has to say to that, the descriptor is gone."""
+    with contextlib.suppress(OSError):
+        sock.close()
+
+
 class Connection:
     __slots__ = (
         'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'where', 'settings', 'connections',
@@ -2529,8 +2540,8 @@ class Connection:
         self.requests += 1
         self.sent = 0
         self.has_sent = self.has_started = self.has_news = False
-        self.response = ResponseHead(self.settings.max_header_length, may_upgrade)
-        return self.response
+        self.response = response = ResponseHead(self.settings.max_header_length, may_upgrade)
+        return response
 
     async def send(self, data: bytes | memoryview) -> None:
         """Hand all of it to the kernel. The time is that of each progress."""
@@ -2651,12 +2662,28 @@ class Connection:
     def is_quiet(self) -> bool:
         """Neither data nor an end has come. (TLS session tickets are neither.)"""
         try:
+            if self.origin.is_tls and self.has_partial_record():
+                return False
             self.sock.recv(1)
         except WANT_READ:
             return True
         except OSError:
             pass
         return False
+
+    def has_partial_record(self) -> bool:
+        """The beginning of a TLS record has come (RFC 8446 5.1).
+
+        TLS would take it and tell of nothing, but what it begins may be an answer to a request
+        that has not been sent.
+        """
+        data = b''
+        with contextlib.suppress(BlockingIOError):
+            data = socket.socket.recv(self.sock, 65536, socket.MSG_PEEK)
+        end = 0
+        while end + 5 <= len(data):
+            end += 5 + int.from_bytes(data[end + 3:end + 5], 'big')
+        return end != len(data)
 
     # Waiting
 
@@ -2812,8 +2839,7 @@ class Connection:
             # RFC 8446 6.1: say goodbye, without waiting for an answer.
             with contextlib.suppress(OSError, ValueError):
                 self.sock.unwrap()
-        with contextlib.suppress(OSError):
-            self.sock.close()
+        close_socket(self.sock)
         share, self.share = self.share, None
         if share is not None and not self.loop.is_closed():
             share.give_back()

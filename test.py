@@ -5847,12 +5847,10 @@ async def test_a_zone_that_does_not_exist_is_an_error():
 
 @on_loops
 async def test_an_ipv6_address_of_a_custom_resolver_is_connected_to():
-    sock = ipv6_sock()
-    async with (ServerAt(sock, Answering(OK)) as server,
-                pool(get_dns_resolver=always('::1', '127.0.0.1')) as request):
-        [refusing] = [socket.socket()]
-        with refusing:
-            refusing.bind(('127.0.0.1', server.port))
+    refusing, sock = bound_to_each('127.0.0.1', '::1')
+    with refusing:
+        async with (ServerAt(sock, Answering(OK)) as server,
+                    pool(get_dns_resolver=always('::1', '127.0.0.1')) as request):
             assert (await get(request, f'http://a.test:{server.port}/'))[2] == b'ok'
 
 
