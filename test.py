@@ -1,8 +1,8 @@
 """Tests of lowhaio: what a user of it can see, through its public names and real sockets.
 
 Servers are scripted in bytes. Each test runs on asyncio's own loop, and on uvloop where that is
-installed, and afterwards there must be nothing left of it: no descriptor, no error in the loop,
-no warning.
+installed, unless the loop makes no difference. Afterwards there must be nothing left of it: no
+descriptor, no error in the loop, no warning.
 """
 
 import _ssl
@@ -85,9 +85,9 @@ PATIENCE = 20
 # -------------------------------------------------------------------------------- harness
 
 
-def on_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+def on_loops(test: Callable[..., Awaitable[None]], loops=tuple(LOOPS)) -> Callable[..., None]:
     """Run an async test function on each loop, and look at what it leaves behind."""
-    @pytest.mark.parametrize('loop_name', LOOPS)
+    @pytest.mark.parametrize('loop_name', loops)
     @functools.wraps(test)
     def wrapper(*args, loop_name, **kwargs):
         with nothing_left() as errors:
@@ -99,6 +99,11 @@ def on_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
         *signature.parameters.values(),
         inspect.Parameter('loop_name', inspect.Parameter.KEYWORD_ONLY)])
     return wrapper
+
+
+def on_one_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """As `on_loops`, for many cases in which the loop makes no difference."""
+    return on_loops(test, ['asyncio'])
 
 
 def on_loops_at_once(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
@@ -3635,7 +3640,6 @@ def cut_into_bytes(raw):
 
 
 WAYS = {
-    'whole': (lambda raw: [raw], {}),
     'byte by byte': (cut_into_bytes, {}),
     'cut after each line': (re.compile(rb'[^\n]*\n|[^\n]+').findall, {}),
     'cut in the middle of each CRLF': (re.compile(rb'[^\r]*\r|[^\r]+').findall, {}),
@@ -3647,8 +3651,14 @@ WAYS = {
 LONG = 2000
 
 
-@pytest.mark.parametrize('way', WAYS)
 @on_loops
+async def test_a_response_has_the_outcome_of_its_row():
+    assert await wrong_outcomes(
+        ((name, row.expected, row, [row.raw]), {}) for name, row in ROWS.items()) == {}
+
+
+@pytest.mark.parametrize('way', WAYS)
+@on_one_loop
 async def test_a_response_has_the_outcome_of_its_row_however_it_is_cut(way):
     cut, options = WAYS[way]
     assert await wrong_outcomes(
@@ -3776,7 +3786,7 @@ def limit_rows(section):
         'endless': bad(before + longer[:LIMIT], **too_long)}
 
 
-@on_loops
+@on_one_loop
 async def test_the_limit_of_a_section_is_exact_at_every_cut():
     limited = {'max_header_length': LIMIT}
 
@@ -10287,7 +10297,7 @@ async def calls_beside_idle_connections(number, options):
     return calls.count
 
 
-@on_loops
+@on_one_loop
 async def test_the_work_of_a_request_does_not_grow_with_the_connections_that_idle():
     few = await calls_beside_idle_connections(10, {})
     many = await calls_beside_idle_connections(500, {})
@@ -11518,9 +11528,8 @@ async def test_a_body_is_not_called_before_100_continue(scheme):
         assert len(server.peers) == len(names)
 
 
-@SCHEMES
 @on_loops_at_once
-async def test_a_body_waits_for_100_continue_for_at_most_a_second_or_socket_timeout(scheme):
+async def test_a_body_waits_for_100_continue_for_at_most_a_second_or_socket_timeout():
     # What comes before the body, and after it; and if socket_timeout is short.
     cases = {
         'nothing': (b'', OK, False),
@@ -11541,11 +11550,11 @@ async def test_a_body_waits_for_100_continue_for_at_most_a_second_or_socket_time
         assert (await peer.read_head()).startswith(b'GET')
         await peer.send(OK)
 
-    async def check(number, name):
+    async def check(server, number, name):
         is_short = cases[name][2]
         async with pool(get_ssl_context=trusting,
                         socket_timeout=0.2 if is_short else 10) as request:
-            with row(name):
+            with row(f'{name}, {server.url}'):
                 body = Called(b'ab')
                 started = loop.time()
                 code, _, response = await uploading(
@@ -11557,9 +11566,10 @@ async def test_a_body_waits_for_100_continue_for_at_most_a_second_or_socket_time
 
     loop = asyncio.get_running_loop()
     names = list(cases)
-    async with Server(script, context_of(scheme)) as server:
-        await asyncio.gather(*itertools.starmap(check, enumerate(names)))
-        assert len(server.peers) == len(names)
+    async with Server(script) as plain, Server(script, server_context()) as tls:
+        await asyncio.gather(*[check(server, number, name) for server in (plain, tls)
+                               for number, name in enumerate(names)])
+        assert len(plain.peers) == len(tls.peers) == len(names)
 
 
 @SCHEMES
