@@ -107,7 +107,8 @@ def on_one_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
 
 
 def on_loops_at_once(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
-    """As `on_loops`, but in a thread for each loop: for what mostly waits for time to pass."""
+    """As `on_loops`, but in a thread for each loop: for what mostly waits for time to pass. They
+    share the fixtures."""
     @functools.wraps(test)
     def wrapper(*args, **kwargs):
         authority()  # or each thread would make its own
@@ -8410,7 +8411,7 @@ async def test_ipv6_addresses_take_turns_among_themselves():
         assert records.asked == ['A', 'AAAA']
 
 
-@on_loops_at_once
+@on_loops
 async def test_a_silent_nameserver_for_aaaa_records_cancels_no_request(nameserver):
     """The resolver cancels the task that waits for IPv4 too, and goes on with the next one."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
@@ -8428,7 +8429,7 @@ async def test_a_silent_nameserver_for_aaaa_records_cancels_no_request(nameserve
             assert hosts.used == ['::1']
 
 
-@on_loops_at_once
+@on_loops
 async def test_silent_nameservers_for_aaaa_records_leave_the_ipv4_attempt_alone(nameserver):
     opened = Opened()
     async with Hosts('silent') as hosts:
@@ -8607,7 +8608,7 @@ async def test_a_resolver_may_clean_up_when_a_race_is_cancelled():
 IN_THE_TICK = list(itertools.product((1, 2), (0.001, 0.15), (False, True)))
 
 
-@on_loops_at_once
+@on_loops
 async def test_a_cancellation_in_the_tick_of_a_timeout_of_the_aaaa_lookup_wins(nameserver):
     """Whichever is first, with one nameserver or another one to go on with, and when it is
     `asyncio.timeout` that cancels."""
