@@ -6875,6 +6875,108 @@ async def test_a_forged_response_in_a_tls_record_of_its_own_is_not_delivered():
                 assert (await get(request, server.url))[2] == b'ok'
 
 
+class RawTls:
+    """The server's end of TLS over a socket, whose records are sent as the caller likes."""
+
+    def __init__(self, sock, version):
+        self.sock = sock
+        self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        context = server_context()
+        context.minimum_version = context.maximum_version = version
+        context.num_tickets = 0  # which would come after the handshake
+        self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+
+    async def run(self, function):
+        """Until it neither wants to read nor has written what has not been sent."""
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                result = function()
+            except ssl.SSLWantReadError:
+                await loop.sock_sendall(self.sock, self.outgoing.read())
+                self.incoming.write(await loop.sock_recv(self.sock, 65536))
+            else:
+                await loop.sock_sendall(self.sock, self.outgoing.read())
+                return result
+
+    def record(self, data):
+        self.tls.write(data)
+        return self.outgoing.read()
+
+
+@pytest.mark.parametrize('length', [1, 4, 5, 6, 40, -1])
+@TLS_VERSIONS
+@on_loops
+async def test_the_beginning_of_a_tls_record_is_unasked_for(version, length):
+    """What it begins may be an answer to a request that has not been made yet."""
+    async def get_connection(scheme, host, port):
+        ours, theirs = socket.socketpair()
+        theirs.setblocking(False)
+        servers.append(stack.enter_context(theirs))
+        return ours
+
+    async def serve():
+        server = RawTls(servers[-1], version)
+        await server.run(server.tls.do_handshake)
+        await server.run(lambda: server.tls.read(65536))
+        await asyncio.get_running_loop().sock_sendall(server.sock, server.record(OK))
+        return server
+
+    servers = []
+    options = {'get_connection': get_connection, 'get_ssl_context': trusting}
+    with contextlib.ExitStack() as stack:
+        for waits in (turns(5), turns(0)):
+            async with pool(**options) as request:
+                task = asyncio.create_task(get(request, 'https://127.0.0.1/'))
+                await until(lambda: servers)
+                server = await serve()
+                assert (await task)[2] == b'ok'
+                record = server.record(FORGED)
+                server.sock.send(record[:length])
+                await waits
+                task = asyncio.create_task(get(request, 'https://127.0.0.1/'))
+                await until(lambda: len(servers) == 2)
+                with contextlib.suppress(OSError):
+                    server.sock.send(record[length:])
+                await serve()
+                assert (await task)[2] == b'ok'
+            servers.clear()
+
+
+@on_loops
+async def test_what_the_system_says_to_closing_a_socket_is_of_no_interest():
+    class Failing(socket.socket):
+        def close(self):
+            super().close()
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+        def getpeername(self):
+            if is_bad:
+                raise OSError(errno.ENOTCONN, os.strerror(errno.ENOTCONN))
+            return super().getpeername()
+
+        def setblocking(self, flag):
+            if is_bad:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+            super().setblocking(flag)
+
+    async def get_connection(scheme, host, port):
+        sock = Failing()
+        is_bad or sock.connect(('127.0.0.1', port))
+        return sock
+
+    options = {'max_connections': 1, 'keep_alive_timeout': 0}
+    for hook in ({'get_connection': get_connection}, {'get_sock': Failing}):
+        for is_bad in (True, False):
+            async with (Server(Answering(OK)) as server,
+                        pool(**hook, **options) as request):
+                for _ in range(3):
+                    if is_bad:
+                        await failed(get(request, server.url), HttpConnectionError, OSError)
+                    else:
+                        assert (await get(request, server.url))[2] == b'ok'
+
+
 @on_loops
 async def test_a_forged_response_that_came_before_its_request_is_not_delivered():
     """Of two, the second comes after the first was read from the socket, and before the task
