@@ -803,8 +803,6 @@ class Steps:
             self.must_cancel = True
             with contextlib.suppress(CancelledError, Exception):
                 self.step()
-                # Should it go on, it ends here, not when it is collected: others may wait for it.
-                self.coroutine.close()
             self.is_over = True
 
 
@@ -880,6 +878,9 @@ class Resolving(InTime):
         # What is thrown is no cancellation of the task; those of the resolver are taken back.
         self.is_late = self.must_stop = True
         super().abandon()
+        # Should it go on, it ends here, not when it is collected: others may wait for it.
+        with contextlib.suppress(CancelledError, Exception):
+            self.coroutine.close()
 
     def step(self) -> None:
         """One step, and a second one if it has to end."""
