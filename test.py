@@ -12294,25 +12294,6 @@ async def test_get_connection_is_cancelled_with_its_request(limit):
         assert ended == [True]
 
 
-@on_loops
-async def test_get_connection_that_goes_on_when_its_request_is_closed_ends_all_the_same():
-    async def get_connection(scheme, host, port):
-        for _ in range(2):
-            try:
-                await forever()
-            except BaseException as error:
-                events.append(type(error))
-                if not isinstance(error, asyncio.CancelledError):
-                    raise
-
-    events = []
-    async with pool(get_connection=get_connection) as request:
-        coroutine = request(b'GET', 'http://name.test/')
-        coroutine.send(None)
-        coroutine.close()
-        assert events == [asyncio.CancelledError, GeneratorExit]
-
-
 @SCHEMES
 @on_loops
 async def test_get_connection_may_be_cancelled_at_any_turn_of_the_loop(scheme):
