@@ -978,12 +978,11 @@ class Closable:
             except StopIteration as stop:
                 return stop.value
             self.woken = loop.create_future()
-            wake = functools.partial(lowhaio.wake, self.woken)
             if waited_for is None:
-                loop.call_soon(wake)
+                loop.call_soon(lowhaio.wake, self.woken)
             else:
                 waited_for._asyncio_future_blocking = False
-                waited_for.add_done_callback(lambda _, wake=wake: wake())
+                waited_for.add_done_callback(functools.partial(self.retrieve, self.woken))
             step = functools.partial(self.coroutine.send, None)
             try:
                 yield from self.woken
@@ -992,6 +991,12 @@ class Closable:
         if self.error is not None:
             raise self.error
         return None
+
+    def retrieve(self, woken, future):
+        # As a task does: an exception that nobody gets is nothing to complain of.
+        if not future.cancelled():
+            future.exception()
+        lowhaio.wake(woken)
 
     def close(self):
         """False if it has not started."""
