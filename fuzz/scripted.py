@@ -404,9 +404,7 @@ class Server:
 
     def accept(self):
         sock, _ = self.listener.accept()
-        sock.setblocking(False)
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        peer = Peer(sock, self.context, Stop() if self.peers else self.stop)
+        peer = Peer(prompt(sock), self.context, Stop() if self.peers else self.stop)
         self.peers.append(peer)
         self.running[peer] = self.serve(peer)
 
@@ -419,6 +417,13 @@ class Server:
         for peer in self.peers:
             peer.sock.close()
         self.running.clear()
+
+
+def prompt(sock):
+    """Without the kernel's delays, since the loop's clock does not wait for them."""
+    socket.socket.setblocking(sock, False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
 
 
 def listening(address='127.0.0.1', port=0, backlog=64):

@@ -33,6 +33,7 @@ from scripted import (
     main,
     observed,
     ok,
+    prompt,
     run_case,
     server_context,
     turning,
@@ -185,7 +186,7 @@ class Case:
         self.request, close = Pool(
             max_connections=1, keep_alive_timeout=LONG,
             get_ssl_context=lambda: client_context_of(observe),
-            get_sock=functools.partial(non_blocking, sock_class))
+            get_sock=lambda family: prompt(sock_class(family)))
         with contextlib.closing(self.server), turning(loop, self.step):
             try:
                 await self.run_with_server()
@@ -208,6 +209,8 @@ class Case:
         except HttpError:
             # The offset of a TLS exchange is not exact.
             check(self.stop.has_struck, 'failed before the stop')
+        if self.stop.has_struck:
+            await self.check_next()
             return
         self.ledger.begin()
         events = self.loop.events
@@ -277,12 +280,6 @@ class Case:
                 raise Broken('the next request failed') from error
             result = await read(await self.request(b'GET', url))
         check(result == b'/next', 'the next request got', result)
-
-
-def non_blocking(sock_class, family):
-    sock = sock_class(family)
-    sock.setblocking(False)
-    return sock
 
 
 def client_context_of(observe):
