@@ -162,6 +162,16 @@ RECEIVED_STEP = 997
 
 # ------------------------------------------------------------------------------------ cases
 
+# Of the one case that runs.
+LEDGER = Ledger()
+ObservedSocket = observed(socket.socket, ('send', 'recv'), LEDGER.call)
+ObservedSSLSocket = observed(ssl.SSLSocket, ('send', 'recv'), LEDGER.call)
+
+
+def get_sock(is_tls, family):
+    return prompt((socket.socket if is_tls else ObservedSocket)(family))
+
+
 async def read(response):
     _, _, body = response
     return b''.join([chunk async for chunk in body])
@@ -172,7 +182,6 @@ class Case:
         self.exchange = exchange
         self.stop = stop
         self.watch = Watch()
-        self.ledger = Ledger()
 
     async def run(self, loop):
         """True if the server has stopped. Otherwise it had ended before."""
@@ -181,12 +190,10 @@ class Case:
         self.server = Server(answering({b'/': exchange.answer}),
                              server_context(exchange.version) if exchange.is_tls else None,
                              stop=self.stop)
-        observe = self.ledger.call
-        sock_class = observed(socket.socket, () if exchange.is_tls else ('send', 'recv'), observe)
         self.request, close = Pool(
             max_connections=1, keep_alive_timeout=LONG,
-            get_ssl_context=lambda: client_context_of(observe),
-            get_sock=lambda family: prompt(sock_class(family)))
+            get_ssl_context=functools.partial(client_context, ObservedSSLSocket),
+            get_sock=functools.partial(get_sock, exchange.is_tls))
         with contextlib.closing(self.server), turning(loop, self.step):
             try:
                 await self.run_with_server()
@@ -212,7 +219,7 @@ class Case:
         if self.stop.has_struck:
             await self.check_next()
             return
-        self.ledger.begin()
+        LEDGER.begin()
         events = self.loop.events
         result = error = None
         try:
@@ -257,7 +264,7 @@ class Case:
 
     def check_error(self, error):
         check(self.stop.has_struck, 'failed without a stop:', repr(error))
-        self.ledger.check(error, self.exchange.is_tls)
+        LEDGER.check(error, self.exchange.is_tls)
         if self.is_endless():
             head = len(self.exchange.pieces[0])
             check(self.peer.sent < head or self.stop.way in ('reset', 'silence'),
@@ -280,10 +287,6 @@ class Case:
                 raise Broken('the next request failed') from error
             result = await read(await self.request(b'GET', url))
         check(result == b'/next', 'the next request got', result)
-
-
-def client_context_of(observe):
-    return client_context(observed(ssl.SSLSocket, ('send', 'recv'), observe))
 
 
 def run(loop_name, exchange, way, number):
