@@ -65,7 +65,7 @@ class Exchange:
     def answer(self, peer, head):
         *before, last = self.pieces
         yield from peer.send(*before)
-        yield from peer.send(last, is_last=True)
+        yield from peer.send(last, is_last=not self.is_to_the_end)
         if self.is_to_the_end:
             yield from peer.end()
 
