@@ -1,0 +1,1165 @@
+"""Ends requests in each turn of the loop, until they complete, in each way that there is.
+
+A series is LOOP/SCENARIO/END/ORDER, and the number of a case in it is the turn.
+
+Afterwards nothing is left of the request: no descriptor, reader, writer, timer or waiter, nothing
+for the loop to complain of. A cancellation is never lost, and is taken back only by who made it.
+The next request gets the one place in the pool. Exits with 1 if a promise was not kept.
+"""
+
+import asyncio
+import contextlib
+import functools
+import gc
+import itertools
+import logging
+import socket
+import ssl
+import struct
+
+import aiodnsresolver
+from scripted import (
+    LONG,
+    LOOPS,
+    TURN,
+    Broken,
+    Series,
+    Server,
+    Watch,
+    answering,
+    check,
+    client_context,
+    full_backlog,
+    main,
+    ok,
+    run_case,
+    server_context,
+    turning,
+    turns,
+)
+
+import lowhaio
+from lowhaio import HttpConnectionError, HttpError, Pool, buffered
+
+SEND_BUFFER = 32768  # of the client: smaller ones make the kernel wait for its delayed ACKs
+
+TLS_1_2 = {'is_tls': True, 'version': ssl.TLSVersion.TLSv1_2}
+
+
+# -------------------------------------------------------------------------------- scenarios
+#
+# Each has servers, options of a pool, and a client: an async function of the case that does the
+# requests, and returns what they got. `expected` is what that has to be if nothing happens.
+
+class Scenario:
+    expected = b'/'
+    errors = ()  # what the client may fail with on its own
+    idle = 1  # connections that may be left
+    is_tls = False
+    version = None
+    pauses = 0  # turns between the steps of the server's handshake
+    ends = frozenset()  # those that are for some scenarios only
+
+    def __init__(self, **changes):
+        for name, value in changes.items():
+            assert hasattr(type(self), name), name
+            setattr(self, name, value)
+
+    @contextlib.contextmanager
+    def servers(self, case):
+        context = server_context(self.version) if self.is_tls else None
+        case.server = Server(answering(self.routes(case)), context, pauses=self.pauses)
+        with contextlib.closing(case.server):
+            yield [case.server]
+
+    def routes(self, case):
+        return {}
+
+    def options(self, case):
+        return {}
+
+    def url(self, case, path='/', host='127.0.0.1'):
+        scheme = 'https' if self.is_tls else 'http'
+        return f'{scheme}://{host}:{case.server.port}{path}'
+
+    async def prepare(self, case):
+        """What comes before, and beside."""
+
+    async def client(self, case):
+        _, _, body = await case.request(b'GET', self.url(case))
+        return await buffered(body)
+
+    async def others(self, case):
+        """What was begun beside, and must work whatever happens to the client."""
+
+
+SCENARIOS = {}
+
+
+def scenario(name, **changes):
+    def add(kind):
+        assert name not in SCENARIOS, name
+        SCENARIOS[name] = kind(**changes)
+        return kind
+
+    return add
+
+
+# Connecting
+
+@scenario('get')
+@scenario('get-tls', is_tls=True)
+@scenario('get-tls-1.2', **TLS_1_2)
+@scenario('handshake-stalled', is_tls=True, pauses=6)
+@scenario('handshake-stalled-1.2', pauses=6, **TLS_1_2)
+class Get(Scenario):
+    pass
+
+
+@scenario('reused')
+@scenario('reused-tls', is_tls=True)
+class Reused(Scenario):
+    async def prepare(self, case):
+        check(await Scenario.client(self, case) == b'/', 'the first request')
+
+
+@scenario('refused')
+class Refused(Scenario):
+    errors = (HttpConnectionError,)
+
+    @contextlib.contextmanager
+    def servers(self, case):
+        with super().servers(case) as servers, socket.socket() as sock:
+            sock.bind(('127.0.0.1', 0))
+            case.port = sock.getsockname()[1]
+            yield servers
+
+    async def client(self, case):
+        await case.request(b'GET', f'http://127.0.0.1:{case.port}/')
+
+
+@scenario('connect-hanging')
+class Hanging(Refused):
+    @contextlib.contextmanager
+    def servers(self, case):
+        with Scenario.servers(self, case) as servers, full_backlog() as case.port:
+            yield servers
+
+    def options(self, case):
+        return {'socket_timeout': 12 * TURN}
+
+
+# Names
+
+class Named(Scenario):
+    addresses = ('127.0.0.1',)
+    ipv6_addresses = ()
+
+    async def client(self, case):
+        _, _, body = await case.request(b'GET', self.url(case, host='name.test'))
+        return await buffered(body)
+
+    def options(self, case):
+        async def clear_cache(get_logger_adapter):
+            await asyncio.sleep(0)
+
+        resolve = functools.partial(self.resolve, case)
+        return {'get_dns_resolver': lambda get_logger_adapter: (resolve, clear_cache)}
+
+    async def resolve(self, case, host, record_type, get_logger_adapter):
+        await self.ask(case)
+        addresses = self.addresses if record_type == aiodnsresolver.TYPES.A else \
+            self.ipv6_addresses
+        if not addresses:
+            raise aiodnsresolver.DnsRecordDoesNotExist
+        expires_at = asyncio.get_running_loop().time() + LONG
+        return [aiodnsresolver.IPv6AddressExpiresAt(address, expires_at) if ':' in address else
+                aiodnsresolver.IPv4AddressExpiresAt(address, expires_at) for address in addresses]
+
+    async def ask(self, case):
+        await turns(2)
+
+
+@scenario('dns')
+@scenario('dns-tls', is_tls=True)
+class Dns(Named):
+    pass
+
+
+@scenario('dns-fails')
+class DnsFails(Named):
+    addresses = ()
+    errors = (HttpConnectionError,)
+
+
+@scenario('dns-cleans-up')
+class DnsCleansUp(Named):
+    """A resolver that waits for futures, and awaits in its `finally`."""
+    async def ask(self, case):
+        loop = asyncio.get_running_loop()
+        for delay in (2 * TURN, 0):
+            waiter = loop.create_future()
+            timer = loop.call_later(delay, lowhaio.wake, waiter)
+            try:
+                await waiter
+            finally:
+                timer.cancel()
+                await asyncio.sleep(0)
+
+
+@scenario('dns-times-out')
+class DnsTimesOut(Named):
+    """A resolver that goes on after time-outs of its own, made as asyncio's are."""
+    async def ask(self, case):
+        for _ in range(2):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(3 * TURN):
+                    await asyncio.Event().wait()
+
+
+class Nameserver:
+    """Answers queries for A records over UDP, or does not."""
+
+    def __init__(self, is_silent):
+        self.is_silent = is_silent
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.setblocking(False)
+        self.sock.bind(('127.0.0.1', 0))
+        self.address = self.sock.getsockname()
+        self.close = self.sock.close
+
+    def step(self):
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            query, address = self.sock.recvfrom(512)
+            if not self.is_silent:
+                self.sock.sendto(self.answer(query), address)
+
+    def answer(self, query):
+        question = query[12:]
+        is_ipv4 = question[-4:-2] == b'\0\1'
+        record = b'\xc0\x0c\0\1\0\1' + struct.pack('!LH4B', 60, 4, 127, 0, 0, 1)
+        head = query[:2] + struct.pack('!5H', 0x8180, 1, is_ipv4, 0, 0)
+        return head + question + (record if is_ipv4 else b'')
+
+
+@scenario('aiodnsresolver')
+@scenario('aiodnsresolver-two-silent', silent=2)
+@scenario('aiodnsresolver-all-silent', silent=2, answering=0)
+@scenario('aiodnsresolver-too-late', silent=2, answering=0, socket_timeout=12 * TURN)
+class RealResolver(Named):
+    silent = 0
+    answering = 1
+    socket_timeout = LONG
+    errors = (HttpConnectionError,)
+
+    @contextlib.contextmanager
+    def servers(self, case):
+        with super().servers(case) as servers, contextlib.ExitStack() as stack:
+            case.nameservers = [
+                stack.enter_context(contextlib.closing(Nameserver(index < self.silent)))
+                for index in range(self.silent + self.answering)]
+            yield servers + case.nameservers
+
+    def options(self, case):
+        async def get_nameservers(_, fqdn):
+            for nameserver in case.nameservers:
+                yield (8 * TURN if nameserver.is_silent else LONG), nameserver.address
+
+        async def get_host(hosts, fqdn, qtype):
+            return None
+
+        return {'socket_timeout': self.socket_timeout,
+                'get_dns_resolver': functools.partial(
+                    aiodnsresolver.Resolver, get_nameservers=get_nameservers, get_host=get_host)}
+
+
+class Shared(Scenario):
+    """Of three that ask for the same name, one is ended: who asks, or who waits for that."""
+    place = 0
+    idle = 3
+
+    def options(self, case):
+        return {**super().options(case), 'max_connections': None}
+
+    async def prepare(self, case):
+        case.tasks = []
+        for index in range(3):
+            if index == self.place:
+                case.start()
+            else:
+                case.tasks.append(asyncio.ensure_future(self.client(case)))
+
+    async def others(self, case):
+        for answer in await asyncio.gather(*case.tasks):
+            check(answer == b'/', 'another got', answer)
+
+
+@scenario('dns-first-of-three', place=0)
+@scenario('dns-second-of-three', place=1)
+@scenario('dns-third-of-three', place=2)
+class SharedDns(Shared, Named):
+    pass
+
+
+@scenario('aiodnsresolver-first-of-three', place=0, silent=1)
+@scenario('aiodnsresolver-second-of-three', place=1, silent=1)
+class SharedRealResolver(Shared, RealResolver):
+    errors = ()
+
+
+# Racing connects
+
+class Racing(Named):
+    """All addresses but 127.0.0.1 have the port of that one. Most are of this kind."""
+    hanging = ()
+    refusing = ()
+
+    @contextlib.contextmanager
+    def servers(self, case):
+        while True:
+            with super().servers(case) as servers, contextlib.ExitStack() as stack:
+                try:
+                    servers += self.more_servers(case, stack)
+                except OSError:
+                    continue  # somebody else has the port there
+                yield servers
+                return
+
+    def more_servers(self, case, stack):
+        servers = []
+        for address in self.addresses + self.ipv6_addresses:
+            if address in self.hanging:
+                stack.enter_context(full_backlog(address, case.server.port))
+            elif address not in (*self.refusing, '127.0.0.1'):
+                server = Server(answering({}), case.server.context, address, case.server.port)
+                servers.append(stack.enter_context(contextlib.closing(server)))
+        return servers
+
+
+HANGING = {'addresses': ('127.0.0.2',), 'hanging': ('127.0.0.2',)}
+REFUSED = {'addresses': ('127.0.0.2',), 'refusing': ('127.0.0.2',)}
+
+
+@scenario('race-after-hanging', **HANGING | {'addresses': ('127.0.0.2', '127.0.0.1')})
+@scenario('race-after-hanging-tls', is_tls=True,
+          **HANGING | {'addresses': ('127.0.0.2', '127.0.0.1')})
+@scenario('race-after-two-hanging', addresses=('127.0.0.2', '127.0.0.3', '127.0.0.1'),
+          hanging=('127.0.0.2', '127.0.0.3'))
+@scenario('race-after-refused', **REFUSED | {'addresses': ('127.0.0.2', '127.0.0.1')})
+@scenario('race-ipv6-after-hanging', ipv6_addresses=('::1',), **HANGING)
+@scenario('race-ipv6-after-refused', ipv6_addresses=('::1',), **REFUSED)
+@scenario('race-ipv6-only', addresses=(), ipv6_addresses=('::1',))
+class Race(Racing):
+    pass
+
+
+@scenario('race-slow-ipv6', ipv6_addresses=('::1',), **HANGING)
+@scenario('race-slow-ipv6-fails', errors=(HttpConnectionError,), **HANGING)
+class SlowIpv6(Racing):
+    """The lookup of more addresses takes its time, and its cleaning up, too."""
+
+    def options(self, case):
+        return {**super().options(case), 'socket_timeout': 30 * TURN if self.errors else LONG}
+
+    async def ask(self, case):
+        try:
+            await asyncio.sleep(6 * TURN)
+        finally:
+            await asyncio.sleep(0)
+
+
+@scenario('race-aiodnsresolver')
+class RaceRealResolver(RealResolver):
+    """A hangs; the AAAA lookup is that of the real resolver, its first nameserver silent."""
+    silent = 1
+
+    @contextlib.contextmanager
+    def servers(self, case):
+        with super().servers(case) as servers, full_backlog() as case.port:
+            yield servers
+
+    def options(self, case):
+        return {**super().options(case), 'socket_timeout': 40 * TURN}
+
+    async def client(self, case):
+        await case.request(b'GET', f'http://name.test:{case.port}/')
+
+
+# Places
+
+@scenario('place-freed')
+@scenario('connection-handed', is_ended=True)
+@scenario('connection-handed-tls', is_ended=True, is_tls=True)
+class Waiting(Scenario):
+    """Waits for the only place, which becomes free after some turns."""
+    is_ended = False
+
+    def routes(self, case):
+        def held(peer, head):
+            yield from peer.send(ok(b'held')[:-1])
+            while not case.is_released:
+                yield
+            yield from peer.send(b'd')
+
+        return {b'/held': held}
+
+    async def prepare(self, case):
+        case.is_released = False
+        _, _, body = await case.request(b'GET', self.url(case, '/held'))
+        case.holder = asyncio.ensure_future(self.hold(case, body))
+
+    async def hold(self, case, body):
+        await turns(6)
+        if self.is_ended:
+            case.is_released = True
+            check(await buffered(body) == b'held', 'the holder')
+        else:
+            await body.aclose()
+
+    async def others(self, case):
+        await case.holder
+
+
+@scenario('two-wait')
+@scenario('two-wait-ended', is_ended=True)
+class TwoWait(Waiting):
+    """Another one waits behind."""
+
+    async def prepare(self, case):
+        await super().prepare(case)
+        case.start()
+        await asyncio.sleep(0)
+        case.other = asyncio.ensure_future(self.client(case))
+
+    async def others(self, case):
+        await super().others(case)
+        check(await case.other == b'/', 'the other')
+
+
+@scenario('other-origin-waits')
+@scenario('other-origin-waits-ended', is_ended=True)
+class OtherOrigin(Waiting):
+    """Waits for the place of another origin."""
+
+    @contextlib.contextmanager
+    def servers(self, case):
+        with super().servers(case) as servers:
+            case.second = Server(answering({}))
+            with contextlib.closing(case.second):
+                yield [*servers, case.second]
+
+    async def client(self, case):
+        _, _, body = await case.request(b'GET', f'http://127.0.0.1:{case.second.port}/')
+        return await buffered(body)
+
+
+@scenario('place-too-late')
+class PlaceTooLate(Waiting):
+    """pool_timeout passes, perhaps in the turn in which the place is given."""
+    errors = (HttpConnectionError,)
+
+    def options(self, case):
+        return {'pool_timeout': 6 * TURN}
+
+
+# Sending
+
+def get_small_sock(family):
+    sock = lowhaio.get_sock_default(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    return sock
+
+
+class Sending(Scenario):
+    length = 300_000
+
+    def routes(self, case):
+        def upload(peer, head):
+            yield from peer.skip(self.length)
+            yield from peer.send(ok(b'/'))
+
+        return {b'/': upload}
+
+    def options(self, case):
+        return {'get_sock': get_small_sock}
+
+    async def chunks(self, case):
+        yield b'a' * 10
+        await asyncio.sleep(0)
+        yield b'b' * (self.length - 20)
+        yield b'c' * 10
+
+    async def client(self, case):
+        _, _, body = await case.request(
+            b'POST', self.url(case), body=self.chunks, body_args=(case,), headers=self.fields())
+        return await buffered(body)
+
+    def fields(self):
+        return ((b'content-length', b'%d' % self.length),)
+
+
+@scenario('send-body')
+@scenario('send-body-tls', is_tls=True)
+@scenario('send-body-tls-1.2', **TLS_1_2)
+@scenario('send-small-body', length=30)
+class SendBody(Sending):
+    pass
+
+
+@scenario('send-head-blocked', length=0)
+@scenario('send-head-blocked-tls', length=0, is_tls=True)
+class SendHead(Sending):
+    def fields(self):
+        return ((b'x', b'x' * 200_000),)
+
+    async def chunks(self, case):
+        await asyncio.sleep(0)
+        return
+        yield
+
+
+@scenario('generator-waits')
+@scenario('generator-waits-tls', is_tls=True)
+@scenario('generator-waits-and-cleans-up', cleanup=2)
+class GeneratorWaits(Sending):
+    """Whatever happens, the generator has been closed."""
+    length = 20
+    cleanup = 0
+
+    async def chunks(self, case):
+        case.is_open = True
+        try:
+            await asyncio.sleep(0)
+            yield b'a' * 10
+            await asyncio.sleep(4 * TURN)
+            yield b'b' * 10
+            await asyncio.sleep(TURN)
+        finally:
+            try:
+                await turns(self.cleanup)
+            finally:
+                case.is_open = False
+
+    async def others(self, case):
+        # It can not await where the coroutine was closed.
+        check(not case.is_open or self.cleanup and isinstance(case.end, Close),
+              'the generator is open')
+
+
+@scenario('early-response')
+@scenario('early-response-tls', is_tls=True)
+@scenario('early-response-generator-waits', is_waiting=True)
+class Early(Sending):
+    is_waiting = False
+    idle = 0
+
+    def routes(self, case):
+        def refuse(peer, head):
+            yield from peer.read(10)
+            yield from peer.send(b'HTTP/1.1 413 No\r\ncontent-', b'length: 1\r\n\r\n', b'/')
+            yield from peer.pause(LONG)
+
+        return {b'/': refuse}
+
+    async def chunks(self, case):
+        yield b'a' * 10
+        if self.is_waiting:
+            await asyncio.Event().wait()
+        yield b'b' * (self.length - 10)
+
+
+@scenario('early-response-200')
+class Early200(Sending):
+    def routes(self, case):
+        def answer(peer, head):
+            yield from peer.read(10)
+            yield from peer.send(b'HTTP/1.1 200 OK\r\ncontent-', b'length: 1\r\n\r\n', b'/')
+            yield from peer.skip(self.length - 10)
+
+        return {b'/': answer}
+
+
+@scenario('expect-continue')
+@scenario('expect-continue-tls', is_tls=True)
+@scenario('expect-nothing', interim=b'')
+@scenario('expect-final', interim=None)
+class Expecting(Sending):
+    interim = b'HTTP/1.1 100 Continue\r\n\r\n'
+    length = 50
+
+    def fields(self):
+        return (*super().fields(), (b'expect', b'100-continue'))
+
+    def routes(self, case):
+        def answer(peer, head):
+            if self.interim is None:
+                yield from peer.send(b'HTTP/1.1 417 No\r\ncontent-length: 1\r\n\r\n/')
+                yield from peer.end()
+            yield from peer.send(self.interim[:9], self.interim[9:])
+            yield from peer.read(self.length)
+            yield from peer.send(ok(b'/'))
+
+        return {b'/': answer}
+
+
+# Receiving
+
+LENGTH = (b'HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n', b'ab', b'cd', b'ef')
+CHUNKED = (b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n',
+           b'2\r\nab', b'\r\n4\r\ncd', b'ef\r\n', b'0\r\n', b'a: b\r\n', b'\r\n')
+TO_THE_END = (b'HTTP/1.1 200 OK\r\n\r\n', b'ab', b'cd', b'ef')
+INTERIMS = (b'HTTP/1.1 103 E\r\n\r\n', b'HTTP/1.1 103 E\r\na: b\r\n\r', b'\n',
+            b'HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nabcdef')
+
+
+@scenario('head-in-pieces')
+@scenario('head-in-pieces-tls', is_tls=True)
+@scenario('interims', pieces=INTERIMS)
+@scenario('length', pieces=LENGTH)
+@scenario('length-tls', pieces=LENGTH, is_tls=True)
+@scenario('chunked', pieces=CHUNKED)
+@scenario('chunked-tls', pieces=CHUNKED, is_tls=True)
+@scenario('to-the-end', pieces=TO_THE_END, idle=0)
+@scenario('to-the-end-tls', pieces=TO_THE_END, idle=0, is_tls=True)
+class InPieces(Scenario):
+    pieces = (b'HTTP/1.1 2', b'00 OK\r\ncontent-length', b': 6\r\n\r', b'\nabcdef')
+    expected = b'abcdef'
+    ends = frozenset(('drop-0', 'drop-1', 'drop-2', 'drop-in-a-cycle'))
+
+    def routes(self, case):
+        def answer(peer, head):
+            yield from peer.send(*self.pieces)
+            if not self.idle:
+                yield from peer.end()
+
+        return {b'/': answer}
+
+    async def client(self, case):
+        _, _, body = await case.request(b'GET', self.url(case))
+        chunks = []
+        while not case.end.is_dropping(len(chunks)):
+            try:
+                chunks.append(await anext(body))
+            except StopAsyncIteration:
+                return b''.join(chunks)
+        return await case.end.hold(body)
+
+
+@scenario('large-body')
+@scenario('large-body-tls', is_tls=True)
+class Large(Scenario):
+    """Longer than is read without a turn for others."""
+    expected = 600_000
+
+    def routes(self, case):
+        return {b'/': lambda peer, head: peer.send(ok(b'x' * self.expected))}
+
+    async def client(self, case):
+        _, _, body = await case.request(b'GET', self.url(case))
+        return len(await buffered(body))
+
+
+@scenario('body-closed')
+@scenario('body-closed-tls', is_tls=True)
+class BodyClosed(InPieces):
+    """The body is closed by the client, and another request made."""
+    pieces = LENGTH
+    expected = b'/next'
+    ends = frozenset()
+
+    async def client(self, case):
+        _, _, body = await case.request(b'GET', self.url(case))
+        check(await anext(body) == b'ab', 'the first chunk')
+        await body.aclose()
+        _, _, body = await case.request(b'GET', self.url(case, '/next'))
+        return await buffered(body)
+
+
+# Functions of the caller's, with time-outs of their own inside
+
+@scenario('get-connection')
+@scenario('get-connection-tls', is_tls=True)
+class GetConnection(Scenario):
+    def options(self, case):
+        return {'get_connection': functools.partial(self.get_connection, case)}
+
+    async def get_connection(self, case, scheme, host, port):
+        sock = socket.socket()
+        try:
+            sock.setblocking(False)
+            await asyncio.sleep(0)
+            await self.connect(case, sock, (host, port))
+            await asyncio.sleep(0)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def connect(self, case, sock, address):
+        await asyncio.get_running_loop().sock_connect(sock, address)
+
+
+ENDS_INSIDE = frozenset((
+    'inside', 'inside-then-cancel', 'cancel-then-inside', 'inside-then-deadline',
+    'deadline-then-inside'))
+
+
+@scenario('inside-get-connection')
+class InsideGetConnection(GetConnection):
+    ends = ENDS_INSIDE
+
+    async def connect(self, case, sock, address):
+        await case.inside(turns(5))
+        await super().connect(case, sock, address)
+
+
+@scenario('inside-resolver')
+class InsideResolver(Named):
+    ends = ENDS_INSIDE
+
+    async def ask(self, case):
+        await case.inside(turns(5))
+        await turns(3)
+        await case.inside(turns(3))
+
+
+@scenario('inside-second-lookup', ipv6_addresses=('::1',), **REFUSED)
+class InsideSecondLookup(Racing, InsideResolver):
+    pass
+
+
+@scenario('inside-resolver-escaping')
+class InsideEscaping(Named):
+    """Its time-out is that of the lookup."""
+    ends = ENDS_INSIDE
+    errors = (HttpConnectionError,)
+
+    async def ask(self, case):
+        async with asyncio.timeout(None) as case.scope_inside:
+            await turns(5)
+
+
+@scenario('inside-generator')
+@scenario('inside-generator-tls', is_tls=True)
+class InsideGenerator(Sending):
+    ends = ENDS_INSIDE
+
+    async def chunks(self, case):
+        await case.inside(turns(3))
+        yield b'a' * 10
+        await case.inside(turns(4))
+        yield b'b' * (self.length - 10)
+        await case.inside(turns(2))
+
+
+@scenario('inside-generator-around')
+class InsideGeneratorAround(Sending):
+    """Its time-out passes while lowhaio sends, too: then it is that of the request."""
+    ends = ENDS_INSIDE
+    errors = (HttpError,)
+
+    async def chunks(self, case):
+        async with asyncio.timeout(None) as case.scope_inside:
+            yield b'a' * 10
+            await turns(3)
+            yield b'b' * (self.length - 10)
+
+
+# The end of a pool
+
+@scenario('closing')
+class Closing(Dns):
+    """The pool is closed by the client itself."""
+    expected = None
+
+    async def client(self, case):
+        await Dns.client(self, case)
+        await case.close()
+
+    async def others(self, case):
+        await case.renew_pool()
+
+
+# ------------------------------------------------------------------------------------- ends
+#
+# What is done to the client at the k-th turn, and what has to come of it.
+
+class Cancel:
+    count = 1
+    is_in_scope = False
+
+    def __init__(self, case):
+        self.case = case
+        self.is_done = False
+
+    def is_dropping(self, chunks):
+        return False
+
+    def act(self):
+        """At the k-th turn and after it, until the client has ended."""
+        if not self.is_done:
+            self.is_done = True
+            for _ in range(self.count):
+                self.case.task.cancel()
+
+    def check(self, result, error):
+        self.check_cancelled(result, error, self.count)
+
+    def check_cancelled(self, result, error, count):
+        check(isinstance(error, asyncio.CancelledError), 'a lost cancellation:',
+              repr(error or result))
+        check(self.case.cancelling == count, 'cancelling() is', self.case.cancelling)
+
+    def check_own(self, result, error):
+        """It comes to what it comes to without an end."""
+        expected, errors = self.case.scenario.expected, self.case.scenario.errors
+        check(isinstance(error, errors) if error else result == expected, 'got',
+              repr(error or result))
+        check(self.case.cancelling == 0, 'cancelling() is', self.case.cancelling)
+
+
+class CancelTwice(Cancel):
+    count = 2
+
+
+class CancelInARow(Cancel):
+    """In this turn and in the next, if there is one."""
+    count = 0
+
+    def act(self):
+        self.is_done = True
+        if self.count < 2:
+            self.count += 1
+            self.case.task.cancel()
+
+
+class Deadlines(Cancel):
+    """Those that pass at once, in this order, of: `outside`, `inside`, and a cancellation."""
+
+    def __init__(self, *what, case):
+        super().__init__(case)
+        self.what = what
+        self.is_in_scope = 'outside' in what
+        self.is_cancelled = False
+
+    def act(self):
+        if self.is_done or any(
+                scope is None or not scope_is_open(scope) for scope in self.scopes().values()):
+            return
+        self.is_done = True
+        loop = asyncio.get_running_loop()
+        for what in self.what:
+            if what == 'cancel':
+                loop.call_soon(self.cancel)
+            else:
+                self.scopes()[what].reschedule(loop.time())
+
+    def scopes(self):
+        scopes = {'outside': self.case.scope, 'inside': self.case.scope_inside}
+        return {what: scopes[what] for what in self.what if what != 'cancel'}
+
+    def cancel(self):
+        self.is_cancelled = self.case.task.cancel()
+
+    def check(self, result, error):
+        if self.is_cancelled:
+            self.check_cancelled(result, error, 1)
+        elif self.is_in_scope and self.case.scope.expired():
+            check(type(error) is TimeoutError, 'a lost time-out:', repr(error or result))
+            check(self.case.cancelling == 0, 'cancelling() is', self.case.cancelling)
+        else:
+            self.check_own(result, error)
+
+
+def scope_is_open(scope):
+    return 'active' in repr(scope)
+
+
+class Close(Cancel):
+    """The coroutine is closed, where no task runs."""
+
+    def act(self):
+        if not self.is_done:
+            self.is_done = self.case.closable.close()
+
+    def check(self, result, error):
+        check(error is None, 'got', repr(error))
+        check(self.case.cancelling == 0, 'cancelling() is', self.case.cancelling)
+
+
+class ClosePool(Cancel):
+    """The pool is closed beside it. Whatever comes of it, it is an answer or an HttpError."""
+
+    def act(self):
+        if not self.is_done:
+            self.is_done = True
+            self.case.beside = asyncio.ensure_future(self.case.close())
+
+    def check(self, result, error):
+        check(error is None and result == self.case.scenario.expected or
+              isinstance(error, HttpError), 'got', repr(error or result))
+        check(self.case.cancelling == 0, 'cancelling() is', self.case.cancelling)
+
+
+class Drop(Cancel):
+    """The body is dropped after so many chunks, or is held until the turn comes."""
+
+    def __init__(self, chunks, is_in_cycle, case):
+        super().__init__(case)
+        self.chunks = chunks
+        self.is_in_cycle = is_in_cycle
+        self.is_dropped = False
+
+    def act(self):
+        self.is_done = True
+
+    def is_dropping(self, chunks):
+        return chunks >= self.chunks
+
+    async def hold(self, body):
+        for _ in range(20):
+            if self.is_done:
+                break
+            await asyncio.sleep(0)
+        self.is_dropped = True
+        if self.is_in_cycle:
+            cycle = [body]
+            cycle.append(cycle)
+            del body, cycle
+            gc.collect()
+        return self.case.scenario.expected
+
+    def check(self, result, error):
+        self.check_own(result, error)
+
+
+def deadlines(*what):
+    return functools.partial(lambda case: Deadlines(*what, case=case))
+
+
+# Those without a mark are for all scenarios.
+ENDS = {
+    'cancel': Cancel,
+    'cancel-twice': CancelTwice,
+    'cancel-in-a-row': CancelInARow,
+    'deadline': deadlines('outside'),
+    'deadline-then-cancel': deadlines('outside', 'cancel'),
+    'cancel-then-deadline': deadlines('cancel', 'outside'),
+    'close': Close,
+    'close-pool': ClosePool,
+    'inside': deadlines('inside'),
+    'inside-then-cancel': deadlines('inside', 'cancel'),
+    'cancel-then-inside': deadlines('cancel', 'inside'),
+    'inside-then-deadline': deadlines('inside', 'outside'),
+    'deadline-then-inside': deadlines('outside', 'inside'),
+    'drop-0': functools.partial(Drop, 0, False),
+    'drop-1': functools.partial(Drop, 1, False),
+    'drop-2': functools.partial(Drop, 2, False),
+    'drop-in-a-cycle': functools.partial(Drop, 1, True),
+}
+ENDS_OF_SOME = ENDS_INSIDE | InPieces.ends
+
+
+class Closable:
+    """Awaits a coroutine, that can be closed from outside."""
+
+    def __init__(self, coroutine):
+        self.coroutine = coroutine
+        self.is_closed = False
+        self.woken = None
+        self.error = None
+
+    def __await__(self):
+        loop = asyncio.get_running_loop()
+        step = functools.partial(self.coroutine.send, None)
+        while not self.is_closed:
+            try:
+                waited_for = step()
+            except StopIteration as stop:
+                return stop.value
+            self.woken = loop.create_future()
+            if waited_for is None:
+                loop.call_soon(lowhaio.wake, self.woken)
+            else:
+                waited_for._asyncio_future_blocking = False
+                waited_for.add_done_callback(functools.partial(self.retrieve, self.woken))
+            step = functools.partial(self.coroutine.send, None)
+            try:
+                yield from self.woken
+            except asyncio.CancelledError as cancelled:
+                step = functools.partial(self.coroutine.throw, cancelled)
+        if self.error is not None:
+            raise self.error
+        return None
+
+    def retrieve(self, woken, future):
+        # As a task does: an exception that nobody gets is nothing to complain of.
+        if not future.cancelled():
+            future.exception()
+        lowhaio.wake(woken)
+
+    def close(self):
+        """False if it has not started."""
+        if self.woken is None:
+            return False
+        self.is_closed = True
+        try:
+            self.coroutine.close()
+        except BaseException as error:
+            self.error = error
+        lowhaio.wake(self.woken)
+        return True
+
+
+# ------------------------------------------------------------------------------------ cases
+
+# When it happens: before or after the steps of the servers and the timers, each either among what
+# was due in the turn, or as an event.
+ORDERS = {'before': (True, False), 'after': (False, False),
+          'event-before': (True, True), 'event-after': (False, True)}
+
+
+class Case:
+    def __init__(self, scenario, make_end, order, number):
+        self.scenario = scenario
+        self.is_before, self.is_event = ORDERS[order]
+        self.number = number
+        self.end = make_end(case=self)
+        self.watch = Watch()
+        self.started_at = None
+        self.task = self.closable = self.scope = self.scope_inside = self.beside = None
+        self.result = self.error = self.cancelling = None
+        self.is_open = False
+
+    async def run(self, loop):
+        """True if the client was ended. Otherwise it had completed before."""
+        self.loop = loop
+        with self.scenario.servers(self) as self.running:
+            self.request, self.close = self.pool()
+            with turning(loop, self.step, self.is_event):
+                try:
+                    await self.run_with_servers()
+                except asyncio.CancelledError:
+                    self.watch.check()
+                    raise
+        return self.end.is_done
+
+    def pool(self):
+        options = {'max_connections': 1, 'get_ssl_context': client_context,
+                   'socket_timeout': LONG, 'keep_alive_timeout': LONG,
+                   **self.scenario.options(self)}
+        self.is_hasty = LONG not in (options['socket_timeout'], options.get('pool_timeout', LONG))
+        return Pool(**options)
+
+    async def renew_pool(self):
+        await self.close()
+        self.request, self.close = self.pool()
+
+    def step(self):
+        self.loop.check_registered()
+        self.watch.step()
+        if self.is_before:
+            self.act()
+        for server in self.running:
+            server.step()
+        self.loop.pass_time()
+        if not self.is_before:
+            self.act()
+
+    def act(self):
+        if (self.started_at is not None and not self.task.done()
+                and self.watch.turn - self.started_at >= self.number):
+            self.end.act()
+
+    def start(self):
+        self.task = asyncio.ensure_future(self.run_client())
+
+    async def run_client(self):
+        self.started_at = self.watch.turn
+        try:
+            if isinstance(self.end, Close):
+                self.closable = Closable(self.scenario.client(self))
+                self.result = await self.closable
+            elif self.end.is_in_scope:
+                async with asyncio.timeout(None) as self.scope:
+                    self.result = await self.scenario.client(self)
+            else:
+                self.result = await self.scenario.client(self)
+        except (Exception, asyncio.CancelledError) as error:
+            self.error = error
+        self.cancelling = asyncio.current_task().cancelling()
+
+    async def inside(self, coroutine):
+        """With a time-out that the caller's function expects and goes on after."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None) as self.scope_inside:
+                await coroutine
+
+    async def run_with_servers(self):
+        await self.scenario.prepare(self)
+        if self.task is None:
+            self.start()
+        await asyncio.wait([self.task])
+        self.watch.check()
+        self.task.result()
+        self.check_outcome()
+        self.error = None
+        if self.beside is not None:
+            await self.beside
+        try:
+            await self.scenario.others(self)
+        except HttpError as error:
+            check(isinstance(self.end, ClosePool), 'others got', repr(error))
+        await turns(4)
+        self.check_timers(self.scenario.idle)
+        if isinstance(self.end, ClosePool):
+            await self.renew_pool()
+        await self.check_next()
+        await self.close()
+        await turns(3)
+        self.check_timers(0)
+
+    def check_outcome(self):
+        try:
+            if self.end.is_done and not (
+                    self.scenario.errors and isinstance(self.error, self.scenario.errors)
+                    and isinstance(self.end, (Deadlines, ClosePool))):
+                self.end.check(self.result, self.error)
+            else:
+                # Or it had failed in the turn in which its time was up.
+                self.end.check_own(self.result, self.error)
+        except Broken as broken:
+            raise broken from self.error
+
+    async def check_next(self):
+        while True:
+            try:
+                _, _, body = await self.request(b'GET', self.scenario.url(self, '/next'))
+                break
+            except HttpError as error:
+                # A time-out that passes in the scenario is too short for this.
+                if not self.is_hasty or not isinstance(error.__cause__, TimeoutError):
+                    raise Broken('the next request failed') from error
+        answer = await buffered(body)
+        check(answer == b'/next', 'the next request got', answer)
+
+    def check_timers(self, number):
+        timers = self.loop.pending()
+        check(len(timers) <= number, 'timers left:', timers)
+
+
+def run(loop_name, scenario_name, end_name, order, number):
+    return run_case(loop_name, lambda loop: Case(
+        SCENARIOS[scenario_name], ENDS[end_name], order, number).run(loop))
+
+
+def all_series():
+    logging.getLogger('aiodnsresolver').setLevel(logging.CRITICAL)
+    for loop_name, name, end, order in itertools.product(LOOPS, SCENARIOS, ENDS, ORDERS):
+        if end not in ENDS_OF_SOME or end in SCENARIOS[name].ends:
+            yield Series(f'{loop_name}/{name}/{end}/{order}',
+                         functools.partial(run, loop_name, name, end, order))
+
+
+if __name__ == '__main__':
+    main(__doc__, all_series)

@@ -1,0 +1,445 @@
+"""Makes each system call of an exchange fail, block or do a part, one after the other.
+
+A series is LOOP/EXCHANGE/single, and the number of a case in it is that of a fault: each call of
+the exchange has some. Case 0 does all in parts. In LOOP/EXCHANGE/several a case has two or three
+faults, which are drawn at random from its number.
+
+Whatever a call does, nothing but HttpError comes of it. The error tells truly whether a byte had
+left, whether one had come, and whether the connection was reused; an answer is the right one.
+Nothing is left behind, and the next request has the one place in the pool, and gets its own
+answer. Exits with 1 if a promise was not kept.
+"""
+
+import asyncio
+import contextlib
+import errno
+import functools
+import itertools
+import operator
+import os
+import random
+import socket
+import ssl
+from ipaddress import ip_address
+
+import aiodnsresolver
+from scripted import (
+    LONG,
+    LOOPS,
+    Broken,
+    Ledger,
+    Series,
+    Server,
+    Watch,
+    answering,
+    check,
+    client_context,
+    main,
+    observed,
+    ok,
+    prompt,
+    run_case,
+    server_context,
+    turning,
+    turns,
+)
+
+from lowhaio import HttpError, Pool, buffered
+
+TLS_1_2 = ssl.TLSVersion.TLSv1_2
+
+
+# ----------------------------------------------------------------------------------- faults
+
+PART = 'part'  # one byte is sent or received
+ERRNOS = (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.ENETUNREACH, errno.ENOBUFS)
+TLS_ERRORS = (ssl.SSLError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
+TLS_WANTS = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
+
+
+def possible_faults(name, is_tls):
+    """Those that can happen to a call: numbers are errors of the system."""
+    if name == 'getsockopt':
+        return [errno.ECONNREFUSED]
+    if name in ('setblocking', 'getpeername', 'close'):
+        return [errno.ENOBUFS, errno.EIO]
+    if name in ('get_sock', 'get_ssl_context', 'get_connection'):
+        return [errno.EMFILE, ValueError]
+    faults = [*ERRNOS]
+    if is_tls:
+        faults += [*TLS_ERRORS, *TLS_WANTS]
+    elif name in ('send', 'recv'):
+        faults.append(BlockingIOError)
+    if name == 'do_handshake':
+        faults.append(ssl.SSLCertVerificationError)
+    if name in ('send', 'recv'):
+        faults.append(PART)
+    return faults
+
+
+class Plan:
+    """What happens at which of the calls, of which all are counted.
+
+    `choose` picks one of the faults that are possible.
+    """
+
+    def __init__(self, numbers=(), choose=None, is_partial=False):
+        self.numbers = numbers
+        self.choose = choose
+        self.is_partial = is_partial
+        self.calls = []
+        self.struck = []
+        self.is_on = True
+        self.ledger = Ledger()
+
+    def call(self, name, sock, function, args):
+        if not self.is_on:
+            return function(*args)
+        call = name, isinstance(sock, ssl.SSLSocket)
+        self.calls.append(call)
+        if len(self.calls) - 1 in self.numbers:
+            fault = self.choose(possible_faults(*call))
+            self.struck.append((name, fault))
+            function = functools.partial(self.strike, fault, name, sock, function)
+        elif self.is_partial and name in ('send', 'recv'):
+            function = functools.partial(self.strike, PART, name, sock, function)
+        return self.ledger.call(name, sock, function, args)
+
+    def strike(self, fault, name, sock, function, *args):
+        if name == 'close':
+            function()
+        if fault is PART:
+            return function(1 if name == 'recv' else args[0][:1])
+        if name == 'getsockopt':
+            return fault  # that is what SO_ERROR is
+        if fault is ssl.SSLWantReadError and name == 'recv' and sock.pending():
+            return function(*args)  # TLS wants to read only when it holds nothing
+        if isinstance(fault, int):
+            raise OSError(fault, os.strerror(fault))
+        raise fault('made up')
+
+
+# That of the case that runs.
+plan = Plan()
+
+
+def observe(name, sock, function, args):
+    return plan.call(name, sock, function, args)
+
+
+ObservedSocket = observed(socket.socket, (
+    'connect', 'send', 'recv', 'getsockopt', 'setblocking', 'getpeername', 'close'), observe)
+ObservedSSLSocket = observed(ssl.SSLSocket, (
+    'do_handshake', 'send', 'recv', 'unwrap', 'close'), observe)
+
+
+def get_sock(family):
+    return plan.call('get_sock', None, lambda: prompt(ObservedSocket(family)), ())
+
+
+def get_ssl_context():
+    return plan.call('get_ssl_context', None, lambda: client_context(ObservedSSLSocket), ())
+
+
+# -------------------------------------------------------------------------------- exchanges
+
+class Exchange:
+    response = ok(b'/')
+    expected = b'/'
+    has_facts = True  # those of its errors are known
+    is_to_the_end = False
+    is_tls = False
+    version = None
+
+    def __init__(self, **changes):
+        for name, value in changes.items():
+            assert hasattr(type(self), name), name
+            setattr(self, name, value)
+
+    def options(self):
+        return {}
+
+    def routes(self):
+        return {b'/': self.answer}
+
+    def answer(self, peer, head):
+        yield from peer.send(self.response)
+        if self.is_to_the_end:
+            yield from peer.end()
+
+    def url(self, case, path='/', host='127.0.0.1'):
+        return f'http{"s" if self.is_tls else ""}://{host}:{case.server.port}{path}'
+
+    async def get(self, case, path='/', host='127.0.0.1'):
+        plan.ledger.begin()
+        _, _, body = await case.request(b'GET', self.url(case, path, host))
+        return await buffered(body)
+
+    async def client(self, case):
+        return await self.get(case)
+
+
+EXCHANGES = {}
+
+
+def exchange(name, **changes):
+    def add(kind):
+        for suffix, more in (('', {}), ('-tls', {'is_tls': True}),
+                             ('-tls-1.2', {'is_tls': True, 'version': TLS_1_2})):
+            EXCHANGES[name + suffix] = kind(**changes, **more)
+        return kind
+
+    return add
+
+
+@exchange('length', response=ok(b'abcdef'), expected=b'abcdef')
+@exchange('empty', response=ok(b''), expected=b'')
+@exchange('chunked', response=b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n'
+          b'2\r\nab\r\n4\r\ncdef\r\n0\r\na: b\r\n\r\n', expected=b'abcdef')
+@exchange('to-the-end', response=b'HTTP/1.1 200 OK\r\n\r\nabcdef', expected=b'abcdef',
+          is_to_the_end=True)
+@exchange('interim', response=b'HTTP/1.1 103 E\r\n\r\n' + ok(b'/'))
+class Get(Exchange):
+    pass
+
+
+@exchange('in-pieces')
+class InPieces(Exchange):
+    expected = b'abcd'
+
+    def answer(self, peer, head):
+        yield from peer.send(b'HTTP/1.1 200 OK\r\n', b'content-length: 4\r\n\r\n', b'ab', b'cd')
+
+
+@exchange('reused')
+class Reused(Exchange):
+    expected = b'/a/b'
+
+    async def client(self, case):
+        return await self.get(case, '/a') + await self.get(case, '/b')
+
+
+@exchange('closed-early')
+class ClosedEarly(InPieces):
+    """A body that is closed before its end, and another request."""
+    expected = b'/b'
+
+    async def client(self, case):
+        plan.ledger.begin()
+        _, _, body = await case.request(b'GET', self.url(case))
+        check(b'abcd'.startswith(await anext(body)), 'a wrong chunk')
+        await body.aclose()
+        return await self.get(case, '/b')
+
+
+@exchange('three-at-once')
+class Limited(Exchange):
+    """For the one place. A fault fails the request that it happens to, and no other."""
+    expected = [b'/a', b'/b', b'/c']
+    has_facts = False
+
+    def options(self):
+        return {'max_connections_per_origin': 1, 'pool_timeout': LONG}
+
+    async def client(self, case):
+        answers = await asyncio.gather(
+            *(self.get(case, path.decode()) for path in self.expected), return_exceptions=True)
+        errors = [answer for answer in answers if isinstance(answer, BaseException)]
+        check(len(errors) <= len(plan.struck), 'failed:', errors)
+        for answer, expected in zip(answers, self.expected, strict=True):
+            check(answer == expected or isinstance(answer, HttpError), 'got', repr(answer))
+        if errors:
+            raise errors[0]
+        return answers
+
+
+@exchange('upload')
+@exchange('upload-expecting', is_expecting=True)
+class Upload(Exchange):
+    is_expecting = False
+    chunks = (b'a' * 10, b'b' * 100_000, b'', b'c' * 10)
+    length = 100_020
+
+    @property
+    def expected(self):
+        return b'%d' % sum(map(sum, self.chunks))
+
+    def answer(self, peer, head):
+        if self.is_expecting:
+            yield from peer.send(b'HTTP/1.1 100 Continue\r\n\r\n')
+        data = yield from peer.read(self.length)
+        yield from peer.send(ok(b'%d' % sum(data)))
+
+    async def body(self):
+        for chunk in self.chunks:
+            yield chunk
+            await asyncio.sleep(0)
+
+    async def client(self, case):
+        plan.ledger.begin()
+        headers = [(b'content-length', b'%d' % self.length)]
+        if self.is_expecting:
+            headers.append((b'expect', b'100-continue'))
+        _, _, body = await case.request(
+            b'POST', self.url(case), headers=headers, body=self.body)
+        return await buffered(body)
+
+
+@exchange('early')
+@exchange('early-expecting', is_expecting=True)
+class Early(Upload):
+    """All the same the server reads on: only if it was sent whole is the connection used again."""
+    expected = b'no'
+
+    def answer(self, peer, head):
+        if not self.is_expecting:
+            yield from peer.read(10)
+        yield from peer.send(b'HTTP/1.1 413 No\r\ncontent-length: 2\r\n\r\nno')
+        yield from peer.read(self.length if self.is_expecting else self.length - 10)
+
+    async def body(self):
+        yield self.chunks[0]
+        await turns(10)
+        for chunk in self.chunks[1:]:
+            yield chunk
+
+
+@exchange('two-addresses')
+class TwoAddresses(Exchange):
+    """Nobody listens at the first."""
+
+    def options(self):
+        async def resolve(host, record_type, get_logger_adapter):
+            if record_type == aiodnsresolver.TYPES.AAAA:
+                raise aiodnsresolver.DnsRecordDoesNotExist
+            return [ip_address('127.0.0.2'), ip_address('127.0.0.1')]
+
+        async def clear_cache(get_logger_adapter):
+            pass
+
+        return {'get_dns_resolver': lambda get_logger_adapter: (resolve, clear_cache)}
+
+    async def client(self, case):
+        return await self.get(case, host='name.test')
+
+
+@exchange('get-connection')
+class GetConnection(Exchange):
+    def options(self):
+        async def get_connection(scheme, host, port):
+            sock = plan.call('get_connection', None,
+                             lambda: prompt(ObservedSocket(socket.AF_INET)), ())
+            socket.socket.connect_ex(sock, (host, port))
+            await asyncio.sleep(0)
+            return sock
+
+        return {'get_connection': get_connection}
+
+
+# ------------------------------------------------------------------------------------- cases
+
+class Case:
+    def __init__(self, an_exchange):
+        self.exchange = an_exchange
+        self.watch = Watch()
+
+    async def run(self, loop):
+        self.loop = loop
+        context = server_context(self.exchange.version) if self.exchange.is_tls else None
+        self.server = Server(answering(self.exchange.routes()), context)
+        self.request, close = Pool(**{
+            'max_connections': 1, 'keep_alive_timeout': LONG, 'socket_timeout': 20,
+            'get_ssl_context': get_ssl_context, 'get_sock': get_sock, **self.exchange.options()})
+        with contextlib.closing(self.server), turning(loop, self.step):
+            try:
+                await self.run_with_server()
+                await close()
+                await turns(3)
+            except asyncio.CancelledError:
+                self.watch.check()
+                raise
+
+    def step(self):
+        self.loop.check_registered()
+        self.watch.step()
+        self.server.step()
+        self.loop.pass_time()
+
+    async def run_with_server(self):
+        try:
+            result = await self.exchange.client(self)
+        except HttpError as error:
+            self.check_error(error)
+        except Broken:
+            raise
+        except Exception as error:
+            raise Broken('escaped:', repr(error)) from error
+        else:
+            check(result == self.exchange.expected, 'got', repr(result))
+        check(asyncio.current_task().cancelling() == 0, 'cancelling()')
+        await turns(3)
+        plan.is_on = False
+        check(await self.exchange.get(self, '/next') == b'/next', 'the next got another answer')
+
+    def check_error(self, error):
+        try:
+            check(plan.struck, 'failed without a fault:', repr(error))
+            if self.exchange.has_facts:
+                plan.ledger.check(error, self.exchange.is_tls)
+        except Broken as broken:
+            raise broken from error
+
+
+def run_plan(loop_name, an_exchange, new_plan):
+    global plan
+    plan = new_plan
+    try:
+        run_case(loop_name, lambda loop: Case(an_exchange).run(loop))
+    except Broken as broken:
+        raise Broken(broken, 'after', plan.struck) from broken.__cause__
+
+
+@functools.cache
+def calls_without_fault(loop_name, exchange_name):
+    run_plan(loop_name, EXCHANGES[exchange_name], Plan())
+    return plan.calls
+
+
+def run_single(loop_name, exchange_name, number):
+    """Case 0 has none, but does all in parts."""
+    faults = [(call, index)
+              for call, kind in enumerate(calls_without_fault(loop_name, exchange_name))
+              for index in range(len(possible_faults(*kind)))]
+    if number > len(faults):
+        return False
+    call, index = faults[number - 1] if number else (-1, 0)
+    run_plan(loop_name, EXCHANGES[exchange_name],
+             Plan([call], operator.itemgetter(index), is_partial=not number))
+    check(plan.struck or not number, 'the fault did not come')
+    return True
+
+
+def run_several(loop_name, exchange_name, number):
+    if number >= SEVERAL:
+        return False
+    chance = random.Random(f'{number} {exchange_name}')
+    calls = range(len(calls_without_fault(loop_name, exchange_name)))
+    run_plan(loop_name, EXCHANGES[exchange_name],
+             Plan(chance.sample(calls, min(len(calls), chance.choice((2, 3)))), chance.choice,
+                  is_partial=chance.random() < 0.1))
+    return True
+
+
+SEVERAL = 1000  # cases of each series
+
+
+def all_series():
+    for loop_name, name in itertools.product(LOOPS, EXCHANGES):
+        yield Series(f'{loop_name}/{name}/single',
+                     functools.partial(run_single, loop_name, name))
+        yield Series(f'{loop_name}/{name}/several',
+                     functools.partial(run_several, loop_name, name))
+
+
+if __name__ == '__main__':
+    main(__doc__, all_series)

@@ -1,0 +1,60 @@
+"""Runs a share of each search, of some two minutes in all. Which share depends on the seed.
+
+Prints what each has tried, in a line. At the first promise that was not kept it prints what that
+search says, and how to repeat it, and exits with 1.
+"""
+
+import argparse
+import pathlib
+import shlex
+import subprocess
+import sys
+import time
+
+# Name, arguments of a share, arguments of all of it (without a seed to choose: it is for hours).
+SEARCHES = (
+    ('cancellation', '--every 25 --seed {seed}', ''),
+    ('faults', '--every 40 --seed {seed}', ''),
+    ('stops', '--every 60 --seed {seed}', ''),
+    ('answers', '--seed {seed}', '--seed {seed} --minutes 60'),
+    ('parsers', '--seed {seed}', '--seed {seed} --minutes 60'),
+    ('requests', '--seed {seed}', '--seed {seed} --minutes 60'),
+    ('soak', '--seed {seed} --minutes 0.3', '--seed {seed} --minutes 60'),
+)
+
+
+def run(name, arguments):
+    """True if all promises were kept. The last line that a search prints tells what it tried."""
+    start = time.monotonic()
+    command = ['fuzz/' + name + '.py', *shlex.split(arguments)]
+    path = pathlib.Path(__file__).with_name(name + '.py')
+    done = subprocess.run(
+        [sys.executable, path, *command[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, check=False)
+    lines = done.stdout.splitlines() or ['no output']
+    if done.returncode:
+        print(*lines, f'{name} failed. To repeat it: python {shlex.join(command)}', sep='\n')
+        return False
+    print(f'{name} {arguments}: {lines[-1].removeprefix(f"{name}.py: ")} '
+          f'({time.monotonic() - start:.0f} s)', flush=True)
+    return True
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('searches', nargs='*', metavar='SEARCH',
+                        choices=[*(name for name, _, _ in SEARCHES), []], help='all, unless given')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--full', action='store_true', help='all of each: for hours')
+    args = parser.parse_args()
+    for name, quick, full in SEARCHES:
+        if args.searches and name not in args.searches:
+            continue
+        if not run(name, (full if args.full else quick).format(seed=args.seed)):
+            sys.exit(1)
+    print('No promise was broken')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,673 @@
+"""What the searches share: loops that they drive, scripted servers, and what must not be left.
+
+A case is the same in each run, to the turn. The loop never sleeps, and its clock moves by the
+same step in each turn, so that timers pass without being waited for. The servers are generators
+over non-blocking sockets in the same thread: in each turn they go on until they `yield`.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import fnmatch
+import functools
+import gc
+import heapq
+import itertools
+import os
+import random
+import socket
+import ssl
+import struct
+import sys
+import time
+import traceback
+import warnings
+
+import trustme
+
+import lowhaio
+from lowhaio import HttpConnectionError
+
+try:
+    import uvloop
+except ImportError:
+    uvloop = None
+
+TURN = 0.05  # seconds of the loop's clock: the next address is tried after five turns
+LONG = 1000  # seconds that no case is to wait for
+MAX_TURNS = 5000  # and
+MAX_SECONDS = 10  # of a real clock, since kernels take their time: a longer case has hung
+
+
+class Broken(Exception):
+    """A promise that was not kept."""
+
+
+def check(is_true, *what):
+    if not is_true:
+        raise Broken(' '.join(map(str, what)))
+
+
+# ------------------------------------------------------------------------------------ loops
+
+class Driven:
+    """Mixed into an event loop: a clock to be moved by hand, and an eye on lowhaio's callbacks."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 1000.0
+        self.timers = []
+        self.numbers = itertools.count()
+        self.registered = {}
+        self.events = 0
+        self.complaints = complaints = []
+        # No method: uvloop's loops are not collected from a cycle.
+        self.set_exception_handler(lambda _, context: complaints.append(
+            f'{context["message"]}: {context.get("exception")!r}'))
+
+    # Time
+
+    def time(self):
+        return self.now
+
+    def call_later(self, delay, callback, *args, context=None):
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def call_at(self, when, callback, *args, context=None):
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self.timers, (when, next(self.numbers), timer))
+        return timer
+
+    def _timer_handle_cancelled(self, timer):
+        """A cancelled timer is dropped when it is due."""
+
+    def pass_time(self):
+        """One turn's worth."""
+        self.now += TURN
+        while self.timers and self.timers[0][0] <= self.now:
+            _, _, timer = heapq.heappop(self.timers)
+            if not timer.cancelled():
+                timer._run()
+
+    def pending(self):
+        """lowhaio's timers."""
+        return [timer for _, _, timer in self.timers
+                if not timer.cancelled() and is_lowhaio(timer._callback)]
+
+    # Readers and writers
+
+    def add_reader(self, fd, callback, *args):
+        self.register('reader', fd, callback)
+        super().add_reader(fd, self.event, callback, *args)
+
+    def add_writer(self, fd, callback, *args):
+        self.register('writer', fd, callback)
+        super().add_writer(fd, self.event, callback, *args)
+
+    def remove_reader(self, fd):
+        self.registered.pop(('reader', fd), None)
+        return super().remove_reader(fd)
+
+    def remove_writer(self, fd):
+        self.registered.pop(('writer', fd), None)
+        return super().remove_writer(fd)
+
+    def register(self, kind, fd, callback):
+        if is_lowhaio(callback):
+            self.check_registered()
+            self.registered[kind, fd] = inode(fd)
+
+    def event(self, callback, *args):
+        self.events += is_lowhaio(callback)
+        callback(*args)
+
+    def check_registered(self):
+        """A descriptor that was closed first may be that of another socket by now."""
+        for (kind, fd), number in list(self.registered.items()):
+            if inode(fd) != number:
+                del self.registered[kind, fd]
+                self.complaints.append(f'descriptor {fd} was closed before its {kind} was removed')
+
+
+def is_lowhaio(callback):
+    return getattr(callback, '__module__', None) == 'lowhaio'
+
+
+def inode(fd):
+    try:
+        return os.fstat(fd).st_ino
+    except OSError:
+        return None
+
+
+class DrivenAsyncio(Driven, asyncio.SelectorEventLoop):
+    pass
+
+
+LOOPS = {'asyncio': DrivenAsyncio}
+
+if uvloop is not None:
+    class DrivenUvloop(Driven, uvloop.Loop):
+        pass
+
+    LOOPS['uvloop'] = DrivenUvloop
+    uvloop.new_event_loop().close()  # the first one opens descriptors that stay
+
+
+@contextlib.contextmanager
+def turning(loop, function, is_event=False):
+    """Calls the function in each turn of the loop: with what was due, or as one of its events."""
+    is_over = False
+
+    def turn():
+        if not is_over:
+            if not is_event:
+                loop.call_soon(turn)
+            function()
+
+    with contextlib.ExitStack() as stack:
+        if is_event:
+            always_readable, other = socket.socketpair()
+            stack.enter_context(always_readable)
+            stack.enter_context(other).send(b'.')
+            loop.add_reader(always_readable.fileno(), turn)
+            stack.callback(loop.remove_reader, always_readable.fileno())
+        else:
+            loop.call_soon(turn)
+        try:
+            yield
+        finally:
+            is_over = True
+
+
+async def turns(number):
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+# ---------------------------------------------------------------------------------- servers
+
+@functools.cache
+def authority():
+    return trustme.CA()
+
+
+@functools.cache
+def server_context(version=None):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority().issue_cert('127.0.0.1', 'name.test').configure_cert(context)
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+@functools.cache
+def client_context(sslsocket_class=ssl.SSLSocket):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(['http/1.1'])
+    authority().configure_trust(context)
+    context.sslsocket_class = sslsocket_class
+    return context
+
+
+class Gone(Exception):
+    """The connection has ended."""
+
+
+class Stop:
+    """Where a server stops, in bytes on the wire that it sent or received, and how."""
+
+    WAYS = ('close', 'shut', 'reset', 'silence')
+
+    def __init__(self, way='', sent=sys.maxsize, received=sys.maxsize):
+        self.way = way
+        self.sent = sent
+        self.received = received
+        self.has_struck = False
+
+    def strike(self, peer):
+        self.has_struck = True
+        if self.way == 'shut':
+            peer.sock.shutdown(socket.SHUT_WR)
+            while True:
+                yield from peer.pull()
+        while self.way == 'silence':
+            yield
+        if self.way == 'reset':
+            peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        else:
+            # What has not been read would make a reset of it.
+            with contextlib.suppress(OSError):
+                while peer.sock.recv(65536):
+                    pass
+        raise Gone
+
+
+class Peer:
+    """The server's end of a connection, for a script: a generator function of it."""
+
+    def __init__(self, sock, context, stop):
+        self.sock = sock
+        self.stop = stop
+        self.sent = self.received = 0
+        self.data = b''
+        # Where the response will be whole on the wire, once its last piece is being sent.
+        self.is_last = False
+        self.whole_at = sys.maxsize
+        self.tls = None
+        if context is not None:
+            self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+            self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
+
+    # The wire
+
+    def pull(self):
+        """Receive some bytes."""
+        while True:
+            try:
+                data = self.sock.recv(min(65536, self.stop.received - self.received))
+                break
+            except BlockingIOError:
+                yield
+            except OSError:
+                raise Gone from None
+        if not data:
+            raise Gone
+        self.received += len(data)
+        if self.received == self.stop.received:
+            yield from self.stop.strike(self)
+        if self.tls is None:
+            self.data += data
+        else:
+            self.incoming.write(data)
+
+    def push(self, data):
+        if self.is_last:
+            self.whole_at = self.sent + len(data)
+        left = memoryview(data)
+        while left:
+            try:
+                count = self.sock.send(left[:self.stop.sent - self.sent])
+            except BlockingIOError:
+                yield
+                continue
+            except OSError:
+                raise Gone from None
+            left = left[count:]
+            self.sent += count
+            if self.sent == self.stop.sent:
+                yield from self.stop.strike(self)
+
+    # TLS, if there is any
+
+    def start(self, pauses):
+        if not self.stop.sent or not self.stop.received:
+            yield from self.stop.strike(self)
+        while self.tls is not None:
+            try:
+                self.tls.do_handshake()
+                yield from self.push(self.outgoing.read())
+                return
+            except ssl.SSLWantReadError:
+                yield from self.push(self.outgoing.read())
+                yield from self.pause(pauses)
+                yield from self.pull()
+            except ssl.SSLError:
+                raise Gone from None
+
+    def receive(self):
+        """More of the data."""
+        if self.tls is None:
+            yield from self.pull()
+            return
+        while True:
+            try:
+                data = self.tls.read(65536)
+                break
+            except ssl.SSLWantReadError:
+                yield from self.pull()
+            except ssl.SSLError:
+                raise Gone from None
+        if not data:
+            raise Gone
+        self.data += data
+
+    # For scripts
+
+    def head(self):
+        while b'\r\n\r\n' not in self.data:
+            yield from self.receive()
+        head, _, self.data = self.data.partition(b'\r\n\r\n')
+        check(head.startswith((b'GET /', b'POST /')), 'the server got', head[:60])
+        return head
+
+    def read(self, length):
+        while len(self.data) < length:
+            yield from self.receive()
+        data, self.data = self.data[:length], self.data[length:]
+        return data
+
+    def skip(self, length):
+        """Read as slowly as makes the client wait."""
+        while length:
+            length -= len((yield from self.read(min(length, 30000))))
+            yield
+
+    def send(self, *pieces, is_last=False, pauses=2):
+        """Each piece so that the client may see it alone."""
+        for index, piece in enumerate(pieces):
+            self.is_last = is_last and index == len(pieces) - 1
+            if self.tls is None:
+                yield from self.push(piece)
+            else:
+                self.tls.write(piece)
+                yield from self.push(self.outgoing.read())
+            yield from self.pause(pauses)
+
+    def end(self):
+        """close_notify, if it is TLS, and the end."""
+        if self.tls is not None:
+            with contextlib.suppress(ssl.SSLError):
+                self.tls.unwrap()
+            self.is_last = True
+            yield from self.push(self.outgoing.read())
+        raise Gone
+
+    def pause(self, number):
+        for _ in range(number):
+            yield
+
+
+class Server:
+    """Runs a script for each connection, a step of each a turn. The first of them may stop."""
+
+    def __init__(self, script, context=None, address='127.0.0.1', port=0, pauses=0, stop=None):
+        self.script = script
+        self.context = context
+        self.pauses = pauses
+        self.stop = stop or Stop()
+        self.listener = listening(address, port)
+        self.port = self.listener.getsockname()[1]
+        self.peers = []
+        self.running = {}
+
+    def step(self):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.accept()
+        for peer, steps in list(self.running.items()):
+            try:
+                next(steps)
+            except (StopIteration, Gone):
+                del self.running[peer]
+                peer.sock.close()
+
+    def accept(self):
+        sock, _ = self.listener.accept()
+        peer = Peer(prompt(sock), self.context, Stop() if self.peers else self.stop)
+        self.peers.append(peer)
+        self.running[peer] = self.serve(peer)
+
+    def serve(self, peer):
+        yield from peer.start(self.pauses)
+        yield from self.script(peer)
+
+    def close(self):
+        self.listener.close()
+        for peer in self.peers:
+            peer.sock.close()
+        self.running.clear()
+
+
+def prompt(sock):
+    """Without the kernel's delays, since the loop's clock does not wait for them."""
+    socket.socket.setblocking(sock, False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return sock
+
+
+def listening(address='127.0.0.1', port=0, backlog=64):
+    sock = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setblocking(False)
+        sock.bind((address, port))
+        sock.listen(backlog)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def answering(routes):
+    """A script that answers by the path of each request: with the path, unless told otherwise."""
+    def script(peer):
+        while True:
+            head = yield from peer.head()
+            path = head.split(b' ')[1]
+            if path in routes:
+                yield from routes[path](peer, head)
+            else:
+                yield from peer.send(ok(path))
+
+    return script
+
+
+def ok(content):
+    return b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b' % (len(content), content)
+
+
+@contextlib.contextmanager
+def full_backlog(address='127.0.0.1', port=0):
+    """A port to which connecting hangs."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(listening(address, port, backlog=0))
+        for _ in range(4):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+# ------------------------------------------------------------------------ the client's sockets
+
+def observed(base, names, observe):
+    """A socket class that calls `observe(name, sock, function, args)` for these methods."""
+    def method(name):
+        function = getattr(base, name)
+
+        @functools.wraps(function)
+        def call(self, *args, **kwargs):
+            return observe(name, self, functools.partial(function, self, **kwargs), args)
+
+        return call
+
+    return type('Observed' + base.__name__.capitalize(), (base,),
+                {name: method(name) for name in names})
+
+
+class Ledger:
+    """What has gone over the client's sockets for one request, to be compared with its error."""
+
+    def __init__(self):
+        self.number = 0
+        self.begin()
+
+    def begin(self):
+        self.number += 1
+        self.sent = self.received = 0
+        self.is_reused = False
+
+    def call(self, name, sock, function, args):
+        if name == 'send':
+            # Where it first sent, for a later request to see.
+            sock.first_request = getattr(sock, 'first_request', self.number)
+            self.is_reused = sock.first_request != self.number
+        result = function(*args)
+        if name == 'send':
+            self.sent += result
+        elif name == 'recv':
+            self.received += len(result)
+        return result
+
+    def check(self, error, is_tls):
+        if isinstance(error, HttpConnectionError):
+            check(self.sent == 0, self.sent, 'bytes had left:', repr(error))
+        elif not is_tls:
+            # A TLS write that fails may have sent a part of its record.
+            check(self.sent > 0, 'no byte had left:', repr(error))
+        check(error.reused == self.is_reused, 'reused is', error.reused)
+        check(error.response_started == (self.received > 0),
+              'response_started is', error.response_started)
+
+
+# ------------------------------------------------------------------------------------- cases
+
+def run_case(loop_name, case):
+    """Run a coroutine function of the loop, and look at what is left of it."""
+    before = open_descriptors()
+    with asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner:
+        loop = runner.get_loop()
+        complaints = loop.complaints
+        sys.unraisablehook = lambda args: complaints.append(
+            f'unraisable: {args.exc_value!r} in {args.object!r}')
+        try:
+            outcome = runner.run(case(loop))
+            gc.collect()
+        finally:
+            sys.unraisablehook = sys.__unraisablehook__
+        check(not complaints, '; '.join(complaints))
+        check(not loop.registered, 'registered:', loop.registered)
+        check(not loop.pending(), 'timers left:', loop.pending())
+    del loop, runner, case
+    left = {fd: target for fd, target in open_descriptors().items() if before.get(fd) != target}
+    check(not left, 'descriptors left:', left)
+    check_memory()
+    return outcome
+
+
+def open_descriptors():
+    """With what each leads to, so that a number used again is not taken for the same."""
+    found = {}
+    for name in os.listdir('/dev/fd'):
+        with contextlib.suppress(OSError):
+            found[int(name)] = os.readlink(f'/dev/fd/{name}')
+    return {fd: target for fd, target in found.items() if not target.startswith('/proc/')}
+
+
+PASSING = (lowhaio.Connection, lowhaio.Opening, lowhaio.Race, lowhaio.RequestBody,
+           lowhaio.ResponseBody, lowhaio.Share, lowhaio.Steps)
+
+
+def check_memory():
+    gc.collect()
+    left = [one for one in gc.get_objects() if isinstance(one, PASSING)]
+    check(not left, 'objects left:', left)
+
+
+class Watch:
+    """Ends a case that hangs."""
+
+    def __init__(self):
+        self.turn = 0
+        self.late_at = time.monotonic() + MAX_SECONDS
+        self.has_hung = False
+
+    def step(self):
+        self.turn += 1
+        if self.turn > MAX_TURNS and time.monotonic() > self.late_at:
+            self.has_hung = True
+            for task in asyncio.all_tasks():
+                task.cancel()
+
+    def check(self):
+        check(not self.has_hung, 'hung')
+
+
+# ----------------------------------------------------------------------------------- command
+
+class Series:
+    """Cases that differ in a number, from `first` up.
+
+    `run` takes the number, and returns False once there is no such case.
+    """
+
+    def __init__(self, name, run, first=0):
+        self.name = name
+        self.run = run
+        self.first = first
+
+    def is_one_of(self, patterns):
+        parts = self.name.split('/')
+        return not patterns or any(fnmatch.fnmatch(self.name, pattern) or pattern in parts
+                                   for pattern in patterns)
+
+
+def main(description, all_series):
+    """The command of a search. `all_series` is a function that returns its Series."""
+    args = parsed_arguments(description)
+    # Each collection looks only at what is made from now on.
+    warnings.simplefilter('error')
+    for version in (None, ssl.TLSVersion.TLSv1_2):
+        server_context(version)
+    gc.collect()
+    gc.freeze()
+    start = time.monotonic()
+    cases = broken = series_count = 0
+    for series in all_series():
+        if series.name.split('/')[0] not in (args.loop or LOOPS) or \
+                not series.is_one_of(args.patterns):
+            continue
+        series_count += 1
+        if args.list:
+            print(series.name)
+            continue
+        for number in numbers(args, series):
+            try:
+                if not series.run(number):
+                    break
+                cases += 1
+            except Exception as error:
+                cases += 1
+                broken += 1
+                report(series, number, error)
+                if not args.go_on:
+                    break
+        if broken and not args.go_on:
+            break
+    print(f'{os.path.basename(sys.argv[0])}: {cases} cases in {series_count} series, every '
+          f'{args.every} of seed {args.seed}, {time.monotonic() - start:.1f} s: '
+          f'{broken or "no"} promise{"s" if broken > 1 else ""} broken')
+    sys.exit(bool(broken))
+
+
+def parsed_arguments(description):
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('patterns', nargs='*', metavar='SERIES', help=(
+        'only those with this name, or with this part of it between slashes; * stands for any'))
+    parser.add_argument('--list', action='store_true', help='only list the series')
+    parser.add_argument('--loop', action='append', choices=LOOPS, help='all, unless given')
+    parser.add_argument('--case', type=int, metavar='NUMBER', help='only this one of each series')
+    parser.add_argument('--every', type=int, default=1, metavar='N',
+                        help='only one of N cases; which ones depends on the seed')
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--go-on', action='store_true', help='after a broken promise, too')
+    return parser.parse_args()
+
+
+def numbers(args, series):
+    if args.case is not None:
+        return [args.case]
+    first = random.Random(f'{args.seed} {series.name}').randrange(args.every)
+    return itertools.count(series.first + first, args.every)
+
+
+def report(series, number, error):
+    print(f'BROKEN in case {number} of {series.name}: {error}')
+    while error is not None:
+        if not isinstance(error, Broken):
+            print(''.join(traceback.format_exception(error, chain=False, limit=-5)))
+        error = error.__cause__
+    print(f'repeat it: python fuzz/{os.path.basename(sys.argv[0])} {series.name} --case {number}',
+          flush=True)

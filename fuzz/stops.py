@@ -1,0 +1,331 @@
+"""Servers that stop after each byte that they send or receive: they close, reset, or fall silent.
+
+A series is LOOP/EXCHANGE/WAY, and the number of a case in it is the offset on the wire, of what
+the server sends, or, if the way ends in -received, of what it receives. In TLS that is anywhere in
+a record, and in the handshake. The ways: `close` the connection; `shut` it down for sending, and
+read on; `reset` it; `silence`, in which socket_timeout passes by a clock that does not wait.
+
+The caller gets the whole right body, or an HttpError: never a short or a wrong body. The error
+tells truly whether a byte had left, whether one had come, and whether the connection was reused.
+Nothing is left, nothing spins meanwhile, and the next request is answered. Exits with 1 if a
+promise was not kept.
+"""
+
+import asyncio
+import contextlib
+import functools
+import itertools
+import socket
+import ssl
+
+from scripted import (
+    LONG,
+    LOOPS,
+    Broken,
+    Ledger,
+    Series,
+    Server,
+    Stop,
+    Watch,
+    answering,
+    check,
+    client_context,
+    main,
+    observed,
+    ok,
+    prompt,
+    run_case,
+    server_context,
+    turning,
+    turns,
+)
+
+from lowhaio import HttpConnectionClosedError, HttpDataError, HttpError, Pool
+
+MAX_EVENTS = 60  # of lowhaio's readers and writers, while a silent server is waited for
+
+TLS_1_2 = ssl.TLSVersion.TLSv1_2
+
+
+# -------------------------------------------------------------------------------- exchanges
+
+class Exchange:
+    """One request, the server of which stops."""
+    expected = b'abcdef'
+    is_to_the_end = False
+    is_tls = False
+    version = None
+
+    def __init__(self, pieces=(), **changes):
+        self.pieces = pieces
+        for name, value in changes.items():
+            assert hasattr(type(self), name), name
+            setattr(self, name, value)
+
+    def answer(self, peer, head):
+        *before, last = self.pieces
+        yield from peer.send(*before)
+        yield from peer.send(last, is_last=not self.is_to_the_end)
+        if self.is_to_the_end:
+            yield from peer.end()
+
+    def url(self, port, path='/'):
+        return f'http{"s" if self.is_tls else ""}://127.0.0.1:{port}{path}'
+
+    async def prepare(self, case):
+        pass
+
+    def request(self, case):
+        return case.request(b'GET', self.url(case.server.port))
+
+
+class Reused(Exchange):
+    """The second request of its connection."""
+
+    async def prepare(self, case):
+        check(await read(await self.request_to(case, '/before')) == b'/before', 'the first')
+
+    def request_to(self, case, path):
+        return case.request(b'GET', self.url(case.server.port, path))
+
+
+class Upload(Exchange):
+    """Longer than what fits into the buffers of the kernel."""
+    length = 400_000
+
+    def answer(self, peer, head):
+        yield from peer.skip(self.length)
+        yield from super().answer(peer, head)
+
+    async def body(self):
+        yield b'x' * 10
+        await turns(2)
+        yield b'x' * (self.length - 10)
+
+    def request(self, case):
+        return case.request(b'POST', self.url(case.server.port), headers=self.fields(),
+                            body=self.body)
+
+    def fields(self):
+        return ((b'content-length', b'%d' % self.length),)
+
+
+class Early(Upload):
+    """Answers before it has all, and reads no more."""
+
+    def answer(self, peer, head):
+        yield from peer.read(10)
+        yield from Exchange.answer(self, peer, head)
+        yield from peer.pause(LONG)
+
+
+class Expecting(Upload):
+    length = 20
+
+    def fields(self):
+        return (*super().fields(), (b'expect', b'100-continue'))
+
+    def answer(self, peer, head):
+        yield from peer.send(b'HTTP/1.1 100 Continue\r\n\r\n')
+        yield from super().answer(peer, head)
+
+
+LENGTH = (b'HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n', b'abc', b'def')
+CHUNKED = (b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n', b'2\r\nab\r\n4;x=y\r\ncd',
+           b'ef\r\n0\r\na: b\r\n', b'c: d\r\n\r\n')
+TO_THE_END = (b'HTTP/1.1 200 OK\r\n\r\n', b'abc', b'def')
+INTERIMS = (b'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n',
+            b'HTTP/1.1 103 E\r\n\r\n' + LENGTH[0], b'abc', b'def')
+REFUSAL = (b'HTTP/1.1 413 No\r\ncontent-length: 6\r\nconnection: close\r\n\r\n', b'abc', b'def')
+
+KINDS = {
+    'length': (Exchange, {'pieces': LENGTH}),
+    'at-once': (Exchange, {'pieces': (b''.join(LENGTH),)}),
+    'empty': (Exchange, {'pieces': (ok(b''),), 'expected': b''}),
+    'chunked': (Exchange, {'pieces': CHUNKED}),
+    'to-the-end': (Exchange, {'pieces': TO_THE_END, 'is_to_the_end': True}),
+    'interims': (Exchange, {'pieces': INTERIMS}),
+    'reused': (Reused, {'pieces': CHUNKED}),
+    'upload': (Upload, {'pieces': LENGTH}),
+    'early': (Early, {'pieces': REFUSAL}),
+    'expecting': (Expecting, {'pieces': LENGTH}),
+}
+EXCHANGES = {
+    name + suffix: kind(**changes, **more)
+    for name, (kind, changes) in KINDS.items()
+    for suffix, more in (('', {}), ('-tls', {'is_tls': True}),
+                         ('-tls-1.2', {'is_tls': True, 'version': TLS_1_2}))}
+
+# The offsets of what is received are of less interest: not each of them is tried.
+RECEIVED_STEP = 997
+
+
+# ------------------------------------------------------------------------------------ cases
+
+# Of the one case that runs.
+LEDGER = Ledger()
+ObservedSocket = observed(socket.socket, ('send', 'recv'), LEDGER.call)
+ObservedSSLSocket = observed(ssl.SSLSocket, ('send', 'recv'), LEDGER.call)
+
+
+def get_sock(is_tls, family):
+    return prompt((socket.socket if is_tls else ObservedSocket)(family))
+
+
+async def read(response):
+    _, _, body = response
+    return b''.join([chunk async for chunk in body])
+
+
+class Case:
+    def __init__(self, exchange, stop):
+        self.exchange = exchange
+        self.stop = stop
+        self.watch = Watch()
+
+    async def run(self, loop):
+        """True if the server has stopped. Otherwise it had ended before."""
+        self.loop = loop
+        exchange = self.exchange
+        self.server = Server(answering({b'/': exchange.answer}),
+                             server_context(exchange.version) if exchange.is_tls else None,
+                             stop=self.stop)
+        self.request, close = Pool(
+            max_connections=1, keep_alive_timeout=LONG,
+            get_ssl_context=functools.partial(client_context, ObservedSSLSocket),
+            get_sock=functools.partial(get_sock, exchange.is_tls))
+        with contextlib.closing(self.server), turning(loop, self.step):
+            try:
+                await self.run_with_server()
+                await close()
+                await turns(3)
+            except asyncio.CancelledError:
+                self.watch.check()
+                raise
+        return self.stop.has_struck
+
+    def step(self):
+        self.loop.check_registered()
+        self.watch.step()
+        self.server.step()
+        self.loop.pass_time()
+
+    async def run_with_server(self):
+        try:
+            await self.exchange.prepare(self)
+        except HttpError:
+            # The offset of a TLS exchange is not exact.
+            check(self.stop.has_struck, 'failed before the stop')
+        if self.stop.has_struck:
+            await self.check_next()
+            return
+        LEDGER.begin()
+        events = self.loop.events
+        result = error = None
+        try:
+            result = await read(await self.exchange.request(self))
+        except HttpError as caught:
+            error = caught
+        check(self.loop.events - events <= MAX_EVENTS or self.stop.way != 'silence',
+              self.loop.events - events, 'events of readers and writers')
+        try:
+            if error is None:
+                self.check_result(result)
+            else:
+                self.check_error(error)
+        except Broken as broken:
+            raise broken from error
+        del error
+        if not self.stop.has_struck:
+            self.peer.stop = Stop()
+        check(asyncio.current_task().cancelling() == 0, 'cancelling()')
+        await self.check_next()
+
+    def is_whole(self):
+        return self.peer.sent >= self.peer.whole_at
+
+    @property
+    def peer(self):
+        return self.server.peers[0]
+
+    def is_endless(self):
+        """Its end is that of the connection, without close_notify: any end is its end."""
+        return self.exchange.is_to_the_end and not self.exchange.is_tls
+
+    def check_result(self, result):
+        if self.is_endless():
+            content = b''.join(self.exchange.pieces)[:self.peer.sent].partition(b'\r\n\r\n')[2]
+            check(self.stop.way not in ('reset', 'silence') or not self.stop.has_struck,
+                  'no end:', result)
+            check(result == content, 'got', result, 'of', content)
+        else:
+            check(self.is_whole(), 'got', result, 'of a part')
+            check(result == self.exchange.expected, 'got', result)
+
+    def check_error(self, error):
+        check(self.stop.has_struck, 'failed without a stop:', repr(error))
+        LEDGER.check(error, self.exchange.is_tls)
+        if self.is_endless():
+            head = len(self.exchange.pieces[0])
+            check(self.peer.sent < head or self.stop.way in ('reset', 'silence'),
+                  'failed with a whole head:', repr(error))
+        else:
+            check(not self.is_whole() or self.stop.way == 'reset',
+                  'failed with a whole response:', repr(error))
+        if self.stop.way == 'silence':
+            check(isinstance(error.__cause__, TimeoutError), 'no time-out:', repr(error.__cause__))
+        elif isinstance(error, HttpDataError):
+            check(isinstance(error, HttpConnectionClosedError), 'got', repr(error))
+
+    async def check_next(self):
+        url = self.exchange.url(self.server.port, '/next')
+        try:
+            result = await read(await self.request(b'GET', url))
+        except HttpError as error:
+            # Only a peer that was silent after its whole response can not be told from a good one.
+            if not (error.reused and self.stop.has_struck and self.stop.way == 'silence'):
+                raise Broken('the next request failed') from error
+            result = await read(await self.request(b'GET', url))
+        check(result == b'/next', 'the next request got', result)
+
+
+def run(loop_name, exchange, way, number):
+    if way.endswith('-received'):
+        stop = Stop(way.removesuffix('-received'), received=number * RECEIVED_STEP)
+    else:
+        stop = Stop(way, sent=number)
+    return run_case(loop_name, lambda loop: Case(exchange, stop).run(loop))
+
+
+def first_offset(name, exchange):
+    """Without the handshake, but for one exchange of each version; and without what comes before.
+
+    The length of a handshake differs by some bytes from one to the next.
+    """
+    if not exchange.is_tls and not isinstance(exchange, Reused) or name.startswith('length'):
+        return 0
+    sent = []
+
+    def note(peer, head):
+        sent.append(peer.sent)
+        yield from exchange.answer(peer, head)
+
+    noting = Exchange(is_tls=exchange.is_tls, version=exchange.version)
+    noting.answer, noting.prepare = note, exchange.prepare
+    noting.request, noting.url = exchange.request, exchange.url
+    run_case('asyncio', lambda loop: Case(noting, Stop()).run(loop))
+    return sent[0] - 10 if exchange.is_tls else sent[0]
+
+
+def all_series():
+    for loop_name, (name, exchange), way in itertools.product(
+            LOOPS, EXCHANGES.items(), Stop.WAYS):
+        yield Series(f'{loop_name}/{name}/{way}',
+                     functools.partial(run, loop_name, exchange, way))
+        if isinstance(exchange, Upload):
+            yield Series(f'{loop_name}/{name}/{way}-received',
+                         functools.partial(run, loop_name, exchange, f'{way}-received'))
+
+
+if __name__ == '__main__':
+    main(__doc__, all_series)
