@@ -522,8 +522,8 @@ async def exchange(
         is_last = (declared.close or not is_sent
                    or connection.requests >= connection.settings.max_requests)
         connection.keep_alive = 0 if is_last else keep_alive
-        if connection.requests == 1:
-            connection.keep_session()
+        if connection.tls_session is not None:
+            connection.keep_session(connection.tls_session)
         return response.code, response.fields, ResponseBody(connection, decoder, response.data)
     except BaseException as cause:
         connection.close()
@@ -999,8 +999,7 @@ class Connections:
         # of the first of these.
         self.queue: list[tuple[float, Share]] = []
         self.tickets: Iterator[float] = itertools.count()
-        # The TLS session of each origin: RFC 8446 2.2.
-        self.sessions: dict[str, ssl.SSLSession] = {}
+        self.sessions: dict[str, TlsSession] = {}
         self.is_closed = False
 
     def share(self, origin: Origin) -> Share:
@@ -1317,9 +1316,12 @@ class Opening:
         if self.opener.ssl_context is None:
             self.opener.ssl_context = self.opener.get_ssl_context()
         sessions = self.opener.connections.sessions
+        session = sessions.get(self.origin.name)
+        if session is None:
+            session = TlsSession()
+            remember(sessions, self.origin.name, session)
         try:
-            await connection.start_tls(
-                self.opener.ssl_context, sessions.get(self.origin.name), self.deadline)
+            await connection.start_tls(self.opener.ssl_context, session, self.deadline)
         except Exception:
             sessions.pop(self.origin.name, None)
             raise
@@ -2437,10 +2439,38 @@ def close_socket(sock: socket.socket) -> None:
         sock.close()
 
 
+class TlsSession:
+    """That of an origin, to be resumed by its next connections (RFC 8446 2.2)."""
+
+    __slots__ = ('session', 'is_wanted', 'was_resumed')
+
+    def __init__(self) -> None:
+        self.session: ssl.SSLSession | None = None
+        self.is_wanted = True
+        self.was_resumed = False
+
+    def keep(self, sock: ssl.SSLSocket) -> None:
+        """CPython loses some 6 KB of memory whenever a session is read.
+
+        So that is done only at first, and after the one before has been of use.
+        """
+        if self.is_wanted:
+            self.is_wanted = False
+            self.session = sock.session
+
+    def judge(self, session: ssl.SSLSession, is_resumed: bool) -> None:
+        if is_resumed:
+            self.was_resumed = True
+        elif session is self.session:
+            self.session = None
+            self.is_wanted = self.was_resumed
+            self.was_resumed = False
+
+
 class Connection:
     __slots__ = (
         'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'where', 'settings', 'connections',
-        'share', 'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
+        'share', 'tls_session', 'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
         'deadline', 'timer', 'timer_at', 'is_idle', 'keep_alive',
         'requests', 'method', 'phase', 'response', 'sent', 'has_sent', 'has_started',
         'is_watching', 'has_news', 'watcher', 'burst', 'is_full')
@@ -2462,6 +2492,8 @@ class Connection:
         self.connections = connections
         # Whose place it has. None while it is being opened: the place is not yet its own.
         self.share: Share | None = None
+        # Until the first response.
+        self.tls_session: TlsSession | None = None
         # What waits for the socket to be readable and writable. It may be one future.
         self.data_waiter: asyncio.Future[bytes] | None = None
         self.reader: asyncio.Future[None] | None = None
@@ -2508,12 +2540,14 @@ class Connection:
         if code:
             raise OSError(code, strerror(code))
 
-    async def start_tls(self, context: ssl.SSLContext, session: ssl.SSLSession | None,
+    async def start_tls(self, context: ssl.SSLContext, tls_session: TlsSession,
                         deadline: float) -> None:
         # An end without close_notify must not look like one with it, so it is an error.
         sock = self.sock = context.wrap_socket(
             self.sock, server_hostname=self.origin.server_hostname,
             do_handshake_on_connect=False, suppress_ragged_eofs=False)
+        self.tls_session = tls_session
+        session = tls_session.session
         if session is not None:
             sock.session = session
         while True:
@@ -2524,15 +2558,18 @@ class Connection:
                 await self.wait_readable(deadline)
             except ssl.SSLWantWriteError:
                 await self.wait_writable(deadline)
+        if session is not None:
+            tls_session.judge(session, bool(sock.session_reused))
         protocol = sock.selected_alpn_protocol()
         if protocol not in (None, 'http/1.1', 'http/1.0'):
             raise ssl.SSLError(
                 ssl.SSL_ERROR_SSL, f'the negotiated protocol must be http/1.1, got {protocol!r}')
 
-    def keep_session(self) -> None:
-        """For the next connection to the origin. (TLS 1.3 sends it after the handshake.)"""
-        if isinstance(self.sock, ssl.SSLSocket) and self.sock.session is not None:
-            remember(self.connections.sessions, self.origin.name, self.sock.session)
+    def keep_session(self, tls_session: TlsSession) -> None:
+        """In TLS 1.3 it is sent after the handshake."""
+        assert isinstance(self.sock, ssl.SSLSocket)
+        tls_session.keep(self.sock)
+        self.tls_session = None
 
     # One exchange
 

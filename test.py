@@ -10529,6 +10529,43 @@ async def test_a_session_that_the_server_does_not_know_is_followed_by_a_new_one(
     assert script.resumed == [False, True, False, True, False, True]
 
 
+@pytest.mark.parametrize('forgets, reads, resumed', [
+    ((), 1, [False] + [True] * 7),
+    (range(8), 1, [False] * 8),
+    ((2, 5), 3, [False, True, False, True, True, False, True, True]),
+    ((2, 3), 2, [False, True, False, False, False, False, False, False]),
+], ids=['never', 'always', 'now and then', 'at once'])
+@TLS_VERSIONS
+@on_loops
+async def test_a_session_is_read_only_where_the_last_one_was_of_use(
+        version, forgets, reads, resumed):
+    """CPython loses memory each time."""
+    class Counting(ssl.SSLSocket):
+        @property
+        def session(self):
+            counted.append(True)
+            return super().session
+
+        @session.setter
+        def session(self, session):
+            ssl.SSLSocket.session.fset(self, session)
+
+    def get_ssl_context():
+        context = trusting()
+        context.sslsocket_class = Counting
+        return context
+
+    counted = []
+    script = ResumingInThreads()
+    with ThreadServer(script, own_context(version)) as server:
+        async with pool(keep_alive_timeout=0, get_ssl_context=get_ssl_context) as request:
+            for number in range(8):
+                if number in forgets:
+                    server.context = own_context(version)
+                assert (await get(request, server.url))[2] == b'ok'
+    assert (len(counted), script.resumed) == (reads, resumed)
+
+
 @TLS_VERSIONS
 @on_loops
 async def test_a_session_is_forgotten_when_a_handshake_fails(version):
