@@ -587,15 +587,11 @@ class Watch:
 # ----------------------------------------------------------------------------------- command
 
 class Series:
-    """Cases that differ in a number, from `first` up.
+    """Cases that differ in a number. `run` takes it, and returns False once there is no such."""
 
-    `run` takes the number, and returns False once there is no such case.
-    """
-
-    def __init__(self, name, run, first=0):
+    def __init__(self, name, run):
         self.name = name
         self.run = run
-        self.first = first
 
     def is_one_of(self, patterns):
         parts = self.name.split('/')
@@ -660,7 +656,7 @@ def numbers(args, series):
     if args.case is not None:
         return [args.case]
     first = random.Random(f'{args.seed} {series.name}').randrange(args.every)
-    return itertools.count(series.first + first, args.every)
+    return itertools.count(first, args.every)
 
 
 def report(series, number, error):
