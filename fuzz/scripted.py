@@ -631,9 +631,9 @@ def main(description, all_series):
                     break
         if broken and not args.go_on:
             break
-    print(f'{os.path.basename(sys.argv[0])}: {cases} cases in {series_count} series, every '
-          f'{args.every} of seed {args.seed}, {time.monotonic() - start:.1f} s: '
-          f'{broken or "no"} promise{"s" if broken > 1 else ""} broken')
+    print(f'{cases} cases in {series_count} series, every {args.every} of seed {args.seed}, '
+          f'{time.monotonic() - start:.1f} s: {broken or "no"} '
+          f'promise{"s" if broken > 1 else ""} broken')
     sys.exit(bool(broken))
 
 
