@@ -1149,8 +1149,8 @@ class Case:
 
 
 def run(loop_name, scenario_name, end_name, order, number):
-    return run_case(loop_name, lambda loop: Case(
-        SCENARIOS[scenario_name], ENDS[end_name], order, number).run(loop))
+    case = Case(SCENARIOS[scenario_name], ENDS[end_name], order, number)
+    return run_case(loop_name, case.run)
 
 
 def all_series():

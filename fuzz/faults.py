@@ -394,7 +394,7 @@ def run_plan(loop_name, an_exchange, new_plan):
     global plan
     plan = new_plan
     try:
-        run_case(loop_name, lambda loop: Case(an_exchange).run(loop))
+        run_case(loop_name, Case(an_exchange).run)
     except Broken as broken:
         raise Broken(broken, 'after', plan.struck) from broken.__cause__
 

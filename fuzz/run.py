@@ -6,12 +6,11 @@ search says, and how to repeat it, and exits with 1.
 
 import argparse
 import pathlib
-import shlex
 import subprocess
 import sys
 import time
 
-# Name, arguments of a share, arguments of all of it (without a seed to choose: it is for hours).
+# Name, arguments of a share, arguments of all of it.
 SEARCHES = (
     ('cancellation', '--every 25 --seed {seed}', ''),
     ('faults', '--every 40 --seed {seed}', ''),
@@ -26,28 +25,28 @@ SEARCHES = (
 def run(name, arguments):
     """True if all promises were kept. The last line that a search prints tells what it tried."""
     start = time.monotonic()
-    command = ['fuzz/' + name + '.py', *shlex.split(arguments)]
-    path = pathlib.Path(__file__).with_name(name + '.py')
+    path = pathlib.Path(__file__).with_name(f'{name}.py')
     done = subprocess.run(
-        [sys.executable, path, *command[1:]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        text=True, check=False)
+        [sys.executable, path, *arguments.split()], stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, check=False)
     lines = done.stdout.splitlines() or ['no output']
     if done.returncode:
-        print(*lines, f'{name} failed. To repeat it: python {shlex.join(command)}', sep='\n')
+        print(*lines, f'{name} failed. To repeat it: python fuzz/{name}.py {arguments}', sep='\n')
         return False
-    print(f'{name} {arguments}: {lines[-1].removeprefix(f"{name}.py: ")} '
-          f'({time.monotonic() - start:.0f} s)', flush=True)
+    print(f'{name} {arguments} ({time.monotonic() - start:.0f} s): {lines[-1]}', flush=True)
     return True
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('searches', nargs='*', metavar='SEARCH',
-                        choices=[*(name for name, _, _ in SEARCHES), []], help='all, unless given')
+    parser.add_argument('searches', nargs='*', metavar='SEARCH', help='all, unless given')
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--full', action='store_true', help='all of each: for hours')
     args = parser.parse_args()
+    unknown = set(args.searches).difference(name for name, _, _ in SEARCHES)
+    if unknown:
+        parser.error(f'there is no search called {", ".join(unknown)}')
     for name, quick, full in SEARCHES:
         if args.searches and name not in args.searches:
             continue

@@ -587,15 +587,11 @@ class Watch:
 # ----------------------------------------------------------------------------------- command
 
 class Series:
-    """Cases that differ in a number, from `first` up.
+    """Cases that differ in a number. `run` takes it, and returns False once there is no such."""
 
-    `run` takes the number, and returns False once there is no such case.
-    """
-
-    def __init__(self, name, run, first=0):
+    def __init__(self, name, run):
         self.name = name
         self.run = run
-        self.first = first
 
     def is_one_of(self, patterns):
         parts = self.name.split('/')
@@ -635,9 +631,9 @@ def main(description, all_series):
                     break
         if broken and not args.go_on:
             break
-    print(f'{os.path.basename(sys.argv[0])}: {cases} cases in {series_count} series, every '
-          f'{args.every} of seed {args.seed}, {time.monotonic() - start:.1f} s: '
-          f'{broken or "no"} promise{"s" if broken > 1 else ""} broken')
+    print(f'{cases} cases in {series_count} series, every {args.every} of seed {args.seed}, '
+          f'{time.monotonic() - start:.1f} s: {broken or "no"} '
+          f'promise{"s" if broken > 1 else ""} broken')
     sys.exit(bool(broken))
 
 
@@ -660,7 +656,7 @@ def numbers(args, series):
     if args.case is not None:
         return [args.case]
     first = random.Random(f'{args.seed} {series.name}').randrange(args.every)
-    return itertools.count(series.first + first, args.every)
+    return itertools.count(first, args.every)
 
 
 def report(series, number, error):

@@ -1,9 +1,10 @@
 """Servers that stop after each byte that they send or receive: they close, reset, or fall silent.
 
-A series is LOOP/EXCHANGE/WAY, and the number of a case in it is the offset on the wire, of what
-the server sends, or, if the way ends in -received, of what it receives. In TLS that is anywhere in
-a record, and in the handshake. The ways: `close` the connection; `shut` it down for sending, and
-read on; `reset` it; `silence`, in which socket_timeout passes by a clock that does not wait.
+A series is LOOP/EXCHANGE/WAY, and the number of a case in it is the offset on the wire, from the
+start of the response, or, if the way ends in -received, that of what the server receives. In TLS
+it is anywhere in a record, and with the exchanges called `length` in the handshake, too. The ways:
+`close` the connection; `shut` it down for sending, and read on; `reset` it; `silence`, in which
+socket_timeout passes by a clock that does not wait.
 
 The caller gets the whole right body, or an HttpError: never a short or a wrong body. The error
 tells truly whether a byte had left, whether one had come, and whether the connection was reused.
@@ -187,7 +188,7 @@ class Case:
         """True if the server has stopped. Otherwise it had ended before."""
         self.loop = loop
         exchange = self.exchange
-        self.server = Server(answering({b'/': exchange.answer}),
+        self.server = Server(answering({b'/': self.answer}),
                              server_context(exchange.version) if exchange.is_tls else None,
                              stop=self.stop)
         self.request, close = Pool(
@@ -203,6 +204,10 @@ class Case:
                 self.watch.check()
                 raise
         return self.stop.has_struck
+
+    def answer(self, peer, head):
+        self.answered_at = peer.sent
+        return self.exchange.answer(peer, head)
 
     def step(self):
         self.loop.check_registered()
@@ -289,42 +294,34 @@ class Case:
         check(result == b'/next', 'the next request got', result)
 
 
-def run(loop_name, exchange, way, number):
-    if way.endswith('-received'):
-        stop = Stop(way.removesuffix('-received'), received=number * RECEIVED_STEP)
-    else:
-        stop = Stop(way, sent=number)
-    return run_case(loop_name, lambda loop: Case(exchange, stop).run(loop))
-
-
-def first_offset(name, exchange):
-    """Without the handshake, but for one exchange of each version; and without what comes before.
+@functools.cache
+def first_offset(loop_name, name):
+    """That of the response, but for one exchange: there it is that of the handshake.
 
     The length of a handshake differs by some bytes from one to the next.
     """
-    if not exchange.is_tls and not isinstance(exchange, Reused) or name.startswith('length'):
-        return 0
-    sent = []
+    exchange = EXCHANGES[name]
+    case = Case(exchange, Stop())
+    run_case(loop_name, case.run)
+    return 0 if name.startswith('length') else \
+        max(case.answered_at - 10, 0) if exchange.is_tls else case.answered_at
 
-    def note(peer, head):
-        sent.append(peer.sent)
-        yield from exchange.answer(peer, head)
 
-    noting = Exchange(is_tls=exchange.is_tls, version=exchange.version)
-    noting.answer, noting.prepare = note, exchange.prepare
-    noting.request, noting.url = exchange.request, exchange.url
-    run_case('asyncio', lambda loop: Case(noting, Stop()).run(loop))
-    return sent[0] - 10 if exchange.is_tls else sent[0]
+def run(loop_name, name, way, number):
+    if way.endswith('-received'):
+        stop = Stop(way.removesuffix('-received'), received=number * RECEIVED_STEP)
+    else:
+        stop = Stop(way, sent=first_offset(loop_name, name) + number)
+    return run_case(loop_name, Case(EXCHANGES[name], stop).run)
 
 
 def all_series():
     for loop_name, (name, exchange), way in itertools.product(
             LOOPS, EXCHANGES.items(), Stop.WAYS):
-        yield Series(f'{loop_name}/{name}/{way}',
-                     functools.partial(run, loop_name, exchange, way))
-        if isinstance(exchange, Upload):
-            yield Series(f'{loop_name}/{name}/{way}-received',
-                         functools.partial(run, loop_name, exchange, f'{way}-received'))
+        ways = [way, way + '-received'] if isinstance(exchange, Upload) else [way]
+        for one in ways:
+            yield Series(f'{loop_name}/{name}/{one}',
+                         functools.partial(run, loop_name, name, one))
 
 
 if __name__ == '__main__':
