@@ -319,7 +319,7 @@ UNASKED = {
 class Answers(RuleBasedStateMachine):
     """A pool, its server and their requests. The rules are what may happen next."""
 
-    transports = TRANSPORTS
+    transport = 'unix'
     loop_name = 'asyncio'
 
     def __init__(self):
@@ -337,10 +337,9 @@ class Answers(RuleBasedStateMachine):
         self.answers = {}
         self.gates = []
 
-    @initialize(transport=st.sampled_from(TRANSPORTS), max_connections=st.integers(1, 3),
+    @initialize(max_connections=st.integers(1, 3),
                 recv_bufsize=st.sampled_from((131072, 131072, 1, 50, 16384)))
-    def open(self, transport, max_connections, recv_bufsize):
-        self.transport = transport if transport in self.transports else self.transports[0]
+    def open(self, max_connections, recv_bufsize):
         self.request, self.close_pool = Pool(
             get_connection=self.get_connection, get_ssl_context=lambda: contexts()[0],
             max_connections=max_connections, recv_bufsize=recv_bufsize)
@@ -534,28 +533,23 @@ class Answers(RuleBasedStateMachine):
         check(False, f'requests {sorted(self.tasks)} do not end')
 
 
-def search(transports, loop_name, examples, steps, number):
+def search(transport, loop_name, examples, steps, number=None):
     """One run of hypothesis. The number is the seed, or None for always the same schedules."""
-    class Machine(Answers):
-        pass
-
-    Machine.transports = transports
-    Machine.loop_name = loop_name
-    Machine.__qualname__ = Machine.__name__ = 'Answers'
+    machine = type('Answers', (Answers,), {'transport': transport, 'loop_name': loop_name})
     if number is not None:
-        Machine = seed(number)(Machine)
-    run_state_machine_as_test(Machine, settings=settings(
+        machine = seed(number)(machine)
+    run_state_machine_as_test(machine, settings=settings(
         max_examples=examples, stateful_step_count=steps, deadline=None, database=None,
         derandomize=number is None, phases=(Phase.generate, Phase.shrink),
-        print_blob=False, report_multiple_bugs=False,
-        suppress_health_check=list(HealthCheck)))
+        print_blob=False, report_multiple_bugs=False, suppress_health_check=list(HealthCheck)))
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--examples', type=int, default=500, help='schedules a round')
+    parser.add_argument('--examples', type=int, default=300,
+                        help='schedules for each transport in a round')
     parser.add_argument('--steps', type=int, default=50, help='of a schedule, at most')
     parser.add_argument('--minutes', type=float, default=0,
                         help='of more rounds, each with the next seed')
@@ -565,12 +559,13 @@ def main():
     end = time.monotonic() + options.minutes * 60
     number = options.seed
     while number == options.seed or time.monotonic() < end:
-        try:
-            search(options.transports.split(','), options.loop, options.examples,
-                   options.steps, number)
-        except Exception as error:
-            sys.exit(f'BROKEN, with --seed {number}: {error}\n' + '\n'.join(
-                getattr(error, '__notes__', ())))
+        for transport in options.transports.split(','):
+            try:
+                search(transport, options.loop, options.examples, options.steps, number)
+            except Exception as error:
+                sys.exit('\n'.join((
+                    f'BROKEN, with --transports {transport} --seed {number}: {error}',
+                    *getattr(error, '__notes__', ()))))
         print(f'seed {number}: ' + ', '.join(
             f'{count} {what}' for what, count in COUNTS.items()), flush=True)
         number += 1
