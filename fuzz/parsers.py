@@ -1,0 +1,130 @@
+"""Searches for bytes of a server that are not read as they should be.
+
+    python fuzz/parsers.py --seed 1
+    python fuzz/parsers.py --examples 1000000
+    python fuzz/parsers.py --minutes 60 --atheris
+
+Bytes that are anything, almost a response, or a response changed in a few places are given to a
+request at arbitrary cuts, and these promises are kept:
+
+- they become a response or an HttpError, the same however they are cut;
+- nothing spins while the rest of a response is waited for;
+- what is accepted is what h11 and httptools read, but for a list of differences with their
+  reasons, which is printed with how often each was met;
+- twice the bytes take at most three times the CPU, with the limits raised so that all is read;
+- the memory that a response takes is bounded, whatever it repeats without end.
+
+With --atheris, which has wheels for CPython 3.11, the bytes are led by the lines that they reach.
+"""
+import argparse
+import collections
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+if '--atheris' in sys.argv:
+    import atheris
+
+    with atheris.instrument_imports(include=['lowhaio']):
+        import lowhaio  # noqa: F401
+
+from strategies import (
+    ANYTHING,
+    BOUNDLESS,
+    CUTS,
+    DIFFERENCES,
+    ENDLESS,
+    GROWING,
+    METHODS,
+    RIGHT,
+    SPECIAL,
+    Client,
+    check_linear,
+    check_memory,
+    check_parsed,
+)
+
+SEEN = collections.Counter()
+
+
+def search(client, number, examples):
+    @seed(number)
+    @settings(max_examples=examples, deadline=None, database=None, print_blob=False,
+              phases=(Phase.generate, Phase.shrink), suppress_health_check=list(HealthCheck))
+    @given(ANYTHING, CUTS, METHODS)
+    def is_parsed(data, cuts, method):
+        check_parsed(client, data, cuts, method, SEEN)
+
+    is_parsed()
+
+
+def measure(client, largest):
+    for what, make in GROWING.items():
+        check_linear(what, lambda length, make=make: client.outcome(make(length), **BOUNDLESS),
+                     2 ** 15, largest)
+    peaks = [check_memory(client, what, 2 ** 20, 2 ** 19) for what in ENDLESS]
+    print(f'{len(GROWING)} responses that grow take linear time; {len(ENDLESS)} without end take '
+          f'at most {max(peaks) // 1024} KiB of memory', flush=True)
+
+
+def report():
+    for what, count in SEEN.items():
+        if isinstance(what, str):
+            print(f'{count:9,} {what}')
+    print('What is accepted and others do not read so:')
+    for known in DIFFERENCES:
+        print(f'{SEEN[known]:9,} {known.parser}: {known.reason}', flush=True)
+
+
+def led_by_lines(client, number, minutes):
+    """Does not return: libFuzzer ends the process."""
+    end = time.monotonic() + minutes * 60
+
+    def is_parsed(raw):
+        try:
+            check_parsed(client, raw[3:], raw[1:3], b'HEAD' if raw[:1] == b'\1' else b'GET', SEEN)
+        except Exception as error:
+            print(f'BROKEN: {error}', flush=True)
+            os._exit(1)
+        if time.monotonic() > end:
+            report()
+            os._exit(0)
+
+    directory = Path(tempfile.mkdtemp())
+    (directory / 'corpus').mkdir()
+    for index, data in enumerate(RIGHT):
+        (directory / 'corpus' / str(index)).write_bytes(b'\0\0\0' + data)
+    (directory / 'dictionary').write_text(''.join(
+        '"' + ''.join(f'\\x{byte:02x}' for byte in data) + '"\n' for data in SPECIAL))
+    atheris.Setup([sys.argv[0], f'-seed={number + 1}', f'-dict={directory / "dictionary"}',
+                   '-max_len=400', '-verbosity=0', str(directory / 'corpus')], is_parsed)
+    atheris.Fuzz()
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--examples', type=int, default=5000)
+    parser.add_argument('--largest', type=int, default=2 ** 19,
+                        help='response whose time is measured, in bytes')
+    parser.add_argument('--atheris', action='store_true', help='instead of the examples')
+    parser.add_argument('--minutes', type=float, default=1, help='with --atheris')
+    options = parser.parse_args()
+    client = Client()
+    try:
+        measure(client, options.largest)
+        if options.atheris:
+            led_by_lines(client, options.seed, options.minutes)
+        search(client, options.seed, options.examples)
+    except Exception as error:
+        sys.exit(f'BROKEN, with --seed {options.seed}: {error}')
+    report()
+
+
+if __name__ == '__main__':
+    main()

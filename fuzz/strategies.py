@@ -1,0 +1,475 @@
+"""What the searches share: how bytes are given to lowhaio and to other parsers, and what they are.
+
+An outcome is what a caller sees: a response with its body and trailers, or the kind of error.
+"""
+import asyncio
+import contextlib
+import itertools
+import re
+import select
+import selectors
+import socket
+import time
+import tracemalloc
+from functools import partial
+from typing import NamedTuple
+
+import h11
+import httptools
+from hypothesis import strategies as st
+
+from lowhaio import HttpError, Pool, buffered
+
+class Broken(AssertionError):
+    """A promise that was not kept."""
+
+
+def check(is_kept, broken):
+    if not is_kept:
+        raise Broken(broken)
+
+
+# -------------------------------------------------------------------------- what lowhaio says
+
+class Outcome(NamedTuple):
+    error: str = ''
+    code: bytes = b''
+    fields: tuple = ()
+    body: bytes = b''
+    trailers: tuple = ()
+    # Whether the response was known to be whole while the connection was still open.
+    is_framed: bool = False
+
+    def __str__(self):
+        return self.error or repr(self[1:])
+
+
+INCOMPLETE = Outcome('incomplete')
+
+
+class Client:
+    """Gives the bytes of a server to lowhaio, through one end of a pair of sockets."""
+
+    def __init__(self):
+        self.selector = selectors.DefaultSelector()
+        self.loop = asyncio.SelectorEventLoop(self.selector)
+        self.failures = []
+        self.loop.set_exception_handler(lambda _, context: self.failures.append(context))
+
+    def peak(self, pieces, **options):
+        """The most memory that is in use at once while a response is read, in bytes."""
+        tracemalloc.start()
+        try:
+            self.loop.run_until_complete(self.run_pieces(pieces, b'GET', options, discarded))
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    def outcome(self, data, cuts=(), method=b'GET', **options):
+        """Of the bytes, in pieces that end at the cuts, and then the end of the connection."""
+        bounds = sorted({0, len(data), *(cut for cut in cuts if 0 < cut < len(data))})
+        pieces = [data[start:end] for start, end in itertools.pairwise(bounds)]
+        return self.loop.run_until_complete(self.run_pieces(pieces, method, options, buffered))
+
+    async def run_pieces(self, pieces, method, options, use):
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+
+        async def get_connection(scheme, host, port):
+            return theirs
+
+        request, close = Pool(get_connection=get_connection, **options)
+        task = self.loop.create_task(self.read(request, method, use))
+        # Unread, it would make a reset of the end.
+        await self.loop.sock_recv(ours, 65536)
+        with ours, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for piece in pieces:
+                await self.loop.sock_sendall(ours, piece)
+                await turns(3)
+            # Before the end: the response may be known to be whole. In any case nothing that is
+            # registered is ready, or the loop would turn for nothing.
+            await turns(5)
+            check(not select.select([self.selector.fileno()], [], [], 0)[0],
+                  'the loop spins, waiting for the rest of a response')
+        is_framed = task.done()
+        outcome = await task
+        await close()
+        check(not self.failures, f'the loop was told of {self.failures}')
+        return outcome if outcome.error else outcome._replace(is_framed=is_framed)
+
+    async def read(self, request, method, use):
+        try:
+            code, fields, body = await request(method, 'http://name.test/')
+            return Outcome('', code, fields, await use(body), body.trailers)
+        except HttpError as error:
+            return Outcome(type(error).__name__)
+
+    def close(self):
+        self.loop.close()
+
+
+async def discarded(body):
+    async for _ in body:
+        pass
+    return b''
+
+
+async def turns(number):
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+# ----------------------------------------------------------------------- what the others say
+
+def outcome_of_h11(data, method=b'GET'):
+    connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=2 ** 24)
+    connection.send(h11.Request(method=method, target=b'/', headers=[(b'host', b'name.test')]))
+    connection.send(h11.EndOfMessage())
+    body = []
+    try:
+        for more in (data, b''):
+            connection.receive_data(more)
+            while (event := connection.next_event()) is not h11.NEED_DATA:
+                if isinstance(event, h11.Response):
+                    final = event
+                elif isinstance(event, h11.Data):
+                    body.append(bytes(event.data))
+                elif isinstance(event, h11.EndOfMessage):
+                    return Outcome(
+                        '', b'%03d' % final.status_code, tuple(final.headers), b''.join(body),
+                        tuple(event.headers), more != b'')
+                elif isinstance(event, h11.ConnectionClosed):
+                    return Outcome('closed')
+    except h11.RemoteProtocolError as error:
+        return Outcome(str(error))
+    return INCOMPLETE
+
+
+class Parsed:
+    """What httptools calls back, up to the end of the final response."""
+
+    def __init__(self):
+        self.is_whole = False
+        self.on_message_begin()
+
+    def on_message_begin(self):
+        if not self.is_whole:
+            self.has_head = False
+            self.fields, self.trailers, self.body = [], [], []
+
+    def on_header(self, name, value):
+        if not self.is_whole:
+            (self.trailers if self.has_head else self.fields).append((name.lower(), value))
+
+    def on_headers_complete(self):
+        if not self.is_whole:
+            self.has_head = True
+            self.code = self.parser.get_status_code()
+
+    def on_body(self, data):
+        if not self.is_whole:
+            self.body.append(data)
+
+    def on_message_complete(self):
+        self.is_whole = self.is_whole or self.code >= 200
+
+
+def outcome_of_httptools(data):
+    """It does not know of HEAD, nor of the end of a connection."""
+    parsed = Parsed()
+    parsed.parser = httptools.HttpResponseParser(parsed)
+    try:
+        parsed.parser.feed_data(data)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
+        if not parsed.is_whole:
+            return Outcome(str(error))
+    if not parsed.is_whole:
+        return INCOMPLETE
+    return Outcome('', b'%03d' % parsed.code, tuple(parsed.fields), b''.join(parsed.body),
+                   tuple(parsed.trailers), True)
+
+
+def difference(ours, theirs):
+    """None if both say the same, or if lowhaio refuses; otherwise in what they differ."""
+    if ours.error:
+        return None
+    if theirs.error:
+        return f'refused: {theirs.error}'
+    for what in Outcome._fields[1:]:
+        if getattr(ours, what) != getattr(theirs, what):
+            return f'{what}: {getattr(theirs, what)!r}'
+    return None
+
+
+class Difference(NamedTuple):
+    """What lowhaio accepts and another refuses, or takes for something else, and why."""
+
+    parser: str
+    # What the other says, and what there is in the request's method and the bytes.
+    said: str
+    data: bytes
+    reason: str
+
+
+BARE_LF = rb'(?<!\r)\n'
+FOLD = rb'\n[ \t]'
+NO_BODY = rb'^HEAD |HTTP/1\.[01] (204|304)'
+CODE_BELOW_100 = rb'HTTP/1\.[01] 0'
+CODES = 'any three digits are a status code: what it means is for the caller'
+CODING = rb'(?i)\ntransfer-encoding:'
+DIFFERENCES = (
+    Difference('httptools', '^refused: (Missing|Expected|Invalid)', BARE_LF,
+               'a bare LF ends a line, as RFC 9112 2.2 allows'),
+    Difference('httptools', '^refused: (Unexpected whitespace after|Invalid) header value', FOLD,
+               'obs-fold is replaced by a space, as RFC 9112 5.2 has it'),
+    Difference('h11', '^(fields|trailers): ', rb'[ \t]\r?\n[ \t]',
+               'obs-fold and the white space before it are one space; h11 keeps the latter'),
+    Difference('httptools', '^refused: Invalid (header value char|response status|token)',
+               rb'[\x01-\x08\x0b\x0c\x0e-\x1f\x7f]',
+               'control characters in a reason or value, as servers send them, end no line'),
+    Difference('h11', '^refused: illegal (header|status) line', rb'[\x0b\x0c]',
+               'control characters that h11 takes for whitespace end no line'),
+    Difference('h11', '^refused: .*status_code', CODE_BELOW_100, CODES),
+    Difference('httptools', '', CODE_BELOW_100, CODES),
+    Difference('h11', '^refused: .*(Transfer-Encoding|Content-Length)', NO_BODY,
+               'without a body, framing does not matter (RFC 9112 6.3, 1)'),
+    Difference('httptools', '^refused: .*(Transfer-Encoding|Content-Length)', NO_BODY,
+               'without a body, framing does not matter (RFC 9112 6.3, 1)'),
+    Difference('h11', '^refused: .*Transfer-Encoding', CODING + rb'[ \t]*identity',
+               'identity is no coding: servers of RFC 2616 send it'),
+    Difference('httptools', '^refused: .*Transfer-Encoding', CODING,
+               'chunked is stronger than a length (RFC 9112 6.3, 3); such a connection closes'),
+    Difference('httptools', '^refused: Duplicate Content-Length', rb'(?i)content-length',
+               'equal lengths are one (RFC 9110 8.6)'),
+    Difference('h11', '^fields: .*content-length', rb'(?is)content-length.*content-length',
+               'h11 gives equal lengths once; fields are given as they came'),
+    Difference('httptools', '^refused: Data after `Connection: close`', rb'HTTP/1\.0 1',
+               'an interim response is not the last one, not in HTTP/1.0 either'),
+    Difference('h11', '^fields: .*transfer-encoding', CODING + rb'[ \t]*.*[A-Z]',
+               'h11 turns the coding into lower case; values are given as they came'),
+    Difference('httptools', '^(fields|trailers): ', rb'\t[ \t]*\r?\n',
+               'httptools leaves a tab at the end of a value (RFC 9112 5.1)'),
+)
+
+
+def check_parsed(client, data, cuts, method, seen):
+    """Bytes become a response or an HttpError, however they are cut, and as others have it."""
+    ours = client.outcome(data, (), method)
+    for bounds in (cuts, range(len(data)) if len(data) < 60 else ()):
+        check((cut := client.outcome(data, bounds, method)) == ours,
+              f'{data!r} is {ours}, but cut at {list(bounds)}: {cut}')
+    seen['accepted' if not ours.error else f'refused with {ours.error}'] += 1
+    others = {'h11': outcome_of_h11(data, method)}
+    if method != b'HEAD':
+        others['httptools'] = outcome_of_httptools(data)
+    for parser, theirs in others.items():
+        said = difference(ours, theirs)
+        # httptools is not told of the end of the connection.
+        if said is not None and (parser == 'h11' or ours.is_framed or theirs != INCOMPLETE):
+            known = explanation(parser, said, method + b' ' + data)
+            check(known is not None, f'{data!r} is {ours}, but {parser} says: {said}')
+            seen[known] += 1
+
+
+def explanation(parser, said, data):
+    """Of a difference, if it is a known one."""
+    for known in DIFFERENCES:
+        if (known.parser == parser and re.search(known.said, said)
+                and re.search(known.data, data)):
+            return known
+    return None
+
+
+# -------------------------------------------------------------------- what a server may send
+
+def some(*values):
+    return st.sampled_from(values)
+
+
+LINE_ENDS = some(b'\r\n', b'\r\n', b'\r\n', b'\r\n', b'\n', b'\r', b'\r\r\n', b'\n\r', b'')
+VERSIONS = some(b'HTTP/1.1', b'HTTP/1.1', b'HTTP/1.1', b'HTTP/1.0', b'HTTP/1.2', b'HTTP/2.0',
+                b'http/1.1', b'HTTP/1.', b'HTTP/11', b'ICY')
+STATUS_CODES = some(b'200', b'200', b'200', b'204', b'304', b'100', b'103', b'101', b'404', b'099',
+             b'000', b'999', b'20', b'2000', b'2 0', b'+20')
+REASONS = some(b' OK', b' OK', b'', b' ', b'  ', b' \x00', b' \x01', b' \xe9', b'\tOK', b' a\rb',
+               b' \x7f', b' a\tb')
+NAMES = some(b'x', b'X-Any', b'a_b', b'', b' x', b'x ', b'x y', b'x\t', b'\xe9', b'!', b'(', b'"',
+             b'content-Length', b'Transfer-encoding', b'connection', b'keep-alive', b'trailer')
+VALUES = st.one_of(
+    some(b'', b' ', b'a', b'a b', b'\ta\t', b'"', b'\x00', b'\x01', b'\x0b', b'\x0c', b'\x7f',
+         b'\x80', b'\xff', b'a\rb', b'a\r\n b', b'a\n\tb', b'a\r\n \r\n b', b'a: b', b'0', b'1',
+         b'5', b'05', b'+5', b'-1', b'5, 5', b'5,6', b'0x5', b'1_0', b'5.0', b'\xb2', b'9' * 20,
+         b'9' * 21, b'chunked', b'Chunked', b'chunked,', b', chunked', b'gzip, chunked',
+         b'chunked, chunked', b'identity', b'identity, chunked', b'chunked;a=b', b'xchunked',
+         b'"chunked"', b'\x0bchunked', b'chunked\x0c', b'close', b'keep-alive', b'Close, x',
+         b'timeout=5', b'timeout=1'),
+    st.binary(max_size=6))
+SPACES = some(b' ', b' ', b' ', b'', b'\t', b'  ', b'\r\n ')
+FRAMINGS = some(
+    [(b'content-length', b'5')], [(b'Content-Length', b'5')], [(b'transfer-encoding', b'chunked')],
+    [(b'Transfer-Encoding', b'Chunked')], [(b'content-length', b'0')], [],
+    [(b'content-length', b'5'), (b'content-length', b'5')],
+    [(b'content-length', b'5'), (b'content-length', b'6')],
+    [(b'content-length', b'5'), (b'transfer-encoding', b'chunked')],
+    [(b'transfer-encoding', b'chunked'), (b'transfer-encoding', b'chunked')],
+    [(b'transfer-encoding', b'identity'), (b'content-length', b'5')],
+    [(b'transfer-encoding', b'chunked'), (b'content-length', b'+5')])
+SIZES = some(b'5', b'5', b'5', b'05', b'A', b'a', b'0', b'', b' 5', b'5 ', b'0x5', b'+5', b'-5',
+             b'1_0', b'5h', b'0' * 15 + b'5', b'0' * 16 + b'5', b'f' * 16, b'\xb2')
+EXTENSIONS = some(b'', b'', b'', b';', b';a', b';a=b', b' ;a', b'\t;a="b"', b';"\r"', b';\x00',
+                  b';\n', b' ', b'\t', b',a', b';a ')
+
+
+@st.composite
+def sections(draw, framing=()):
+    """Fields, in lines, and the empty line."""
+    fields = draw(st.lists(st.tuples(NAMES, VALUES), max_size=3))
+    fields[draw(st.integers(0, len(fields))):0] = framing
+    return b''.join(name + b':' + draw(SPACES) + value + draw(LINE_ENDS)
+                    for name, value in fields) + draw(LINE_ENDS)
+
+
+@st.composite
+def chunked(draw):
+    chunks = draw(st.lists(st.sampled_from((b'hello', b'0123456789', b'\r\n\r\n0', b'')),
+                           max_size=3))
+    return b''.join(
+        draw(st.one_of(st.just(b'%x' % len(chunk)), SIZES)) + draw(EXTENSIONS) + draw(LINE_ENDS)
+        + chunk + draw(LINE_ENDS) for chunk in chunks
+    ) + draw(some(b'0', b'0', b'0', b'00', b'')) + draw(EXTENSIONS) + draw(LINE_ENDS)
+
+
+@st.composite
+def responses(draw):
+    """Mostly almost right."""
+    status = draw(VERSIONS) + b' ' + draw(STATUS_CODES) + draw(REASONS) + draw(LINE_ENDS)
+    framing = draw(FRAMINGS)
+    head = status + draw(sections(framing))
+    content = draw(chunked()) + draw(sections()) if (
+        b'hunked' in head and draw(st.integers(0, 9))) else draw(
+        some(b'hello', b'hello', b'', b'hell', b'hello!'))
+    return head + content + draw(some(b'', b'', b'', b'\r\n', b'HTTP/1.1 200 OK\r\n\r\n'))
+
+
+RIGHT = (
+    b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello',
+    b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n',
+    b'HTTP/1.1 200\r\nTransfer-Encoding: chunked\r\nX: a\r\n b\r\n\r\n'
+    b'3;a=b\r\nabc\r\nA\r\n0123456789\r\n0\r\nx-sum: 1\r\nX: 2\r\n\r\n',
+    b'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 x\r\nlink: a\r\n\r\n'
+    b'HTTP/1.1 404 Not Found\ncontent-length: 5\n\nhello',
+    b'HTTP/1.0 200 OK\r\nconnection: keep-alive\r\ncontent-length: 0\r\n\r\n',
+    b'HTTP/1.1 200 OK\r\nserver: any\r\n\r\nto the end',
+    b'HTTP/1.1 204 No Content\r\ncontent-length: 5\r\n\r\n',
+)
+SPECIAL = (b'\r', b'\n', b'\r\n', b'\r\n\r\n', b'\n\n', b' ', b'\t', b':', b';', b',', b'\0',
+           b'\x0b', b'\x7f', b'\x80', b'0', b'5', b'a', b'+', b'HTTP/1.1 ',
+           b'content-length: 5\r\n', b'transfer-encoding: chunked\r\n',
+           b'connection: close\r\n')
+
+
+@st.composite
+def mutated(draw):
+    """Right, but for a few places."""
+    data = draw(st.sampled_from(RIGHT))
+    for _ in range(draw(st.integers(0, 3))):
+        start = draw(st.integers(0, len(data)))
+        end = start + draw(some(0, 0, 0, 1, 1, 2, 5))
+        data = data[:start] + draw(st.one_of(
+            st.just(b''), st.sampled_from(SPECIAL), st.binary(max_size=2))) + data[end:]
+    return data
+
+
+ANYTHING = st.one_of(responses(), mutated(), mutated(), st.binary(max_size=100))
+CUTS = st.lists(st.integers(1, 200), max_size=6)
+METHODS = some(b'GET', b'GET', b'GET', b'HEAD')
+
+
+# ------------------------------------------------------------------------------ time and memory
+#
+# Each makes a response that grows with its argument, and the options that let it grow.
+
+HEAD = b'HTTP/1.1 200 OK\r\n'
+CHUNKED = HEAD + b'transfer-encoding: chunked\r\n\r\n'
+GROWING = {
+    'status line without end': lambda n: HEAD[:-2] + b'a' * n,
+    'spaces in the status line': lambda n: HEAD[:9] + b' ' * n + b'\r\n\r\n',
+    'small fields': lambda n: HEAD + b'a:b\r\n' * (n // 5) + b'\r\n',
+    'different fields': lambda n: HEAD + b''.join(b'%x:\r\n' % i for i in range(n // 7)) + b'\r\n',
+    'long name': lambda n: HEAD + b'a' * n + b'\r\n\r\n',
+    'spaces before a value': lambda n: HEAD + b'a:' + b' ' * n + b'\0\r\n\r\n',
+    'spaces in a value': lambda n: HEAD + b'a:b' + b' ' * n + b'\0\r\n\r\n',
+    'spaces between letters': lambda n: HEAD + b'a:' + b' \tb' * (n // 3) + b'\r\0\r\n\r\n',
+    'folded lines': lambda n: HEAD + b'a:b' + b'\r\n c' * (n // 4) + b'\r\n\r\n',
+    'folded lines of spaces': lambda n: HEAD + b'a:b' + b'\r\n  ' * (n // 4) + b'\r\n\r\n',
+    'spaces before a fold': lambda n: HEAD + b'a:b' + b' ' * n + b'\r\n c\r\n\r\n',
+    'spaces, and a fold elsewhere': lambda n: HEAD + b'a:b' + b' ' * n + b'c\r\n d\r\n\r\n',
+    'line ends': lambda n: b'\r\n' * (n // 2),
+    'carriage returns': lambda n: HEAD + b'a:' + b'\r' * n + b'\n\r\n',
+    'connection options': lambda n: HEAD + b'connection: ' + b', ' * (n // 2) + b'\r\n\r\n',
+    'spaces in connection': lambda n: HEAD + b'connection: ,' + b' ' * n + b'x\r\n\r\n',
+    'keep-alive': lambda n: HEAD + b'keep-alive: timeout' + b' timeout' * (n // 8) + b'\r\n\r\n',
+    'digits of content-length': lambda n: HEAD + b'content-length: ' + b'0' * n + b'\r\n\r\n',
+    'interim responses': lambda n: (
+        b'HTTP/1.1 103 x\r\n' + b'a: b\r\n' * (n // 600) + b'\r\n') * 100 + HEAD + b'\r\n',
+    'one-byte chunks': lambda n: CHUNKED + b'1\r\na\r\n' * (n // 6) + b'0\r\n\r\n',
+    'chunk extension': lambda n: CHUNKED + b'1;' + b'a' * n + b'\r\na\r\n0\r\n\r\n',
+    'chunk extension without end': lambda n: CHUNKED + b'1;' + b'a' * n,
+    'spaces in a chunk-size line': lambda n: CHUNKED + b'1' + b' ' * n + b'\r\n',
+    'digits of a chunk size': lambda n: CHUNKED + b'0' * n,
+    'trailers': lambda n: CHUNKED + b'0\r\n' + b'a: b\r\n' * (n // 6) + b'\r\n',
+    'folded trailers': lambda n: CHUNKED + b'0\r\na: b' + b'\r\n  ' * (n // 4) + b'\r\n\r\n',
+    'content': lambda n: HEAD + b'\r\n' + b'a' * n,
+}
+BOUNDLESS = {'max_header_length': 2 ** 30}
+
+
+def cpu_of(function, rounds=3):
+    """The least of some rounds, in seconds."""
+    times = []
+    for _ in range(rounds):
+        start = time.process_time()
+        function()
+        times.append(time.process_time() - start)
+    return min(times)
+
+
+def check_linear(what, run, size, largest, enough=0.03):
+    """Twice the input takes at most three times the CPU, as soon as it takes enough to tell."""
+    def times(rounds):
+        return [cpu_of(partial(run, length), rounds) for length in (size, 2 * size)]
+
+    once, twice = times(1)
+    while twice < 2 * enough and size < largest:
+        size *= 2
+        once, twice = times(1)
+    for rounds in (3, 10, 30):
+        if twice < 2 * enough or twice <= 3 * once:
+            return
+        # What disturbed it, if it was that, is over sooner or later.
+        once, twice = times(rounds)
+    check(False, f'{what}: {size} bytes take {once * 1000:.0f} ms of CPU, '
+                 f'twice as many {twice * 1000:.0f} ms')
+
+
+# What comes again and again, after what: more of it than anything is allowed to hold.
+ENDLESS = {
+    'a status line': (b'HTTP/1.1 200 ', b'a' * 4096),
+    'fields': (HEAD, b'a: b\r\n' * 512),
+    'folded lines': (HEAD + b'a: b', b'\r\n c' * 1024),
+    'interim responses': (b'', b'HTTP/1.1 103 x\r\na: b\r\n\r\n' * 100),
+    'content to the end': (HEAD + b'\r\n', b'a' * 4096),
+    'content with a length': (HEAD + b'content-length: 99999999999\r\n\r\n', b'a' * 4096),
+    'small chunks': (CHUNKED, b'1\r\na\r\n' * 512),
+    'one chunk': (CHUNKED + b'f' * 15 + b'\r\n', b'a' * 4096),
+    'a chunk extension': (CHUNKED + b'1;', b'a' * 4096),
+    'zeros': (CHUNKED, b'0' * 4096),
+    'trailers': (CHUNKED + b'0\r\n', b'a: b\r\n' * 512),
+}
+
+
+def check_memory(client, what, length, limit):
+    start, more = ENDLESS[what]
+    peak = client.peak([start, *[more] * (length // len(more))])
+    check(peak <= limit, f'{what}: {length} bytes take {peak} bytes of memory')
+    return peak
