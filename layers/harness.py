@@ -62,7 +62,7 @@ def run_on(loop_name, errors, test, *args, **kwargs):
 
     def make_task(loop, coro, **kwargs):
         # A generator that was dropped unfinished is closed by the loop, in a task.
-        if not inspect.iscoroutine(coro):
+        if type(coro).__name__.startswith('async_generator'):
             errors.append(f'a task for {coro!r}')
         return asyncio.Task(coro, loop=loop, **kwargs)
 
@@ -259,9 +259,41 @@ async def pool(**options):
         await close()
 
 
+def connecting_to(**ports: int):
+    """A `get_connection` for which all hosts are here: the port is that of the scheme."""
+    async def get_connection(scheme, host, port):
+        sock = socket.socket()
+        sock.setblocking(False)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, ('127.0.0.1', ports[scheme]))
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    return get_connection
+
+
 async def get(request, url, **kwargs):
     code, headers, body = await request(b'GET', url, **kwargs)
     return code, headers, await buffered(body)
+
+
+@functools.lru_cache
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+def server_context(*hosts: str) -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority().issue_cert(*hosts).configure_cert(context)
+    return context
+
+
+def trusting_context() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority().configure_trust(context)
+    return context
 
 
 # ------------------------------------------------------------------- the examples of READMEs
@@ -276,28 +308,23 @@ def run_block(block: str) -> None:
     exec(compile(block, 'README.md', 'exec'), {'__name__': '__main__'})
 
 
-@functools.lru_cache
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
 @contextlib.contextmanager
 def internet(script, *hosts: str):
     """All hosts, over http and https, are servers that run the script, in a thread.
 
     Those of https have certificates for the hosts. For all who import `Pool` from now on.
     """
-    server_context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    authority().issue_cert(*hosts or ('*.example.com',)).configure_cert(server_context)
+    context = server_context(*hosts or ('*.example.com',))
     ports = {}
-    started, stop = threading.Event(), None
+    started = threading.Event()
+    stop = None
     failures = []
 
     async def serve():
         nonlocal stop
         stopped = asyncio.Event()
         stop = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, stopped.set)
-        async with Server(script) as http, Server(script, server_context) as https:
+        async with Server(script) as http, Server(script, context) as https:
             ports.update(http=http.port, https=https.port)
             started.set()
             await stopped.wait()
@@ -309,27 +336,12 @@ def internet(script, *hosts: str):
             failures.append(error)
             started.set()
 
-    async def get_connection(scheme, host, port):
-        sock = socket.socket()
-        sock.setblocking(False)
-        try:
-            await asyncio.get_running_loop().sock_connect(sock, ('127.0.0.1', ports[scheme]))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def get_ssl_context():
-        context = ssl.create_default_context()
-        authority().configure_trust(context)
-        return context
-
     thread = threading.Thread(target=run)
     thread.start()
     started.wait()
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(lowhaio, 'Pool', functools.partial(
-            Pool, get_connection=get_connection, get_ssl_context=get_ssl_context))
+            Pool, get_connection=connecting_to(**ports), get_ssl_context=trusting_context))
         try:
             yield
         finally:
