@@ -54,7 +54,7 @@ def on_loops(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
     return wrapper
 
 
-def run_on(loop_name, errors, test, *args, **kwargs):
+def run_on(loop_name, errors, test, /, *args, **kwargs):
     def on_error(loop, context):
         # In debug mode, asyncio's servers report the clients that refuse their handshake.
         if context['message'] != 'Error on transport creation for incoming connection':

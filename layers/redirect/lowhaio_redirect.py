@@ -127,7 +127,8 @@ def redirectable(
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        headers, body_args, body_kwargs = map(repeatable, (headers, body_args, body_kwargs))
+        params, headers, body_args, body_kwargs = map(
+            repeatable, (params, headers, body_args, body_kwargs))
         followed = 0
         while True:
             try:
