@@ -127,8 +127,7 @@ def redirectable(
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        params, headers, body_args, body_kwargs = map(
-            repeatable, (params, headers, body_args, body_kwargs))
+        headers, body_args, body_kwargs = map(repeatable, (headers, body_args, body_kwargs))
         followed = 0
         while True:
             try:

@@ -204,7 +204,7 @@ async def test_each_location_is_resolved_against_the_last():
 @on_loops
 async def test_params_are_those_of_the_first_url(location, target):
     async with redirected(redirect(location), OK) as (request, script):
-        await get(request, 'http://a.example/a?q', params=iter([('p', '1')]))
+        await get(request, 'http://a.example/a?q', params=(('p', '1'),))
     assert script.lines == ['GET /a?q&p=1', f'GET {target}']
 
 

@@ -94,8 +94,7 @@ def retry(
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        params, headers, body_args, body_kwargs = map(
-            repeatable, (params, headers, body_args, body_kwargs))
+        headers, body_args, body_kwargs = map(repeatable, (headers, body_args, body_kwargs))
         after_class = {kind: iter(intervals) for kind, intervals in by_class.items()}
         after_code = {code: iter(intervals) for code, intervals in by_code.items()}
         while True:

@@ -166,7 +166,7 @@ async def test_the_body_function_is_called_anew(slept):
         return streamed(b'abc')()
 
     async with retried(None, None, OK) as (request, script):
-        await request(b'PUT', params=iter([('p', 'q')]), body=body, body_args=iter([1]),
+        await request(b'PUT', params=(('p', 'q'),), body=body, body_args=iter([1]),
                       headers=iter([(b'content-length', b'3')]), body_kwargs={'c': 2})
     assert calls == [((1,), {'c': 2})] * 3
     assert script.bodies == [b'abc'] * 3
