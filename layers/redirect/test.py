@@ -1,0 +1,542 @@
+"""Tests of lowhaio_redirect: what the servers that it is sent to see."""
+
+import asyncio
+import contextlib
+import gc
+import pathlib
+
+import pytest
+from harness import (
+    OK,
+    Answering,
+    Server,
+    connecting_to,
+    get,
+    internet,
+    on_loops,
+    pool,
+    python_blocks,
+    response,
+    run_block,
+    server_context,
+    trusting_context,
+    turns,
+    values_of,
+)
+
+import lowhaio_redirect
+from lowhaio import (
+    HttpConnectionError,
+    HttpDataError,
+    HttpError,
+    buffered,
+    empty_async_iterator,
+    streamed,
+)
+from lowhaio_redirect import (
+    HttpRedirectError,
+    HttpTooManyRedirects,
+    redirectable,
+    unchanged,
+)
+
+
+def redirect(location: bytes, code: int = 302, body: bytes = b'') -> bytes:
+    return response(code, body, b'location: ' + location)
+
+
+@contextlib.asynccontextmanager
+async def redirected(*responses, **options):
+    """Yields a redirectable request to any http host, and the script that answers it."""
+    script = Answering(*responses)
+    async with Server(script) as server:
+        async with pool(get_connection=connecting_to(http=server.port)) as request:
+            yield redirectable(request, **options), script
+
+
+# -------------------------------------------------------------------------- codes and methods
+
+BODY_FIELDS = (
+    (b'content-length', b'3'), (b'Content-Type', b'text/plain'), (b'CONTENT-ENCODING', b'x'),
+    (b'content-language', b'en'), (b'content-location', b'/l'), (b'content-md5', b'm'),
+    (b'digest', b'd'), (b'content-digest', b'd'), (b'repr-digest', b'd'), (b'trailer', b't'),
+    (b'content-disposition', b'd'), (b'content-range', b'r'), (b'last-modified', b'l'),
+    (b'Expect', b'nothing'))
+
+
+@pytest.mark.parametrize('code', [301, 302, 303, 307, 308])
+@pytest.mark.parametrize('method', [b'GET', b'HEAD', b'POST', b'PUT', b'DELETE', b'get'])
+@on_loops
+async def test_each_code_keeps_or_turns_the_method(code, method):
+    is_turned = method == b'POST' and code in (301, 302) or \
+        method not in (b'GET', b'HEAD') and code == 303
+    async with redirected(redirect(b'/new', code), response(200)) as (request, script):
+        final_code, _, body = await request(
+            method, 'http://a.example/old', headers=((b'x-kept', b'1'), *BODY_FIELDS),
+            body=streamed(b'abc'))
+        assert final_code == b'200'
+        assert await buffered(body) == b''
+    next_method = b'GET' if is_turned else method
+    assert script.lines == [f'{method.decode()} /old', f'{next_method.decode()} /new']
+    assert script.bodies == [b'abc', b'' if is_turned else b'abc']
+    first, second = script.heads
+    assert second.count(b'\r\n') == (4 if is_turned else first.count(b'\r\n'))
+    assert values_of(second, b'x-kept') == [b'1']
+
+
+@on_loops
+async def test_the_body_function_is_called_again_with_its_arguments():
+    calls = []
+
+    def body(*args, **kwargs):
+        calls.append((args, kwargs))
+        return streamed(b'abc')()
+
+    async with redirected(redirect(b'/b', 307), redirect(b'/c', 308), OK) as (request, script):
+        await request(b'PUT', 'http://a.example/', headers=iter([(b'content-length', b'3')]),
+                      body=body, body_args=iter([1]), body_kwargs=iter([('c', 2)]))
+    assert calls == [((1,), {'c': 2})] * 3
+    assert script.bodies == [b'abc'] * 3
+
+
+@pytest.mark.parametrize('raw', [
+    pytest.param(response(302), id='without-location'),
+    pytest.param(response(302, b'', b'location: /a', b'location: /a'), id='two-locations'),
+    pytest.param(response(300, b'', b'location: /a'), id='multiple-choices'),
+    pytest.param(response(304, b'', b'location: /a'), id='not-modified'),
+    pytest.param(response(200, b'', b'location: /a'), id='ok'),
+    pytest.param(response(201, b'', b'location: /a'), id='created'),
+])
+@on_loops
+async def test_what_is_no_redirect_is_returned_as_it_is(raw):
+    async with redirected(raw) as (request, script):
+        code, headers, body = await request(b'GET', 'http://a.example/')
+        assert code == raw[9:12]
+        assert [b'%b: %b' % field for field in headers] == raw.split(b'\r\n')[1:-2]
+        await body.aclose()
+    assert len(script.heads) == 1
+
+
+@on_loops
+async def test_the_body_of_the_last_response_is_that_of_the_pool():
+    raw = (b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n'
+           b'2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n')
+    async with redirected(redirect(b'/b'), raw) as (request, _):
+        _, _, body = await request(b'GET', 'http://a.example/')
+        assert await buffered(body) == b'ok'
+        assert body.trailers == ((b'x-sum', b'1'),)
+        await body.aclose()
+
+
+# ------------------------------------------------------------------------------- the location
+
+# RFC 3986 5.4.1 and 5.4.2, but those of other schemes.
+RFC_EXAMPLES = [
+    ('g', '/b/c/g'), ('./g', '/b/c/g'), ('g/', '/b/c/g/'), ('/g', '/g'), ('?y', '/b/c/d;p?y'),
+    ('g?y', '/b/c/g?y'), ('#s', '/b/c/d;p?q'), ('g#s', '/b/c/g'), ('g?y#s', '/b/c/g?y'),
+    (';x', '/b/c/;x'), ('g;x', '/b/c/g;x'), ('g;x?y#s', '/b/c/g;x?y'), ('', '/b/c/d;p?q'),
+    ('.', '/b/c/'), ('./', '/b/c/'), ('..', '/b/'), ('../', '/b/'), ('../g', '/b/g'),
+    ('../..', '/'), ('../../', '/'), ('../../g', '/g'), ('../../../g', '/g'),
+    ('../../../../g', '/g'), ('/./g', '/g'), ('/../g', '/g'), ('g.', '/b/c/g.'),
+    ('.g', '/b/c/.g'), ('g..', '/b/c/g..'), ('..g', '/b/c/..g'), ('./../g', '/b/g'),
+    ('./g/.', '/b/c/g/'), ('g/./h', '/b/c/g/h'), ('g/../h', '/b/c/h'),
+    ('g;x=1/./y', '/b/c/g;x=1/y'), ('g;x=1/../y', '/b/c/y'), ('g?y/./x', '/b/c/g?y/./x'),
+    ('g?y/../x', '/b/c/g?y/../x'), ('g#s/./x', '/b/c/g'), ('g#s/../x', '/b/c/g'),
+]
+
+
+@pytest.mark.parametrize('base, location, host, target', [
+    *(('http://a/b/c/d;p?q', location, 'a', target) for location, target in RFC_EXAMPLES),
+    # An authority.
+    ('http://a/b?q', '//g', 'g', '/'),
+    ('http://a/b?q', '//g?y', 'g', '/?y'),
+    ('http://a/b', '//B.example:8080/c?d', 'b.example:8080', '/c?d'),
+    ('http://a/b', 'http://b', 'b', '/'),
+    ('http://a/b', 'HTTP://B/c/../d', 'b', '/d'),
+    ('http://a/b', 'http://[::1]:81/c', '[::1]:81', '/c'),
+    ('http://a', 'b', 'a', '/b'),
+    ('http://a?q', '?r', 'a', '/?r'),
+    ('http://a/b/../c?q', '?r', 'a', '/b/../c?r'),
+    # What urllib.parse would drop.
+    ('http://a/b?q', '?', 'a', '/b?'),
+    ('http://a/b', '/c?', 'a', '/c?'),
+    ('http://a/b', '//g/c?#f', 'g', '/c?'),
+    ('http://a/b', '/c;', 'a', '/c;'),
+    # Empty segments are segments.
+    ('http://a/b', '/c//../d', 'a', '/c/d'),
+    ('http://a/b', '/c//', 'a', '/c//'),
+    ('http://a/b/c', '..//d', 'a', '//d'),
+    # Spaces, bytes that are not ASCII, and what else may not stand in a target.
+    ('http://a/b', '/c d?e f', 'a', '/c%20d?e%20f'),
+    ('http://a/b', '/\u00e9?\u00e9', 'a', '/%C3%A9?%C3%A9'),
+    ('http://a/b', 'http://b\u00fccher.example/', 'xn--bcher-kva.example', '/'),
+    ('http://a/b', b'/\xe9?\xfc', 'a', '/%E9?%FC'),
+    ('http://a/b', r'/\evil.example', 'a', '/%5Cevil.example'),
+    ('http://a/b', '/%2e%2e/%2F%zz', 'a', '/%2e%2e/%2F%25zz'),
+    ('http://a/b', '/c?http://b:1/d', 'a', '/c?http://b:1/d'),
+    ('http://a/b', './c:d', 'a', '/c:d'),
+])
+@on_loops
+async def test_the_location_is_resolved_by_rfc_3986(base, location, host, target):
+    raw = location if isinstance(location, bytes) else location.encode()
+    async with redirected(redirect(raw), OK) as (request, script):
+        assert (await get(request, base))[2] == b'ok'
+    assert script.lines[1] == f'GET {target}'
+    assert values_of(script.heads[1], b'host') == [host.encode()]
+
+
+@on_loops
+async def test_each_location_is_resolved_against_the_last():
+    async with redirected(
+            redirect(b'//b.example/c/d'), redirect(b'e'), redirect(b'?f'), OK,
+    ) as (request, script):
+        await get(request, 'http://a.example/x/y')
+    assert script.lines == ['GET /x/y', 'GET /c/d', 'GET /c/e', 'GET /c/e?f']
+    assert [values_of(head, b'host') for head in script.heads] == [
+        [b'a.example'], [b'b.example'], [b'b.example'], [b'b.example']]
+
+
+@pytest.mark.parametrize('location, target', [
+    (b'/b', '/b'), (b'?r', '/a?r'), (b'/b?r', '/b?r'),
+    # The very same URL, and params are a part of that.
+    (b'', '/a?q&p=1'), (b'#f', '/a?q&p=1'),
+])
+@on_loops
+async def test_params_are_those_of_the_first_url(location, target):
+    async with redirected(redirect(location), OK) as (request, script):
+        await get(request, 'http://a.example/a?q', params=(('p', '1'),))
+    assert script.lines == ['GET /a?q&p=1', f'GET {target}']
+
+
+# -------------------------------------------------------------------------------- other origins
+
+SECRET = ((b'Authorization', b'1'), (b'cookie', b'2'), (b'Cookie', b'3'), (b'x-token', b'4'),
+          (b'proxy-authorization', b'5'), (b'referer', b'6'), (b'origin', b'7'))
+HARMLESS = ((b'Accept', b'a'), (b'accept', b'b'), (b'RANGE', b'bytes=0-'), (b'User-Agent', b'c'),
+            (b'if-none-match', b'"d"'))
+
+
+def names(head: bytes) -> set[bytes]:
+    return {line.partition(b':')[0].lower() for line in head.split(b'\r\n')[1:-2]}
+
+
+@pytest.mark.parametrize('location, is_same', [
+    (b'/b', True), (b'//a.example/b', True), (b'//A.EXAMPLE:80/b', True),
+    (b'http://a.example.:/b', True), (b'HTTP://a.example:080/b', True),
+    (b'//b.example/b', False), (b'//a.example:81/b', False), (b'//sub.a.example/b', False),
+    (b'//a.example:800/b', False), (b'//example/b', False), (b'https://a.example/b', False),
+    (b'https://a.example:80/b', False),
+])
+@on_loops
+async def test_another_origin_gets_harmless_fields_only(location, is_same):
+    script = Answering(redirect(location), OK)
+    context = server_context('a.example')
+    async with Server(script) as http, Server(script, context) as https, pool(
+            get_connection=connecting_to(http=http.port, https=https.port),
+            get_ssl_context=trusting_context) as request:
+        await get(redirectable(request), 'http://a.example/', headers=(
+            (b'Host', b'a.example'), *SECRET, *HARMLESS))
+    first, second = script.heads
+    harmless = {name.lower() for name, _ in HARMLESS} | {b'host'}
+    assert names(second) == (names(first) if is_same else harmless)
+    assert values_of(second, b'accept') == [b'a', b'b']
+    assert values_of(second, b'cookie') == ([b'2', b'3'] if is_same else [])
+
+
+@on_loops
+async def test_what_was_stripped_stays_stripped_when_the_chain_comes_back():
+    async with redirected(redirect(b'//b.example/'), redirect(b'//a.example/'), OK) as (
+            request, script):
+        await get(request, 'http://a.example/', headers=(*SECRET, *HARMLESS))
+    assert names(script.heads[0]) > names(script.heads[1]) == names(script.heads[2])
+
+
+@on_loops
+async def test_another_origin_gets_the_body_and_its_fields():
+    async with redirected(redirect(b'//b.example/', 307), OK) as (request, script):
+        await request(b'PUT', 'http://a.example/', headers=(*BODY_FIELDS, *SECRET),
+                      body=streamed(b'abc'))
+    assert script.bodies == [b'abc', b'abc']
+    assert names(script.heads[1]) == {name.lower() for name, _ in BODY_FIELDS} | {b'host'}
+
+
+@on_loops
+async def test_transform_headers_gets_both_origins():
+    calls = []
+
+    def transform_headers(headers, request_origin, redirect_origin):
+        calls.append((headers, request_origin, redirect_origin))
+        return iter([*headers, (b'x', b'%d' % len(calls))])
+
+    async with redirected(
+            redirect(b'/b'), redirect(b'//[::1]:81'), redirect(b'//B.example.:0080'), OK,
+            transform_headers=transform_headers) as (request, script):
+        await get(request, 'http://a.example/', headers=((b'a', b'0'),))
+    assert calls == [
+        (((b'a', b'0'),), 'http://a.example:80', 'http://a.example:80'),
+        (((b'a', b'0'), (b'x', b'1')), 'http://a.example:80', 'http://[::1]:81'),
+        (((b'a', b'0'), (b'x', b'1'), (b'x', b'2')), 'http://[::1]:81', 'http://b.example:80'),
+    ]
+    assert values_of(script.heads[3], b'x') == [b'1', b'2', b'3']
+
+
+# --------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize('location, shown', [
+    (b'ftp://b.example/', "'ftp://b.example:'"), (b'javascript:alert(1)', "'javascript://:'"),
+    (b'file:///etc/passwd', "'file://:'"), (b'x:' + b'y' * 9, "'x://:'"),
+    (b'ftp://user:hunter2@b.example/', "'ftp://b.example:'"),
+    (b'ftp://' + b'b' * 200, "'ftp://" + 'b' * 94 + "'"),
+])
+@on_loops
+async def test_other_schemes_are_refused(location, shown):
+    async with redirected(redirect(location)) as (request, script):
+        with pytest.raises(HttpRedirectError) as error:
+            await request(b'GET', 'http://a.example/secret?secret', params={'secret': 1})
+    assert str(error.value) == \
+        f'GET http://a.example:80: the redirect to {shown} is refused, for its scheme'
+    assert len(script.heads) == 1
+
+
+ALL_SCHEMES = (('http', 'http'), ('http', 'https'), ('https', 'https'), ('https', 'http'))
+
+
+@on_loops
+async def test_https_to_http_is_refused_unless_asked_for():
+    script = Answering(redirect(b'http://a.example/'), OK)
+    context = server_context('a.example')
+    async with Server(script) as http, Server(script, context) as https, pool(
+            get_connection=connecting_to(http=http.port, https=https.port),
+            get_ssl_context=trusting_context) as request:
+        with pytest.raises(HttpRedirectError, match=r'^POST https://a\.example:443: the redirect '
+                           r"to 'http://a\.example:80' is refused, for its scheme$"):
+            await redirectable(request)(b'POST', 'https://a.example/')
+        script.responses = [redirect(b'http://a.example/'), OK]
+        assert (await get(redirectable(request, schemes=ALL_SCHEMES), 'https://a.example/',
+                          headers=SECRET))[2] == b'ok'
+    assert names(script.heads[2]) == {b'host'}
+
+
+@pytest.mark.parametrize('max_redirects', [0, 1, 2, 20])
+@on_loops
+async def test_more_than_max_redirects_are_an_error(max_redirects):
+    async with redirected(redirect(b'/loop'), max_redirects=max_redirects) as (request, script):
+        with pytest.raises(HttpTooManyRedirects) as error:
+            await request(b'GET', 'http://a.example/')
+        assert len(script.heads) == max_redirects + 1
+        assert set(script.connections) == {0}
+        assert str(error.value) == "GET http://a.example:80: the redirect to " \
+            f"'http://a.example:80' passes max_redirects, {max_redirects}"
+        assert isinstance(error.value, HttpDataError)
+        assert error.value.response_started
+        script.responses = [*[redirect(b'/end')] * max_redirects, OK]
+        assert (await get(request, 'http://a.example/'))[2] == b'ok'
+
+
+@pytest.mark.parametrize('location', [
+    b'http://', b'http:g', b'http:///g', b'//user:hunter2@b.example/', b'//b.example:x/',
+    b'//b.example:0/', b'//b.example:99999/', b'//b.example:' + b'9' * 5000, b'//[::1/',
+    b'/a\tb', b'//b c/', b'//a.example:80:80/',
+])
+@on_loops
+async def test_a_location_that_can_not_be_requested_is_an_error_of_the_redirect(location):
+    async with redirected(redirect(location)) as (request, script):
+        with pytest.raises(HttpRedirectError, match='^after 1 redirects: GET.*refused: url') as \
+                error:
+            await request(b'GET', 'http://a.example/')
+    assert isinstance(error.value.__cause__, HttpConnectionError)
+    assert error.value.response_started
+    assert not error.value.reused
+    assert 'hunter2' not in str(error.value)
+    assert len(script.heads) == 1
+
+
+@on_loops
+async def test_an_error_before_any_redirect_comes_as_it_is():
+    async with redirected(None) as (request, _):
+        with pytest.raises(HttpConnectionError, match='refused: url must be a str, got bytes'):
+            await request(b'GET', b'/')
+        with pytest.raises(HttpConnectionError, match='refused: headers must be pairs'):
+            await request(b'GET', 'http://a.example/', headers=5)
+        with pytest.raises(HttpDataError) as error:
+            await request(b'GET', 'http://a.example/')
+    assert not isinstance(error.value, HttpRedirectError)
+    assert not error.value.response_started
+
+
+@on_loops
+async def test_an_error_after_a_redirect_tells_that_there_was_a_response():
+    async with redirected(redirect(b'/b'), None) as (request, _):
+        with pytest.raises(HttpDataError) as error:
+            await request(b'POST', 'http://a.example/')
+    assert error.value.reused
+    assert error.value.response_started
+
+
+# --------------------------------------------------------------- the redirect's own body
+
+
+def chunks(*sizes):
+    return b''.join(b'%x\r\n%b\r\n' % (size, bytes(size)) for size in sizes)
+
+
+CHUNKED = b'HTTP/1.1 302 Found\r\nlocation: /b\r\ntransfer-encoding: chunked\r\n\r\n'
+
+
+@pytest.mark.parametrize('raw, is_drained', [
+    pytest.param(redirect(b'/b'), True, id='empty'),
+    pytest.param(redirect(b'/b', body=bytes(32 * 1024)), True, id='short'),
+    pytest.param(redirect(b'/b', body=bytes(2 ** 20)), False, id='long'),
+    pytest.param(CHUNKED + chunks(1, 1000) + b'0\r\n\r\n', True, id='chunked'),
+    pytest.param(CHUNKED + chunks(2 ** 20), False, id='without-end'),
+])
+@on_loops
+async def test_the_body_of_a_redirect_is_drained_up_to_a_bound(raw, is_drained):
+    async with redirected(raw, OK) as (request, script):
+        assert (await get(request, 'http://a.example/'))[2] == b'ok'
+    assert script.connections == ([0, 0] if is_drained else [0, 1])
+
+
+@on_loops
+async def test_a_redirect_with_a_bad_body_is_followed():
+    async def script(peer):
+        head = await peer.read_head()
+        await peer.send(*((OK,) if b'/b ' in head else (CHUNKED, b'rubbish\r\n')))
+
+    async with Server(script) as server, pool() as request:
+        assert (await get(redirectable(request), server.url))[2] == b'ok'
+
+
+@on_loops
+async def test_a_redirect_that_trickles_is_not_read_for_long():
+    async def script(peer):
+        head = await peer.read_head()
+        if b'/b ' in head:
+            await peer.send(OK)
+            return
+        await peer.send(CHUNKED)
+        for sent in range(1000):
+            if peer.reader.at_eof():
+                ended.set_result(sent)
+                return
+            await peer.send(chunks(1))
+
+    ended = asyncio.get_running_loop().create_future()
+    async with Server(script) as server, pool() as request:
+        assert (await get(redirectable(request), server.url))[2] == b'ok'
+        assert await ended <= lowhaio_redirect.MAX_DRAINED / 1024 + 2
+
+
+@on_loops
+async def test_cancelled_while_it_drains_it_closes_the_connection():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(CHUNKED)
+        reading.set()
+        await peer.closed()
+        closed.set()
+
+    reading, closed = asyncio.Event(), asyncio.Event()
+    async with Server(script) as server, pool() as request:
+        task = asyncio.create_task(redirectable(request)(b'GET', server.url))
+        await reading.wait()
+        await turns(5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await closed.wait()
+
+
+@on_loops
+async def test_a_dropped_body_closes_its_connection():
+    async def script(peer):
+        head = await peer.read_head()
+        if b'/b ' not in head:
+            await peer.send(redirect(b'/b'))
+            head = await peer.read_head()
+        await peer.send(OK[:-1])
+        await peer.closed()
+        closed.set()
+
+    closed = asyncio.Event()
+    async with Server(script) as server, pool() as request:
+        response = await redirectable(request)(b'GET', server.url)
+        del response
+        gc.collect()
+        await closed.wait()
+
+
+# ------------------------------------------------------------------------------ its own options
+
+
+@on_loops
+async def test_redirects_as_the_caller_has_them():
+    def put(method, body, body_args, body_kwargs, headers):
+        return b'PUT', streamed(b'new'), (), {}, ((b'content-length', b'3'),)
+
+    redirects = ((b'418', lambda method: put if method == b'BREW' else unchanged),)
+    async with redirected(redirect(b'/b', 418), redirect(b'/c', 418), redirect(b'/d'),
+                          redirects=redirects) as (request, script):
+        code, _, _ = await request(b'BREW', 'http://a.example/')
+    assert code == b'302'
+    assert script.lines == ['BREW /', 'PUT /b', 'PUT /c']
+    assert script.bodies == [b'', b'new', b'new']
+
+
+@on_loops
+async def test_other_keywords_are_passed_on():
+    calls = []
+
+    async def request(method, url, **kwargs):
+        calls.append(kwargs)
+        return b'302' if len(calls) == 1 else b'200', ((b'location', b'/b'),), body
+
+    class Body:
+        def __aiter__(self):
+            return empty_async_iterator()
+
+        async def aclose(self):
+            pass
+
+    body = Body()
+    assert (await redirectable(request)(b'GET', 'http://a.example/', x=1))[2] is body
+    assert [kwargs['x'] for kwargs in calls] == [1, 1]
+
+
+@pytest.mark.parametrize('args, kwargs', [
+    ((None,), {}),
+    ((get, ((b'301',),)), {}),
+    ((get, ((301, lambda method: unchanged),)), {}),
+    ((get, ((b'3xx', lambda method: unchanged),)), {}),
+    ((get, ((b'301', unchanged), (b'302', None))), {}),
+    ((get,), {'max_redirects': -1}),
+    ((get,), {'max_redirects': None}),
+    ((get,), {'transform_headers': None}),
+    ((get,), {'schemes': None}),
+    ((get,), {'schemes': ('https', 'http')}),
+])
+def test_a_bad_argument_fails_at_once(args, kwargs):
+    with pytest.raises((TypeError, ValueError)):
+        redirectable(*args, **kwargs)
+
+
+@pytest.mark.parametrize('kind, bases', [
+    (HttpRedirectError, (HttpDataError,)), (HttpTooManyRedirects, (HttpRedirectError,))])
+def test_the_errors_are_errors_of_lowhaio(kind, bases):
+    assert kind.__bases__ == bases
+    assert issubclass(kind, HttpError)
+
+
+# -------------------------------------------------------------------------------- the README
+
+BLOCKS = python_blocks(pathlib.Path(__file__).with_name('README.md'))
+
+
+@pytest.mark.parametrize('block', BLOCKS, ids=['redirectable', 'redirects'])
+def test_a_block_of_the_readme_runs_as_it_stands(block, capsys):
+    script = Answering(redirect(b'/new'), response(200, b'Hello'))
+    with internet(script):
+        run_block(block)
+    assert capsys.readouterr().out == "b'200' b'Hello'\n"
+    assert script.lines == ['GET /old', 'GET /new']
