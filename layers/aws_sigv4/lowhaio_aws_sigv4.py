@@ -1,0 +1,245 @@
+"""AWS Signature Version 4 for lowhaio: requests are signed, together with their bodies.
+
+::
+
+    async def credentials():
+        return 'my-access-key-id', 'my-secret-access-key', ()
+
+    request, close = Pool()
+    signed_request = signed(request, credentials, 's3', 'eu-west-2')
+    code, headers, body = await signed_request(b'GET', 'https://my-bucket.s3.amazonaws.com/key')
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from hashlib import sha256
+from tempfile import SpooledTemporaryFile
+from typing import IO, Any, TypeVar
+from urllib.parse import quote, unquote_to_bytes, urlencode
+
+from lowhaio import HttpConnectionError, empty_async_iterator
+
+# Bytes of a body that are held in memory. More of it is held in a temporary file.
+MAX_IN_MEMORY = 1024 * 1024
+READ_SIZE = 64 * 1024
+
+# Their paths are encoded once, and not normalised: a key may be `a//../b`.
+S3 = frozenset(('s3', 's3-object-lambda', 's3-outposts'))
+
+# Left out of the signature: what may change, or be removed, on its way to the server.
+NOT_SIGNED = frozenset((
+    b'baggage', b'connection', b'expect', b'keep-alive', b'proxy-authenticate',
+    b'proxy-authorization', b'te', b'traceparent', b'tracestate', b'trailer',
+    b'transfer-encoding', b'upgrade', b'user-agent', b'x-amzn-trace-id'))
+ADDED = frozenset((b'authorization', b'x-amz-date', b'x-amz-content-sha256'))
+
+NAME = re.compile(r'[A-Za-z0-9._-]+')
+URL = re.compile(r'(https?)://(\[[^\[\]/?#@]*\]|[^:\[\]/?#@]+)(:[0-9]{0,5})?(?![^/?#])'
+                 r'([^?#]*)\??([^#]*)', re.IGNORECASE)
+CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
+
+Fields = tuple[tuple[bytes, bytes], ...]
+Headers = Iterable[tuple[bytes, bytes]]
+Params = Mapping[Any, Any] | Sequence[tuple[Any, Any]]
+Credentials = Callable[[], Awaitable[tuple[str, str, Headers]]]
+Response = TypeVar('Response')
+
+
+def signed(request: Callable[..., Awaitable[Response]], credentials: Credentials,
+           service: str, region: str, *, body_hash: str | None = None,
+           ) -> Callable[..., Awaitable[Response]]:
+    """A `request` that signs what it sends.
+
+    - `credentials`: a coroutine function, called for each request. It returns
+      `(access_key_id, secret_access_key, ((name, value), …))`: two strings, and pairs of bytes
+      that are added to the headers, such as `x-amz-security-token`.
+    - `service`, `region`: as in `'s3', 'eu-west-2'`.
+    - `body_hash`: sent and signed in place of the body's SHA-256, such as `'UNSIGNED-PAYLOAD'`.
+      Without it the body is read, and held, before anything is sent.
+
+    Raises an `HttpConnectionError` if the request can not be signed: its cause tells why.
+    """
+    for name, function in (('request', request), ('credentials', credentials)):
+        if not callable(function):
+            raise TypeError(f'{name} must be a coroutine function, got {type(function).__name__}')
+    for name, value in (('service', service), ('region', region), ('body_hash', body_hash or '-')):
+        if not isinstance(value, str) or not NAME.fullmatch(value):
+            raise ValueError(f'{name} must be a str of letters, digits, "-", "_" and ".", got '
+                             f'{value!r}')
+
+    async def signed_request(
+            method: bytes, url: str, params: Params = (), headers: Headers = (),
+            body: Callable[..., AsyncIterator[bytes]] = empty_async_iterator,
+            body_args: Iterable[Any] = (),
+            body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+            **kwargs: Any) -> Response:
+        with SpooledTemporaryFile(MAX_IN_MEMORY) as spool:
+            try:
+                origin, host, path, query = split_url(url, params, service)
+                access_key_id, secret_access_key, more = await credentials()
+                more = tuple(more)
+                fields = without(headers, ADDED | names_of(more)) + more
+                this_hash = body_hash or sha256().hexdigest()
+                if body_hash is None and body is not empty_async_iterator:
+                    check_framing(fields)
+                    this_hash = await fill(spool, body(*body_args, **dict(body_kwargs)))
+                    if b'content-length' not in names_of(fields):
+                        fields += ((b'content-length', b'%d' % spool.tell()),)
+                    body, body_args, body_kwargs = partial(chunks_of, spool), (), ()
+                # Given, so that the host that is signed is the one that is sent.
+                if b'host' not in names_of(fields):
+                    fields = ((b'host', host), *fields)
+                fields += sign(access_key_id, secret_access_key, fields, service, region,
+                               method.decode('ascii'), canonical_path(path, service), query,
+                               this_hash)
+            except Exception as cause:
+                raise HttpConnectionError(
+                    f'signing a request for {service} in {region} failed: '
+                    f'{type(cause).__name__}: {cause}') from cause
+            return await request(
+                method, f'{origin}{path}?{query}' if query else origin + path, headers=fields,
+                body=body, body_args=body_args, body_kwargs=body_kwargs, **kwargs)
+
+    return signed_request
+
+
+def aws_sigv4_headers(
+        access_key_id: str, secret_access_key: str, pre_auth_headers: Headers, service: str,
+        region: str, host: str, method: str, path: str, params: Params,
+        body_hash: str) -> Fields:
+    """The headers that sign a request of this moment, followed by `pre_auth_headers`.
+
+    The path is as it is sent, except for S3, where it is decoded: it is encoded here. The
+    params are as for `urllib.parse.urlencode(params, doseq=True)`, but a space is sent as `%20`.
+    """
+    fields = without(pre_auth_headers, ADDED)
+    with_host = fields if b'host' in names_of(fields) else ((b'host', host.encode()), *fields)
+    return sign(access_key_id, secret_access_key, with_host, service, region, method,
+                canonical_path(quote(path) if service in S3 else path, service),
+                urlencode(params, doseq=True, quote_via=quote), body_hash) + fields
+
+
+def names_of(fields: Headers) -> frozenset[bytes]:
+    return frozenset(name.lower() for name, _ in fields)
+
+
+def without(fields: Headers, names: Container[bytes]) -> Fields:
+    return tuple((name, value) for name, value in fields if name.lower() not in names)
+
+
+# ----------------------------------------------------------------------------- what is sent
+#
+# Servers decode what they receive and encode it again, each in its own way, to see what was
+# signed. So path and query are sent in the one form that all of them come back to: all but
+# letters, digits and "-._~" is percent-encoded.
+
+def split_url(url: str, params: Params, service: str) -> tuple[str, bytes, str, str]:
+    """The origin, the `host` field, the path and the query."""
+    match = None if CONTROL.search(url) else URL.match(url)
+    if match is None:
+        raise ValueError('url must start with http:// or https:// and a host, without userinfo, '
+                         'and have no control characters')
+    scheme, host, port, path, query = match.groups()
+    # To S3 an encoded slash is a slash of the key. To others it is none.
+    path = recoded(path, '/') if service in S3 else '/'.join(map(recoded, path.split('/')))
+    # In a query, a plus sign is a space to all but a few.
+    pairs = (pair.replace('+', ' ').split('=', 1) for pair in query.split('&') if pair)
+    query = '&'.join('='.join(map(recoded, pair)) for pair in pairs)
+    more = urlencode(params, doseq=True, quote_via=quote)
+    return (f'{scheme}://{host}{port or ""}', host_field(scheme.lower(), host, port), path or '/',
+            f'{query}&{more}' if query and more else query or more)
+
+
+def recoded(text: str, safe: str = '') -> str:
+    return quote(unquote_to_bytes(text), safe)
+
+
+def host_field(scheme: str, host: str, port: str | None) -> bytes:
+    """As it is canonical: in lower case and ASCII, without the default port."""
+    name = re.sub(r'%[^\]]*|\.$', '', host).encode('ascii' if host.isascii() else 'idna').lower()
+    digits = (port or '').strip(':')
+    is_default = not digits or int(digits) == (443 if scheme == 'https' else 80)
+    return name if is_default else b'%b:%d' % (name, int(digits))
+
+
+def check_framing(fields: Fields) -> None:
+    if b'transfer-encoding' in names_of(fields):
+        raise ValueError('headers must not have transfer-encoding when the body is signed: its '
+                         'length is known, and sent')
+
+
+async def fill(spool: IO[bytes], body: AsyncIterator[bytes]) -> str:
+    """Hold all of the body, and return its SHA-256."""
+    digest = sha256()
+    chunks = aiter(body)
+    try:
+        async for chunk in chunks:
+            digest.update(chunk)
+            spool.write(chunk)
+            # For other tasks: the chunks of a body may all be there at once.
+            await asyncio.sleep(0)
+    finally:
+        if hasattr(chunks, 'aclose'):
+            await chunks.aclose()
+    return digest.hexdigest()
+
+
+async def chunks_of(spool: IO[bytes]) -> AsyncIterator[bytes]:
+    spool.seek(0)
+    while chunk := spool.read(READ_SIZE):
+        yield chunk
+
+
+# --------------------------------------------------------------------------- what is signed
+#
+# https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
+
+def sign(access_key_id: str, secret_access_key: str, fields: Fields, service: str, region: str,
+         method: str, path: str, query: str, body_hash: str) -> Fields:
+    """The fields to be added to these, which have a host."""
+    date = datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')
+    added = (b'x-amz-date', date.encode()), (b'x-amz-content-sha256', body_hash.encode())
+    return (b'authorization', authorization(
+        access_key_id, secret_access_key, fields + added, service, region, method, path, query,
+        body_hash, date)), *added
+
+
+def authorization(
+        access_key_id: str, secret_access_key: str, fields: Fields, service: str, region: str,
+        method: str, path: str, query: str, body_hash: str, date: str) -> bytes:
+    signed_names = sorted(names_of(fields) - NOT_SIGNED)
+    lines = [name + b':' + b','.join(b' '.join(value.split()) for other, value in fields
+                                     if other.lower() == name) for name in signed_names]
+    pairs = sorted(pair.partition('=')[::2] for pair in query.split('&') if pair)
+    canonical_request = b'\n'.join((
+        method.encode(), path.encode(), '&'.join(map('='.join, pairs)).encode(), *lines, b'',
+        b';'.join(signed_names), body_hash.encode()))
+    scope = '/'.join((date[:8], region, service, 'aws4_request'))
+    to_sign = '\n'.join((
+        'AWS4-HMAC-SHA256', date, scope, sha256(canonical_request).hexdigest()))
+    key = b'AWS4' + secret_access_key.encode()
+    for part in (*scope.split('/'), to_sign):
+        key = hmac.digest(key, part.encode(), 'sha256')
+    credential = '/'.join((access_key_id, scope))
+    return b'AWS4-HMAC-SHA256 Credential=%b, SignedHeaders=%b, Signature=%b' % (
+        credential.encode(), b';'.join(signed_names), key.hex().encode())
+
+
+def canonical_path(path: str, service: str) -> str:
+    """But for S3, without dot segments (RFC 3986 5.2.4) and empty ones, and encoded again."""
+    if service in S3:
+        return path or '/'
+    segments: list[str] = []
+    for segment in path.split('/'):
+        if segment == '..':
+            del segments[-1:]
+        elif segment not in ('', '.'):
+            segments.append(segment)
+    return quote('/' + '/'.join(segments) + ('/' if segments and path.endswith('/') else ''))

@@ -1,0 +1,546 @@
+"""Tests of lowhaio_aws_sigv4, against botocore's signer, and servers that verify."""
+
+import asyncio
+import hashlib
+import inspect
+import json
+import pathlib
+import re
+import subprocess
+import sys
+import tracemalloc
+import urllib.parse
+from datetime import UTC, datetime, timedelta
+
+import botocore.auth
+import botocore.awsrequest
+import botocore.credentials
+import pytest
+from harness import (
+    OK,
+    Answering,
+    Server,
+    internet,
+    on_loops,
+    pool,
+    python_blocks,
+    response,
+    run_block,
+    turns,
+    value,
+    values_of,
+)
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lowhaio import HttpConnectionError, Pool, buffered, empty_async_iterator, streamed
+from lowhaio_aws_sigv4 import authorization, aws_sigv4_headers, canonical_path, signed, split_url
+
+HERE = pathlib.Path(__file__).parent
+EMPTY_HASH = hashlib.sha256().hexdigest()
+
+
+async def credentials():
+    return 'AKID', 'secret', ()
+
+
+# ------------------------------------------------------------------- what AWS has published
+
+VECTORS = json.loads((HERE / 'aws4_testsuite' / 'vectors.json').read_text(encoding='utf-8'))
+
+
+@pytest.mark.parametrize('name', VECTORS)
+def test_the_published_vectors(name):
+    vector = VECTORS[name]
+    head, _, body = vector['request'].partition('\n\n')
+    line, *lines = re.sub(r'\n[ \t]+', ' ', head).split('\n')
+    method, target = re.fullmatch('([A-Z]+) (.*) HTTP/1.1', line).groups()
+    fields = [tuple(line.encode().split(b':', 1)) for line in lines if line]
+    if 'token' in vector:
+        fields.append((b'X-Amz-Security-Token', vector['token'].encode()))
+    *_, query = split_url('http://example.amazonaws.com' + target, (), 'service')
+    assert authorization(
+        'AKIDEXAMPLE', 'wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY', tuple(fields), 'service',
+        'us-east-1', method, canonical_path(target.partition('?')[0], 'service'), query,
+        hashlib.sha256(body.encode()).hexdigest(), '20150830T123600Z',
+    ).decode() == vector['authorization']
+
+
+# ---------------------------------------------------------------------- botocore as the oracle
+
+
+def check_signature(head: bytes, body: bytes, service: str, secret: str = 'secret') -> None:
+    """What botocore signs, given the very bytes that were sent."""
+    line, *lines = head.decode().removesuffix('\r\n\r\n').split('\r\n')
+    method, target, _ = line.split(' ')
+    fields = [tuple(line.split(': ', 1)) for line in lines]
+    request = botocore.awsrequest.AWSRequest(
+        method, 'http://' + dict(fields)['host'] + target, data=body)
+    for name, field in fields:
+        if name != 'authorization':
+            request.headers[name] = field
+    auth = (botocore.auth.S3SigV4Auth if service == 's3' else botocore.auth.SigV4Auth)(
+        botocore.credentials.Credentials('AKID', secret), service, 'eu-west-2')
+    sent_hash = value(head, b'x-amz-content-sha256').decode()
+    assert sent_hash in ('UNSIGNED-PAYLOAD', hashlib.sha256(body).hexdigest())
+    auth.payload = lambda _: sent_hash
+    date = request.context['timestamp'] = request.headers['x-amz-date']
+    age = datetime.now(UTC) - datetime.strptime(date + '+0000', '%Y%m%dT%H%M%SZ%z')
+    assert timedelta() <= age < timedelta(minutes=5)
+    canonical = auth.canonical_request(request)
+    signature = auth.signature(auth.string_to_sign(request, canonical), request)
+    auth._inject_signature_to_request(request, signature)
+    assert value(head, b'authorization').decode() == request.headers['authorization']
+
+
+TEXT = st.text(st.one_of(
+    st.sampled_from("aZ0-_.~ !$&'()*+,;=:@/?%<>\"\\^`{|}[]éሴ😀"),
+    st.characters(exclude_categories=('Cc', 'Cs'))), max_size=12)
+PATHS = st.lists(st.one_of(TEXT, st.sampled_from(
+    ['', '.', '..', '%2F', '%2f', '%20', '%', '%zz', '%FF', '%e2%82%AC', 'a%2Fb'])), max_size=5)
+VALUES = st.text(st.sampled_from('a0 ",;=\té'), max_size=12)
+NAMES = st.sampled_from(['x-a', 'X-A', 'X-Amz-Meta-B', 'b', 'Date', 'User-Agent', 'Connection'])
+
+
+def without_fragment(text: str) -> str:
+    return text.replace('#', '')
+
+
+@pytest.fixture(scope='module')
+def runner():
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        yield runner
+
+
+@pytest.mark.parametrize('service', ['s3', 'execute-api'])
+def test_random_requests_are_signed_as_botocore_does(runner, service):
+    script = Answering(OK)
+    server = runner.run(Server(script).__aenter__())
+    request, close = Pool()
+    signed_request = signed(request, credentials, service, 'eu-west-2')
+
+    async def send(*args, **kwargs):
+        code, _, body = await signed_request(*args, **kwargs)
+        assert (code, await buffered(body)) == (b'200', b'ok')
+        return script.heads.pop(), script.bodies.pop()
+
+    @given(
+        method=st.sampled_from([b'GET', b'PUT', b'POST', b'DELETE', b'PATCH']),
+        path=PATHS, query=st.one_of(st.none(), TEXT),
+        params=st.lists(st.tuples(TEXT, st.one_of(TEXT, st.lists(TEXT), st.integers()))),
+        headers=st.lists(st.tuples(NAMES, VALUES), max_size=6), content=st.binary())
+    @settings(max_examples=1000, deadline=None, database=None,
+              suppress_health_check=list(HealthCheck))
+    def check(method, path, query, params, headers, content):
+        path = without_fragment('/' + '/'.join(path)).replace('?', '')
+        query = None if query is None else without_fragment(query)
+        headers = [(name.encode(), field.encode()) for name, field in headers
+                   if name != 'Connection' or field == 'a']
+        head, body = runner.run(send(
+            method, server.origin + path + ('' if query is None else '?' + query) + '#fragment',
+            params=params, headers=headers, body=streamed(content)))
+        assert body == content
+        check_signature(head, body, service)
+
+        sent_path, _, sent_query = head.split(b' ')[1].decode().partition('?')
+        assert urllib.parse.unquote_to_bytes(sent_path) == urllib.parse.unquote_to_bytes(path)
+        if service != 's3':
+            assert sent_path.count('/') == path.count('/')
+        assert urllib.parse.parse_qsl(sent_query, keep_blank_values=True) == [
+            *urllib.parse.parse_qsl(query or '', keep_blank_values=True),
+            *urllib.parse.parse_qsl(
+                urllib.parse.urlencode(params, doseq=True), keep_blank_values=True)]
+
+    try:
+        check()
+    finally:
+        runner.run(close())
+        runner.run(server.__aexit__(None, None, None))
+
+
+@pytest.mark.parametrize('service, target, params, sent', [
+    pytest.param('s3', '', (), '/', id='empty-path'),
+    pytest.param('s3', '/a b/%7e/%2F/+', (), '/a%20b/~///%2B', id='s3-path'),
+    pytest.param('es', '/a b/%7e/%2F/+', (), '/a%20b/~/%2F/%2B', id='path'),
+    pytest.param('s3', '/a//../b/.', (), '/a//../b/.', id='s3-dots'),
+    pytest.param('es', '/a//../b/.', (), '/a//../b/.', id='dots-are-kept'),
+    pytest.param('s3', '?b=1+2&a&&c=%2b/#x', (), '/?b=1%202&a&c=%2B%2F', id='query'),
+    pytest.param('s3', '?a', {'b': ['x y', '+']}, '/?a&b=x%20y&b=%2B', id='query-and-params'),
+    pytest.param('s3', '?', {'b': ''}, '/?b=', id='params'),
+    pytest.param('s3', '?a=b=c', (), '/?a=b%3Dc', id='equals-in-a-value'),
+])
+@on_loops
+async def test_the_target_is_sent_in_one_form(service, target, params, sent):
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await signed(request, credentials, service, 'eu-west-2')(
+            b'GET', server.origin + target, params=params)
+    assert script.lines == ['GET ' + sent]
+    check_signature(script.heads[0], b'', service)
+
+
+@pytest.mark.parametrize('url, host', [
+    ('http://Example.COM', b'example.com'),
+    ('HTTP://example.com.:80/', b'example.com'),
+    ('http://example.com:/', b'example.com'),
+    ('http://example.com:443/', b'example.com:443'),
+    ('https://example.com:0443/', b'example.com'),
+    ('https://example.com:80?a', b'example.com:80'),
+    ('http://bücher.example/', b'xn--bcher-kva.example'),
+    ('http://[FE80::1%25eth0]:81/', b'[fe80::1]:81'),
+])
+def test_the_host_is_canonical(url, host):
+    assert split_url(url, (), 's3')[1] == host
+
+
+@on_loops
+async def test_the_host_of_the_headers_is_signed_if_there_is_one():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await signed(request, credentials, 's3', 'eu-west-2')(
+            b'GET', server.url, headers=((b'a', b'b'), (b'Host', b'other:1')))
+        await signed(request, credentials, 's3', 'eu-west-2')(b'GET', server.url)
+    assert value(script.heads[0], b'host') == b'other:1'
+    assert value(script.heads[1], b'host') == b'127.0.0.1:%d' % server.port
+    check_signature(script.heads[0].replace(b'Host', b'host'), b'', 's3')
+    check_signature(script.heads[1], b'', 's3')
+
+
+# ------------------------------------------------------------------------------------- bodies
+
+
+@on_loops
+async def test_a_body_is_sent_with_its_length_and_hash():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        send = signed(request, credentials, 's3', 'eu-west-2')
+        await send(b'PUT', server.url, body=streamed(b'abc'))
+        await send(b'PUT', server.url, body=streamed(b'abc'),
+                   headers=((b'Content-Length', b'3'),))
+        await send(b'PUT', server.url, body=streamed(b''))
+        await send(b'PUT', server.url)
+        await send(b'PUT', server.url, body=empty_async_iterator, body_args=(), body_kwargs={})
+    assert script.bodies == [b'abc', b'abc', b'', b'', b'']
+    assert [value(head, b'content-length') for head in script.heads] == [
+        b'3', b'3', b'0', None, None]
+    for head, body in zip(script.heads, script.bodies, strict=True):
+        check_signature(head, body, 's3')
+
+
+@on_loops
+async def test_a_large_body_is_not_held_in_memory():
+    async def body(chunks, size):
+        for _ in range(chunks):
+            yield bytes(size)
+
+    async def script(peer):
+        head = await peer.read_head()
+        left = int(value(head, b'content-length'))
+        while left:
+            left -= len(await peer.reader.read(65536))
+        await peer.send(OK)
+
+    async with Server(script) as server, pool() as request:
+        send = signed(request, credentials, 's3', 'eu-west-2')
+        tracemalloc.start()
+        try:
+            await send(b'PUT', server.url, body=body, body_args=(256,),
+                       body_kwargs={'size': 2 ** 16})
+            assert tracemalloc.get_traced_memory()[1] < 2 ** 23
+        finally:
+            tracemalloc.stop()
+
+
+@on_loops
+async def test_a_body_can_be_sent_again_by_what_is_below():
+    calls = 0
+
+    async def body():
+        nonlocal calls
+        calls += 1
+        yield b'a' * 100000
+        yield b'b'
+
+    async def twice(method, url, **kwargs):
+        await request(method, url, **kwargs)
+        return await request(method, url, **kwargs)
+
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await signed(twice, credentials, 's3', 'eu-west-2')(b'PUT', server.url, body=body)
+    assert script.bodies == [b'a' * 100000 + b'b'] * 2
+    assert calls == 1
+
+
+@on_loops
+async def test_a_body_is_closed_when_the_request_is_cancelled():
+    closed = []
+
+    async def body():
+        try:
+            yield b'a'
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(0)
+            closed.append(True)
+
+    async with pool() as request:
+        task = asyncio.create_task(signed(request, credentials, 's3', 'eu-west-2')(
+            b'PUT', 'http://127.0.0.1:1/', body=body))
+        await turns(5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert closed == [True]
+
+
+@on_loops
+async def test_a_body_may_be_any_async_iterator():
+    class Body:
+        left = 2
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            if not self.left:
+                raise StopAsyncIteration
+            self.left -= 1
+            return bytearray(b'a')
+
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await signed(request, credentials, 's3', 'eu-west-2')(b'PUT', server.url, body=Body)
+    assert script.bodies == [b'aa']
+
+
+@on_loops
+async def test_the_hash_of_a_body_can_be_given():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await signed(request, credentials, 's3', 'eu-west-2', body_hash='UNSIGNED-PAYLOAD')(
+            b'PUT', server.url, headers=((b'content-length', b'3'),), body=streamed(b'abc'))
+    check_signature(script.heads[0], b'abc', 's3')
+    assert value(script.heads[0], b'x-amz-content-sha256') == b'UNSIGNED-PAYLOAD'
+
+
+# -------------------------------------------------------------------- credentials and headers
+
+
+@on_loops
+async def test_credentials_are_asked_for_each_request_and_add_headers():
+    async def credentials():
+        tokens.append(b'token-%d' % len(tokens))
+        return 'AKID', 'secret', [(b'X-Amz-Security-Token', tokens[-1])]
+
+    tokens = []
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        send = signed(request, credentials, 's3', 'eu-west-2')
+        for _ in range(2):
+            await send(b'GET', server.url, headers=iter((
+                (b'x-amz-security-token', b'mine'), (b'Authorization', b'mine'),
+                (b'X-Amz-Date', b'mine'), (b'X-AMZ-Content-SHA256', b'mine'), (b'a', b'1'),
+                (b'User-Agent', b'x'), (b'A', b' 2  3 '))))
+    assert tokens == [b'token-0', b'token-1']
+    for head, token in zip(script.heads, tokens, strict=True):
+        assert value(head, b'x-amz-security-token') == token
+        assert values_of(head, b'a') == [b'1', b'2  3 ']
+        assert (b'SignedHeaders=a;host;x-amz-content-sha256;x-amz-date;x-amz-security-token,'
+                in value(head, b'authorization'))
+        check_signature(head, b'', 's3')
+
+
+def test_the_headers_alone():
+    assert list(inspect.signature(aws_sigv4_headers).parameters) == [
+        'access_key_id', 'secret_access_key', 'pre_auth_headers', 'service', 'region', 'host',
+        'method', 'path', 'params', 'body_hash']
+    for service, path, target in (('s3', '/a b', '/a%20b'), ('es', '/a%20b', '/a%20b')):
+        for extra in ((), ((b'Host', b'example.com'),)):
+            fields = aws_sigv4_headers(
+                'AKID', 'secret', ((b'x-a', b'1'), *extra), service, 'eu-west-2', 'example.com',
+                'GET', path, (('b', ' '), ('a', ('1', '0'))), EMPTY_HASH)
+            assert [name for name, _ in fields] == [
+                b'authorization', b'x-amz-date', b'x-amz-content-sha256', b'x-a',
+                *(name for name, _ in extra)]
+            lines = b''.join(b'%b: %b\r\n' % field for field in fields if field[0] != b'Host')
+            check_signature(
+                b'GET %b?b=%%20&a=1&a=0 HTTP/1.1\r\nhost: example.com\r\n%b\r\n' % (
+                    target.encode(), lines), b'', service)
+
+
+# ------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize('url, kwargs, reason', [
+    ('http://user:password@h/', {}, 'ValueError: url must start with http:// or https:// and'),
+    ('ftp://h/', {}, 'ValueError: url must start with'),
+    ('http:///', {}, 'ValueError: url must start with'),
+    ('http://h/\n', {}, 'ValueError: url must start with'),
+    ('http://h:1x/', {}, 'ValueError: url must start with'),
+    ('http://h/\ud800', {}, 'UnicodeEncodeError'),
+    (b'http://h/', {}, 'TypeError'),
+    ('http://h/', {'params': 1}, 'TypeError'),
+    ('http://h/', {'headers': (('a', 'b'),)}, 'TypeError'),
+    ('http://h/', {'body': lambda: 1}, 'TypeError'),
+    ('http://h/', {'headers': ((b'Transfer-Encoding', b'chunked'),), 'body': streamed(b'')},
+     'ValueError: headers must not have transfer-encoding when the body is signed'),
+])
+@on_loops
+async def test_what_can_not_be_signed_is_refused(url, kwargs, reason):
+    async with pool() as request:
+        with pytest.raises(HttpConnectionError) as info:
+            await signed(request, credentials, 's3', 'eu-west-2')(b'GET', url, **kwargs)
+    assert str(info.value).startswith(
+        f'signing a request for s3 in eu-west-2 failed: {reason}')
+    assert type(info.value.__cause__).__name__ == reason.partition(':')[0]
+    assert 'password' not in str(info.value)
+
+
+@pytest.mark.parametrize('returned', [
+    ('AKID', 'secret'), (b'AKID', 'secret', ()), ('AKID', b'secret', ()), KeyError('id')])
+@on_loops
+async def test_credentials_that_are_none_fail_before_anything_is_sent(returned):
+    async def credentials():
+        if isinstance(returned, Exception):
+            raise returned
+        return returned
+
+    async with pool() as request:
+        with pytest.raises(HttpConnectionError, match='signing a request for s3'):
+            await signed(request, credentials, 's3', 'eu-west-2')(b'GET', 'http://127.0.0.1:1/')
+
+
+@on_loops
+async def test_an_exception_in_the_body_fails_before_anything_is_sent():
+    async def body():
+        yield b'a'
+        raise error
+
+    error = KeyError('mine')
+    async with pool() as request:
+        with pytest.raises(HttpConnectionError) as info:
+            await signed(request, credentials, 's3', 'eu-west-2')(
+                b'PUT', 'http://127.0.0.1:1/', body=body)
+    assert info.value.__cause__ is error
+
+
+@pytest.mark.parametrize('args, kwargs, message', [
+    ((1, credentials, 's3', 'x'), {}, 'request must be a coroutine function, got int'),
+    ((print, None, 's3', 'x'), {}, 'credentials must be a coroutine function, got NoneType'),
+    ((print, credentials, b's3', 'x'), {}, "service must be a str of .*, got b's3'"),
+    ((print, credentials, 's3', ''), {}, "region must be a str of .*, got ''"),
+    ((print, credentials, 's3', 'x/'), {}, "region must be a str of .*, got 'x/'"),
+    ((print, credentials, 's3', 'x'), {'body_hash': b'x'}, "body_hash must be a str .*"),
+])
+def test_bad_arguments_fail_at_once(args, kwargs, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        signed(*args, **kwargs)
+
+
+@on_loops
+async def test_other_keywords_are_passed_on():
+    async def request(method, url, **kwargs):
+        return kwargs
+
+    kwargs = await signed(request, credentials, 's3', 'x')(b'GET', 'http://h/', other=1)
+    assert kwargs['other'] == 1
+
+
+# ------------------------------------------------------------------------------------ servers
+
+
+@pytest.fixture(scope='module')
+def rclone(tmp_path_factory):
+    """The URL of a server that verifies signatures."""
+    root = tmp_path_factory.mktemp('rclone')
+    (root / 'bucket').mkdir()
+    rclone = pathlib.Path(sys.executable).with_name('rclone')
+    with subprocess.Popen(
+            [rclone, 'serve', 's3', '--addr', '127.0.0.1:0', '--auth-key', 'AKID,secret', root],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for line in process.stderr:
+                if match := re.search(r'Starting s3 server on \[(http://.*)/\]', line):
+                    break
+            yield match[1]
+        finally:
+            process.kill()
+            process.stderr.read()
+
+
+@pytest.fixture(scope='module')
+def moto():
+    with subprocess.Popen(
+            [sys.executable, '-c', 'from moto.server import main; main(["-p", "0"])'],
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            for line in process.stdout:
+                if match := re.search(r'Running on (http://\S+)', line):
+                    break
+            yield match[1]
+        finally:
+            process.kill()
+            process.stdout.read()
+
+
+KEYS = ['key', 'a b', 'a+b', 'é/ሴ', "~!$&'()*,;=:@", 'a%2Fb%20', '100% "<>^`{|}\\']
+
+
+async def wrong_credentials():
+    return 'AKID', 'wrong', ()
+
+
+async def puts_gets_and_lists(request, root, extra):
+    for key in KEYS:
+        content = key.encode() * 3
+        url = f'{root}/bucket/{urllib.parse.quote(key)}'
+        code, _, body = await request(
+            b'PUT', url, headers=((b'content-length', b'%d' % len(content)),),
+            body=streamed(content))
+        assert (code, await buffered(body)) == (b'200', b'')
+        code, _, body = await request(b'GET', url, params=extra)
+        assert (code, await buffered(body)) == (b'200', content)
+        code, _, body = await request(
+            b'GET', f'{root}/bucket', params=[('list-type', '2'), ('prefix', key)])
+        listing = await buffered(body)
+        assert code == b'200'
+        assert listing.count(b'<Contents>') == 1
+
+
+@pytest.mark.parametrize('body_hash', [None, 'UNSIGNED-PAYLOAD'])
+@on_loops
+async def test_a_server_that_verifies_signatures_accepts_them(rclone, body_hash):
+    async with pool() as request:
+        # It does not sort a name's values, though it has to: these are sorted.
+        await puts_gets_and_lists(
+            signed(request, credentials, 's3', 'us-east-1', body_hash=body_hash), rclone,
+            {'b': ['', '+'], 'a': 'x y'})
+
+
+@on_loops
+async def test_a_server_that_verifies_signatures_does_so(rclone):
+    async with pool() as request:
+        code, _, body = await signed(request, wrong_credentials, 's3', 'us-east-1')(
+            b'GET', f'{rclone}/bucket')
+        assert code == b'403'
+        assert b'SignatureDoesNotMatch' in await buffered(body)
+
+
+@on_loops
+async def test_moto(moto):
+    async with pool() as request:
+        signed_request = signed(request, credentials, 's3', 'us-east-1')
+        code, _, body = await signed_request(b'PUT', f'{moto}/bucket')
+        assert code == b'200', await buffered(body)
+        await puts_gets_and_lists(signed_request, moto, {'a': 'x y'})
+
+
+def test_the_example_of_the_readme(capsys):
+    script = Answering(response(200), response(200, b'The content'))
+    with internet(script, '*.s3.eu-west-2.amazonaws.com'):
+        for block in python_blocks(HERE / 'README.md'):
+            run_block(block)
+    assert capsys.readouterr().out == "200 b''\n200 b'The content'\n"
+    assert script.lines == ['PUT /my%20key', 'GET /my%20key']
+    assert script.bodies == [b'The content', b'']

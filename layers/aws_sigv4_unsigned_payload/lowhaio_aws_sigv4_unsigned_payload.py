@@ -1,0 +1,31 @@
+"""AWS Signature Version 4 for lowhaio: requests are signed, but their bodies are not.
+
+::
+
+    async def credentials():
+        return 'my-access-key-id', 'my-secret-access-key', ()
+
+    request, close = Pool()
+    signed_request = signed(request, credentials, 's3', 'eu-west-2')
+    code, headers, body = await signed_request(
+        b'PUT', 'https://my-bucket.s3.amazonaws.com/key',
+        headers=((b'content-length', b'3'),), body=streamed(b'abc'))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from lowhaio_aws_sigv4 import Credentials, Response, aws_sigv4_headers
+from lowhaio_aws_sigv4 import signed as signed_with
+
+__all__ = ['aws_sigv4_headers', 'signed']
+
+
+def signed(request: Callable[..., Awaitable[Response]], credentials: Credentials,
+           service: str, region: str) -> Callable[..., Awaitable[Response]]:
+    """A `request` that signs what it sends but the body, which is streamed as it comes.
+
+    See `lowhaio_aws_sigv4.signed`.
+    """
+    return signed_with(request, credentials, service, region, body_hash='UNSIGNED-PAYLOAD')

@@ -1,0 +1,117 @@
+"""Tests of lowhaio_aws_sigv4_unsigned_payload: what it adds to lowhaio_aws_sigv4."""
+
+import asyncio
+import pathlib
+
+import pytest
+from harness import (
+    OK,
+    Answering,
+    Server,
+    internet,
+    on_loops,
+    pool,
+    python_blocks,
+    response,
+    run_block,
+    value,
+)
+
+import lowhaio_aws_sigv4
+import lowhaio_aws_sigv4_unsigned_payload
+from lowhaio import HttpConnectionError, streamed
+from lowhaio_aws_sigv4_unsigned_payload import signed
+
+
+async def credentials():
+    return 'AKID', 'secret', ()
+
+
+def check_signature(head: bytes) -> None:
+    """It is that of the very bytes that were sent, by the layer that is tested for that."""
+    line, *lines = head.decode().removesuffix('\r\n\r\n').split('\r\n')
+    method, target, _ = line.split(' ')
+    fields = tuple(tuple(line.encode().split(b': ', 1)) for line in lines
+                   if not line.startswith('authorization'))
+    path, _, query = target.partition('?')
+    assert value(head, b'x-amz-content-sha256') == b'UNSIGNED-PAYLOAD'
+    assert value(head, b'authorization') == lowhaio_aws_sigv4.authorization(
+        'AKID', 'secret', fields, 's3', 'eu-west-2', method, path, query, 'UNSIGNED-PAYLOAD',
+        value(head, b'x-amz-date').decode())
+
+
+@on_loops
+async def test_the_body_is_sent_as_it_comes():
+    async def body():
+        yield b'a'
+        await arrived.wait()
+        yield b'b'
+
+    async def script(peer):
+        heads.append(await peer.read_head())
+        assert await peer.read(1) == b'a'
+        arrived.set()
+        assert await peer.read(1) == b'b'
+        await peer.send(OK)
+
+    arrived, heads = asyncio.Event(), []
+    async with Server(script) as server, pool() as request:
+        code, _, _ = await signed(request, credentials, 's3', 'eu-west-2')(
+            b'PUT', server.origin + '/a b?c', params={'d': '+'},
+            headers=((b'content-length', b'2'),), body=body)
+    assert code == b'200'
+    check_signature(heads[0])
+
+
+@on_loops
+async def test_a_chunked_body_is_sent_as_it_is():
+    script = Answering(OK)
+    chunked = b'3\r\nabc\r\n0\r\n\r\n'
+    async with Server(script) as server, pool() as request:
+        await signed(request, credentials, 's3', 'eu-west-2')(
+            b'PUT', server.url, headers=((b'transfer-encoding', b'chunked'),),
+            body=streamed(chunked))
+    assert script.bodies == [chunked]
+    check_signature(script.heads[0])
+
+
+@on_loops
+async def test_the_arguments_of_the_body_are_passed_on():
+    async def body(*args, **kwargs):
+        yield b'%d%d' % (*args, *kwargs.values())
+
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await signed(request, credentials, 's3', 'eu-west-2')(
+            b'PUT', server.url, headers=((b'content-length', b'2'),),
+            body=body, body_args=(1,), body_kwargs={'b': 2})
+    assert script.bodies == [b'12']
+
+
+@on_loops
+async def test_a_body_without_framing_is_refused():
+    async with Server(Answering(OK)) as server, pool() as request:
+        with pytest.raises(HttpConnectionError, match='no content-length'):
+            await signed(request, credentials, 's3', 'eu-west-2')(
+                b'PUT', server.url, body=streamed(b'abc'))
+
+
+def test_bad_arguments_fail_at_once():
+    with pytest.raises(TypeError, match='credentials must be'):
+        signed(print, None, 's3', 'eu-west-2')
+
+
+def test_the_headers_alone_are_made_by_the_same_function():
+    assert (lowhaio_aws_sigv4_unsigned_payload.aws_sigv4_headers
+            is lowhaio_aws_sigv4.aws_sigv4_headers)
+
+
+def test_the_example_of_the_readme(capsys):
+    script = Answering(response(200))
+    with internet(script, '*.s3.eu-west-2.amazonaws.com'):
+        for block in python_blocks(pathlib.Path(__file__).with_name('README.md')):
+            run_block(block)
+    assert capsys.readouterr().out == "200 b''\n"
+    assert script.lines == ['PUT /lines.txt']
+    assert len(script.bodies[0]) == 9000
+    assert value(script.heads[0], b'x-amz-content-sha256') == b'UNSIGNED-PAYLOAD'

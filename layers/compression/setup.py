@@ -1,0 +1,37 @@
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name='lowhaio-compression',
+    version='0.1.0',
+    description='Content codings (gzip, deflate, br, zstd) for lowhaio',
+    long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author='the lowhaio contributors',
+    license='MIT',
+    py_modules=['lowhaio_compression'],
+    python_requires='>=3.11',
+    install_requires=[
+        'lowhaio>=0.1',
+    ],
+    extras_require={
+        'br': [
+            'brotli>=1.2',
+        ],
+        'zstd': [
+            'backports.zstd; python_version < "3.14"',
+        ],
+    },
+    classifiers=[
+        'Framework :: AsyncIO',
+        'Intended Audience :: Developers',
+        'License :: OSI Approved :: MIT License',
+        'Operating System :: MacOS',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Internet :: WWW/HTTP',
+    ],
+)
