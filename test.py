@@ -111,7 +111,6 @@ def on_loops_at_once(test: Callable[..., Awaitable[None]]) -> Callable[..., None
     share the fixtures."""
     @functools.wraps(test)
     def wrapper(*args, **kwargs):
-        authority()  # or each thread would make its own
         with nothing_left() as errors, concurrent.futures.ThreadPoolExecutor() as executor:
             runs = [executor.submit(run_on, loop_name, errors, test, *args, **kwargs)
                     for loop_name in LOOPS]
@@ -152,6 +151,7 @@ def nothing_left():
 @pytest.fixture(scope='session', autouse=True)
 def nothing_before():
     """What there is before the tests is no garbage of theirs: it is not looked at each time."""
+    authority()  # or each thread would make its own
     gc.collect()
     gc.freeze()
 
