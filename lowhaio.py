@@ -95,6 +95,8 @@ Loop = asyncio.AbstractEventLoop
 Adapter = logging.LoggerAdapter[Any]
 GetAdapter = Callable[[dict[str, Any]], Adapter]
 GetResolverAdapter = Callable[[dict[str, Any]], GetAdapter]
+Resolve = Callable[..., Awaitable[Iterable[Address]]]
+GetResolver = Callable[..., tuple[Resolve, Callable[..., Awaitable[None]]]]
 
 
 # ---------------------------------------------------------------------------------- errors
@@ -251,7 +253,7 @@ class Request(Protocol):
             body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]] = ...,
             get_logger_adapter: GetAdapter = ...,
             get_resolver_logger_adapter: GetResolverAdapter = ...,
-    ) -> Awaitable[Response]:
+    ) -> Coroutine[Any, Any, Response]:
         """See `Pool`."""
 
 
@@ -259,7 +261,7 @@ class Close(Protocol):
     def __call__(
             self, get_logger_adapter: GetAdapter = ...,
             get_resolver_logger_adapter: GetResolverAdapter = ...,
-    ) -> Awaitable[None]:
+    ) -> Coroutine[Any, Any, None]:
         """See `Pool`."""
 
 
@@ -290,7 +292,7 @@ def get_ssl_context_default() -> ssl.SSLContext:
 
 def Pool(
         *,
-        get_dns_resolver: Callable[..., Resolver] = Resolver,
+        get_dns_resolver: GetResolver = Resolver,
         get_sock: Callable[[int], socket.socket] = get_sock_default,
         get_connection: GetConnection | None = None,
         get_ssl_context: Callable[[], ssl.SSLContext] = get_ssl_context_default,
@@ -606,10 +608,10 @@ def fixed_peers(address: Address) -> Peers:
 class Names:
     __slots__ = ('get_dns_resolver', 'socket_timeout', 'resolver', 'known', 'asking')
 
-    def __init__(self, get_dns_resolver: Callable[..., Resolver], socket_timeout: float) -> None:
+    def __init__(self, get_dns_resolver: GetResolver, socket_timeout: float) -> None:
         self.get_dns_resolver = get_dns_resolver
         self.socket_timeout = socket_timeout
-        self.resolver: tuple[Callable[..., Any], Callable[..., Any]] | None = None
+        self.resolver: tuple[Resolve, Callable[..., Awaitable[None]]] | None = None
         self.known: dict[str, Peers] = {}
         # Those who wait for an answer that another request has asked for.
         self.asking: dict[tuple[str, int], list[asyncio.Future[Any]]] = {}

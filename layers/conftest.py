@@ -1,9 +1,6 @@
 """Makes the layers and the harness of their tests importable, without installing them."""
 
-<<<<<<< HEAD
 import gc
-=======
->>>>>>> layersb
 import pathlib
 import sys
 
@@ -13,7 +10,6 @@ HERE = pathlib.Path(__file__).parent
 
 sys.path[:0] = [str(HERE), *(str(module.parent) for module in HERE.glob('*/lowhaio_*.py'))]
 pytest.register_assert_rewrite('harness')
-<<<<<<< HEAD
 
 
 @pytest.fixture(scope='session', autouse=True)
@@ -21,5 +17,3 @@ def nothing_before():
     """What there is before the tests is no garbage of theirs: it is not looked at each time."""
     gc.collect()
     gc.freeze()
-=======
->>>>>>> layersb
