@@ -354,12 +354,16 @@ class Race(Racing):
 
 
 @scenario('race-slow-ipv6', ipv6_addresses=('::1',), **HANGING)
-@scenario('race-slow-ipv6-fails', errors=(HttpConnectionError,), **HANGING)
+@scenario('race-slow-ipv6-fails', socket_timeout=30 * TURN, errors=(HttpConnectionError,),
+          **HANGING)
+@scenario('race-slow-ipv6-too-late', socket_timeout=18 * TURN, errors=(HttpConnectionError,),
+          ipv6_addresses=('::1',), **HANGING)
 class SlowIpv6(Racing):
     """The lookup of more addresses takes its time, and its cleaning up, too."""
+    socket_timeout = LONG
 
     def options(self, case):
-        return {**super().options(case), 'socket_timeout': 30 * TURN if self.errors else LONG}
+        return {**super().options(case), 'socket_timeout': self.socket_timeout}
 
     async def ask(self, case):
         try:
@@ -1149,8 +1153,8 @@ class Case:
 
 
 def run(loop_name, scenario_name, end_name, order, number):
-    case = Case(SCENARIOS[scenario_name], ENDS[end_name], order, number)
-    return run_case(loop_name, case.run)
+    return run_case(
+        loop_name, Case(SCENARIOS[scenario_name], ENDS[end_name], order, number).run)
 
 
 def all_series():

@@ -13,7 +13,7 @@ import time
 # Name, arguments of a share, arguments of all of it.
 SEARCHES = (
     ('cancellation', '--every 25 --seed {seed}', ''),
-    ('faults', '--every 40 --seed {seed}', ''),
+    ('faults', '--every 80 --seed {seed}', ''),
     ('stops', '--every 60 --seed {seed}', ''),
     ('answers', '--seed {seed}', '--seed {seed} --minutes 60'),
     ('parsers', '--seed {seed}', '--seed {seed} --minutes 60'),
