@@ -4,6 +4,7 @@ An outcome is what a caller sees: a response with its body and trailers, or the 
 """
 import asyncio
 import contextlib
+import ipaddress
 import itertools
 import re
 import select
@@ -11,14 +12,16 @@ import selectors
 import socket
 import time
 import tracemalloc
+import urllib.parse
 from functools import partial
 from typing import NamedTuple
 
 import h11
 import httptools
+from aiodnsresolver import IPv4AddressExpiresAt
 from hypothesis import strategies as st
 
-from lowhaio import HttpError, Pool, buffered
+from lowhaio import HttpConnectionError, HttpError, Pool, buffered
 
 class Broken(AssertionError):
     """A promise that was not kept."""
@@ -286,6 +289,10 @@ def some(*values):
     return st.sampled_from(values)
 
 
+def mostly(right, anything):
+    return st.one_of(right, right, right, anything)
+
+
 LINE_ENDS = some(b'\r\n', b'\r\n', b'\r\n', b'\r\n', b'\n', b'\r', b'\r\r\n', b'\n\r', b'')
 VERSIONS = some(b'HTTP/1.1', b'HTTP/1.1', b'HTTP/1.1', b'HTTP/1.0', b'HTTP/1.2', b'HTTP/2.0',
                 b'http/1.1', b'HTTP/1.', b'HTTP/11', b'ICY')
@@ -473,3 +480,377 @@ def check_memory(client, what, length, limit):
     peak = client.peak([start, *[more] * (length // len(more))])
     check(peak <= limit, f'{what}: {length} bytes take {peak} bytes of memory')
     return peak
+
+
+# --------------------------------------------------------------------- what a caller may send
+
+class Request(NamedTuple):
+    method: bytes
+    url: str
+    params: tuple
+    headers: tuple
+    chunks: list
+    http_version: bytes
+
+
+TOKENS = st.one_of(some(b'GET', b'POST', b'HEAD', b'PUT', b'get', b'CONNECT', b'connect',
+                        b'M-SEARCH', b"!#$%&'*+-.^_`|~", b'', b' ', b'GET ', b'G T', b'GET\r\n',
+                        b'G\0', b'\xe9'),
+                   st.binary(max_size=3))
+NAMES_SENT = st.one_of(
+    some(b'x', b'X', b'Host', b'host', b'content-length', b'Content-Length', b'transfer-encoding',
+         b'Transfer-Encoding', b'connection', b'expect', b'upgrade', b'', b'x ', b' x', b'x:',
+         b'x\r\ny', b'\xe9'), st.binary(max_size=2))
+VALUES_SENT = st.one_of(
+    some(b'', b'a', b' a\t', b'a\r\nb: c', b'a\nb', b'a\rb', b'a\0', b'a\n', b'\xe9', b'\x7f',
+         b'5', b'3', b'0', b'+5', b'5, 5', b'05', b' 5', b'chunked', b'Chunked',
+         b'gzip, chunked', b'chunked, gzip', b'identity', b'close', b'100-continue',
+         b'example.com', b'example.com\r\n'),
+    st.binary(max_size=3))
+FIELDS_SENT = st.tuples(some(b'x', b'X-Any', b'aCCept', b'host'), some(b'', b'a', b'a b',
+                                                                       b'\xe9\t"'))
+FRAMINGS_SENT = some((), (), ((b'content-length', b'5'),), ((b'Content-Length', b'5'),),
+                     ((b'Transfer-Encoding', b'chunked'),), ((b'content-length', b'0'),),
+                     ((b'content-length', b'5'), (b'content-length', b'5')),
+                     ((b'content-length', b'5'), (b'transfer-encoding', b'chunked')))
+BODIES = some([], [], [b'hello'], [b'', b'he', b'', b'llo'], [b'hell'], [b'hello', b'!'], [b''],
+              [b'5\r\nhello\r\n0\r\n\r\n'], [b'5\r\nhel', b'lo\r\n0\r\n\r\n'])
+TEXT = st.text(st.characters(), max_size=5)
+IN_TARGETS = (
+    '/', '?', '#', '%', '%2', '%2f', '%2F', '%zz', ' ', '+', '"', '<', '>', '\\', '^', '`', '{',
+    '|', '}', '[', ']', '@', ':', '&', '=', ';', '\xe9', '\u20ac', '\U0001f600', '\ud800', '\r\n',
+    '\t', '\0', '\x7f', '\x85', '\u2028', 'a', '..', '//', '\uff0f', '\u3000')
+TARGETS = st.builds('{}{}'.format, some('/', '/', '/', '?', '#'), st.one_of(
+    TEXT, st.builds(''.join, st.lists(st.sampled_from(IN_TARGETS), max_size=6))))
+
+
+@st.composite
+def requests_sent(draw):
+    headers = draw(st.lists(mostly(FIELDS_SENT, st.tuples(NAMES_SENT, VALUES_SENT)), max_size=3))
+    framing = draw(mostly(st.just(()), FRAMINGS_SENT))
+    chunks = draw(BODIES) if framing or not draw(st.integers(0, 5)) else []
+    headers[draw(st.integers(0, len(headers))):0] = framing
+    params = draw(mostly(st.just(()), st.lists(
+        st.tuples(TEXT, st.one_of(TEXT, st.integers(), st.lists(TEXT, max_size=2))), max_size=2)))
+    method = draw(mostly(some(b'GET', b'PUT', b'HEAD', b'any'), TOKENS))
+    url = 'http://name.test' + draw(mostly(some('/', '/?a=%2f&b', '?#', '/\xe9'), TARGETS))
+    return Request(method, url, tuple(params), tuple(headers), chunks, draw(some(b'HTTP/1.1',
+                                                                                 b'HTTP/1.1',
+                                                                                 b'HTTP/1.0')))
+
+
+REQUESTS = requests_sent()
+
+
+class Server:
+    """Takes what lowhaio sends, and answers."""
+
+    def __init__(self):
+        self.loop = asyncio.SelectorEventLoop()
+
+    def sent(self, wanted):
+        """All that was sent, and what became of the request."""
+        return self.loop.run_until_complete(self.exchange(wanted))
+
+    async def exchange(self, wanted):
+        ours, theirs = socket.socketpair()
+        self.is_asked = False
+        pieces = []
+
+        async def get_connection(scheme, host, port):
+            self.is_asked = True
+            return theirs
+
+        async def body():
+            for chunk in wanted.chunks:
+                yield chunk
+
+        async def send():
+            try:
+                _, _, content = await request(
+                    wanted.method, wanted.url, wanted.params, wanted.headers, body)
+                await buffered(content)
+            except HttpError as error:
+                return error
+
+        request, close = Pool(get_connection=get_connection, http_version=wanted.http_version)
+        ours.setblocking(False)
+        task = self.loop.create_task(send())
+        with ours:
+            for said in (b'HTTP/1.1 100 Continue\r\n\r\n', b'HTTP/1.1 204 No Content\r\n\r\n'):
+                await turns(8)
+                with contextlib.suppress(BlockingIOError, ConnectionResetError):
+                    while pieces[-1:] != [b'']:
+                        pieces.append(ours.recv(65536))
+                with contextlib.suppress(BrokenPipeError):
+                    if self.is_asked:
+                        ours.send(said)
+            error = await task
+            await close()
+        if not self.is_asked:
+            theirs.close()
+        return b''.join(pieces), error
+
+    def close(self):
+        self.loop.close()
+
+
+def check_sent(server, wanted, seen):
+    """What was accepted is one request, and what was asked for."""
+    sent, error = server.sent(wanted)
+    head, _, content = sent.partition(b'\r\n\r\n')
+    lengths = [int(value) for name, value in wanted.headers
+               if name.lower() == b'content-length' and value.isdigit()]
+    if isinstance(error, HttpConnectionError):
+        seen['refused'] += 1
+        check(not sent, f'{wanted} was refused, but {sent!r} was sent')
+        return
+    if error is not None:
+        # Found late: what the body yields is not as long as was declared.
+        seen['refused while they were sent'] += 1
+        check([len(b''.join(wanted.chunks))] != lengths, f'{wanted} raised {error!r}')
+        check(len(content) <= sum(lengths), f'{wanted} sent too much: {sent!r}')
+        return
+    seen['accepted'] += 1
+    check(content == b''.join(wanted.chunks), f'{wanted} has the content {content!r}')
+    line, *lines = head.split(b'\r\n')
+    fields = list(wanted.headers)
+    if not any(name.lower() == b'host' for name, _ in fields):
+        fields.insert(0, (b'host', b'name.test'))
+    check(lines == [name + b': ' + value for name, value in fields],
+          f'{wanted} has the fields {lines!r}')
+    method, target, version = line.split(b' ')
+    check((method, version) == (wanted.method, wanted.http_version),
+          f'{wanted} begins with {line!r}')
+    check_target(wanted, target.decode('ascii'))
+    check_by_h11(wanted, sent, fields, content)
+
+
+def check_target(wanted, target):
+    given_target = wanted.url.removeprefix('http://name.test').partition('#')[0]
+    query = urllib.parse.urlencode(wanted.params, doseq=True)
+    check(re.fullmatch(r"/([A-Za-z0-9\-._~!$&'()*+,;=:@/?]|%[0-9A-Fa-f]{2})*", target),
+          f'{wanted} has the target {target!r}')
+    if query:
+        check(target.endswith(query), f'{wanted} has the target {target!r}')
+        target = target.removesuffix(query)
+        separator = '' if given_target.endswith(('?', '&')) and '?' in given_target else \
+            '&' if '?' in given_target else '?'
+        check(target.endswith(separator), f'{wanted} has the target {target!r}')
+        target = target.removesuffix(separator)
+    if not given_target.startswith('/'):
+        given_target = '/' + given_target
+    expected = given_target.encode()
+    # Decoded it is the same, and what is legal was left alone.
+    check(urllib.parse.unquote_to_bytes(target) == urllib.parse.unquote_to_bytes(expected),
+          f'{wanted} has the target {target!r}')
+    check(re.sub(rb'%[0-9A-F]{2}', b'', target.encode()) == re.sub(
+        rb"%[0-9A-F]{2}|[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%]|%(?![0-9A-Fa-f]{2})", b'', expected),
+        f'{wanted} has the target {target!r}')
+
+
+def check_by_h11(wanted, sent, fields, content):
+    codings = [value for name, value in fields if name.lower() == b'transfer-encoding']
+    if codings and (codings[0].lower() != b'chunked' or not content.startswith(b'5')):
+        return  # what it does not know, or the caller's own business
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=2 ** 24)
+    connection.receive_data(sent)
+    request = connection.next_event()
+    # h11 takes off the spaces around a value, and the upper case of a coding.
+    check([(name, value.lower() if name.lower() == b'transfer-encoding' else value)
+           for name, value in request.headers.raw_items()]
+          == [(name,
+               value.lower() if name.lower() == b'transfer-encoding' else value.strip(b' \t'))
+              for name, value in fields], f'{wanted} is {request!r}')
+    body = b''
+    while not isinstance(event := connection.next_event(), h11.EndOfMessage):
+        body += event.data
+    check(body == (b'hello' if codings else content), f'{wanted} has the body {body!r}')
+    check(not connection.trailing_data[0], f'{wanted} is more than a request: {sent!r}')
+
+
+# ---------------------------------------------------------------------------------- origins
+
+HOSTS = st.one_of(
+    some('name.test', 'NAME.Test', 'name.test.', 'name..test', '.name.test', '', '.', 'a_b', '-a-',
+         '127.0.0.1', '127.0.0.1.', '127.1', '0x7f.1', '0177.0.0.1', '2130706433', '1.2.3.4.5',
+         '127.0.0.01', '256.1.1.1', '[::1]', '[::1', '::1', '[::1].', '[::ffff:1.2.3.4]', '[v1.a]',
+         '[fe80::1%25lo]', '[fe80::1%lo]', '[::1%25]', '[127.0.0.1]', 'b\xfccher.test',
+         'xn--bcher-kva.test', 'xn--', 'xn--a.test', '\uff41.test', '\uff11\uff12\uff17.0.0.1',
+         '\u0661.test', '1\u3002\u0662.3.4', 'a\u3002test', 'a\uff0etest', 'a\uff0ftest',
+         'a\u2044test', 'a\uff20test', 'a\uff1a80', '\u2100.test', '\u212a.test', '\xdf.test',
+         '\u1e9e.test', 'a\u200db.test', 'a\xadb.test', '\u200b', 'a\u0301', '\u0130.test',
+         '\u05d0.test', '\u05d01.test', '%6eame.test', 'name%2etest', 'a%00.test', 'a b', 'a\tb',
+         'a\0b', 'a\\b', '\\', 'user@name.test', 'user:pass@name.test', '@name.test',
+         'name.test@', 'a;b', "a'b", 'a,b', 'a(b)', 'a*b', '*', 'a' * 63 + '.test',
+         'a' * 64 + '.test', '\xfc' * 63, 'a.' * 126 + 'a', 'a.' * 127 + 'a', '\U0001f600.test',
+         '\ud800.test'),
+    st.text(st.characters(), max_size=4),
+    st.text(some(*'ab.-_1\u3002\uff0e\xdf\u0301\u200d\uff21@:[]\\%/'), max_size=8))
+PORTS = some('', '', '', ':', ':80', ':443', ':8080', ':0', ':00', ':080', ':65535', ':65536',
+             ':+80', ':-1', ':\u0661', ':\uff18\uff10', ':8_0', ': 80', ':80 ', ':a', ':1e2',
+             ':' + '9' * 30)
+SCHEMES = some('http://', 'http://', 'https://', 'HTTP://', 'hTTps://', 'http:/', 'http:',
+               'http:///', '//', '', ' http://', 'http:\\\\', 'http://\\', 'ftp://',
+               'http\u017f://', 'h\u1d57tp://')
+AFTER = some('', '/', '/path', '?a', '#a', '\\@other.test/', '/@other.test', '#@other.test',
+             '?@other.test', '@other.test', ';@other.test', '%2f@other.test', ':80@other.test',
+             '\\.other.test', '\t', '\n', ' ', '\u3000', '/\\other.test')
+URLS = st.builds(
+    '{}{}{}{}'.format, mostly(some('http://', 'https://'), SCHEMES),
+    mostly(some('name.test', 'b\xfccher.test', '127.0.0.1', '[::1]', 'N\uff41me.test.'), HOSTS),
+    mostly(some('', ':80', ':8080'), PORTS), mostly(some('', '/', '/@other.test'), AFTER))
+
+
+class Connected(socket.socket):
+    """Keeps what it is told to connect to."""
+
+    def connect(self, address):
+        self.told.append(address)
+
+
+class Unencrypted(socket.socket):
+    """What the handshake makes of it, without one."""
+
+    def do_handshake(self):
+        pass
+
+    def selected_alpn_protocol(self):
+        return None
+
+
+class Origins:
+    """Resolves any name, connects anywhere, and answers; keeps where a request was to go."""
+
+    def __init__(self):
+        self.loop = asyncio.SelectorEventLoop()
+
+    def ask(self, *urls):
+        """The error of a request to the last of the URLs, if any."""
+        return self.loop.run_until_complete(self.exchange(urls))
+
+    async def exchange(self, urls):
+        self.names, self.addresses, self.tls_names, self.hosts = [], [], [], []
+        ends = []
+
+        def get_dns_resolver(get_logger_adapter):
+            async def resolve(name, record_type, get_logger_adapter):
+                self.names.append(name)
+                return (IPv4AddressExpiresAt('192.0.2.1', expires_at=self.loop.time() + 60),)
+
+            async def clear_cache(get_logger_adapter):
+                pass
+
+            return resolve, clear_cache
+
+        def get_sock(family):
+            ours, theirs = socket.socketpair()
+            ours.setblocking(False)
+            ends.append(ours)
+            sock = Connected(fileno=theirs.detach())
+            sock.told = self.addresses
+            return sock
+
+        class Context:
+            @staticmethod
+            def wrap_socket(sock, server_hostname, **options):
+                self.tls_names.append(server_hostname)
+                return Unencrypted(fileno=sock.detach())
+
+        async def answer():
+            heard = b''
+            while True:
+                await asyncio.sleep(0)
+                for end in ends:
+                    with contextlib.suppress(BlockingIOError):
+                        heard += end.recv(2 ** 20)
+                    if heard.endswith(b'\r\n\r\n'):
+                        self.hosts.append(re.search(rb'\r\nhost: (.*)\r\n', heard)[1].decode())
+                        end.send(b'HTTP/1.1 204 No Content\r\n\r\n')
+                        heard = b''
+
+        request, close = Pool(get_dns_resolver=get_dns_resolver, get_sock=get_sock,
+                              get_ssl_context=Context)
+        answering = self.loop.create_task(answer())
+        error = None
+        try:
+            for url in urls:
+                _, _, body = await request(b'GET', url)
+                await buffered(body)
+        except HttpError as raised:
+            error = raised
+        answering.cancel()
+        await close()
+        await turns(2)
+        for end in ends:
+            end.close()
+        return error
+
+    def close(self):
+        self.loop.close()
+
+
+def check_origin(origins, url, seen):
+    """Where a request goes is the same to all who are told, or nobody is told of it."""
+    error = origins.ask(url)
+    told = f'{origins.names} {origins.addresses} {origins.hosts} {origins.tls_names}'
+    if error is not None:
+        seen['URLs refused'] += 1
+        check(isinstance(error, HttpConnectionError) and told == '[] [] [] []',
+              f'{url!r} is refused with {error!r}, but went to {told}')
+        return
+    seen['URLs accepted'] += 1
+    (field,), ((address, port, *_),) = origins.hosts, origins.addresses
+    bracketed, digits = re.fullmatch(r'(\[.*\]|[^:]*)(?::([1-9][0-9]*))?', field).groups()
+    host = bracketed.strip('[]')
+    scheme, default = ('https', 443) if origins.tls_names else ('http', 80)
+    check(port == int(digits or default) and digits != str(default)
+          and origins.tls_names in ([], [host])
+          and (origins.names == [host] and address == '192.0.2.1'
+               or not origins.names and address == host), f'{url!r} goes to {told}')
+    check_by_urllib(url, scheme, host, port)
+    # The same connection, and so the same key.
+    urls = [url, url]
+    if '%' not in url:
+        urls += [f'{scheme}://{bracketed}:{port}/',
+                 f'{scheme.upper()}://{bracketed.upper()}:{port}']
+    check(origins.ask(*urls) is None and len(origins.addresses) == 1
+          and origins.hosts == [field] * len(urls),
+          f'requests to {urls} go to {origins.addresses} {origins.hosts}')
+
+
+def check_by_urllib(url, scheme, host, port):
+    parts = urllib.parse.urlsplit(url)
+    name = parts.hostname
+    if ':' in name:
+        name = str(ipaddress.ip_address(name.partition('%')[0]))
+    elif not name.isascii():
+        name = name.encode('idna').decode()
+    check((parts.scheme, name.removesuffix('.').lower(), parts.port or port)
+          == (scheme, host, port) and parts.username is None,
+          f'{url!r} goes to {scheme} {host} {port}, but urllib has {parts}')
+
+
+GROWING_URLS = {
+    'scheme': lambda n: 'a' * n + '://b/',
+    'no scheme': lambda n: 'a' * n,
+    'label': lambda n: f'http://{"a" * n}/',
+    'labels': lambda n: f'http://{"a." * (n // 2)}/',
+    'label that is not ASCII': lambda n: f'http://{chr(0xfc) * n}/',
+    'labels that are not ASCII': lambda n: f'http://{(chr(0xfc) + ".") * (n // 2)}/',
+    'userinfo': lambda n: f'http://{"a" * n}@b/',
+    'at signs': lambda n: f'http://{"@" * n}b/',
+    'colons': lambda n: f'http://{":" * n}/',
+    'brackets': lambda n: f'http://{"[" * n}/',
+    'IPv6 address': lambda n: f'http://[{"1:" * (n // 2)}]/',
+    'zone': lambda n: f'http://[fe80::1%25{"a" * n}]/',
+    'port': lambda n: f'http://a:{"1" * n}/',
+    'zeros of a port': lambda n: f'http://a:{"0" * n}80/',
+    'slashes': lambda n: f'http://a{"/" * n}',
+    'path that is not ASCII': lambda n: f'http://a/{chr(0xfc) * n}',
+    'percent signs': lambda n: f'http://a/{"%" * n}',
+    'percent signs with digits': lambda n: f'http://a/{"%2f" * (n // 3)} ',
+    'letters, then a space': lambda n: f'http://a/{"a" * n} ',
+    'question marks': lambda n: f'http://a/{"?" * n}',
+    'fragment': lambda n: f'http://a/#{"#" * n}',
+}

@@ -1,0 +1,77 @@
+"""Searches for a request that arrives as something else than what was asked for.
+
+    python fuzz/requests.py --seed 1
+    python fuzz/requests.py --examples 1000000
+
+Methods, URLs, params, headers and bodies are anything and almost right, and these promises are
+kept:
+
+- what is accepted is, to h11 as a server, exactly one request with exactly these fields, in their
+  order and case, duplicates too, and this body; and the bytes are those that the caller gave;
+- what is refused is refused with HttpConnectionError, and not one byte is sent;
+- the host that is resolved or connected to, that of the `host` field, that of TLS and that of the
+  pool's key are one, and the one that `urllib.parse` finds in the URL;
+- a URL twice as long takes at most three times the CPU.
+"""
+import argparse
+import collections
+import sys
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from strategies import (
+    GROWING_URLS,
+    REQUESTS,
+    URLS,
+    Origins,
+    Server,
+    check_linear,
+    check_origin,
+    check_sent,
+)
+
+SEEN = collections.Counter()
+
+
+def search(number, examples, largest):
+    chosen = settings(max_examples=examples, deadline=None, database=None, print_blob=False,
+                      phases=(Phase.generate, Phase.shrink),
+                      suppress_health_check=list(HealthCheck))
+    server, origins = Server(), Origins()
+
+    @seed(number)
+    @chosen
+    @given(REQUESTS)
+    def is_sent(request):
+        check_sent(server, request, SEEN)
+
+    @seed(number)
+    @chosen
+    @given(URLS)
+    def is_one_origin(url):
+        check_origin(origins, url, SEEN)
+
+    is_sent()
+    is_one_origin()
+    for what, make in GROWING_URLS.items():
+        check_linear(what, lambda length, make=make: origins.ask(make(length)), 2 ** 12, largest)
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--examples', type=int, default=5000, help='of requests, and of URLs')
+    parser.add_argument('--largest', type=int, default=2 ** 20,
+                        help='URL whose time is measured, in characters')
+    options = parser.parse_args()
+    try:
+        search(options.seed, options.examples, options.largest)
+    except Exception as error:
+        sys.exit(f'BROKEN, with --seed {options.seed}: {error}')
+    print(', '.join(f'{count} {what}' for what, count in SEEN.items()) +
+          f'; {len(GROWING_URLS)} URLs that grow take linear time')
+
+
+if __name__ == '__main__':
+    main()
