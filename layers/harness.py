@@ -264,6 +264,7 @@ def connecting_to(**ports: int):
     async def get_connection(scheme, host, port):
         sock = socket.socket()
         sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             await asyncio.get_running_loop().sock_connect(sock, ('127.0.0.1', ports[scheme]))
         except BaseException:

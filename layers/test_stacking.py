@@ -1,0 +1,324 @@
+"""Tests of the layers together: in each order that README.md allows, and in no other."""
+
+import asyncio
+import collections
+import gc
+import gzip
+import itertools
+import pathlib
+import re
+from datetime import UTC, datetime
+from http.cookiejar import CookieJar
+from urllib.parse import unquote
+
+import lowhaio_aws_sigv4
+import pytest
+from harness import (
+    OK,
+    Answering,
+    Server,
+    connecting_to,
+    get,
+    internet,
+    on_loops,
+    pool,
+    python_blocks,
+    response,
+    run_block,
+    turns,
+    value,
+    values_of,
+)
+from lowhaio_auth import basic, bearer, digest
+from lowhaio_aws_sigv4 import aws_sigv4_headers, signed
+from lowhaio_chunked import chunked
+from lowhaio_compression import compressed, decompressed
+from lowhaio_cookies import with_cookies
+from lowhaio_redirect import redirectable
+from lowhaio_retry import retry
+
+from lowhaio import HttpError, buffered, streamed
+
+README = pathlib.Path(__file__).with_name('README.md')
+BLOCKS = python_blocks(README)
+
+
+async def get_token():
+    return 'token'
+
+
+async def get_credentials():
+    return 'id', 'secret', ((b'x-amz-security-token', b'token'),)
+
+
+LAYERS = {
+    'redirect': redirectable,
+    'retry': lambda request: retry(
+        request, ((HttpError, (0, 0)),), code_intervals=((b'503', (0,)),)),
+    'decompressed': decompressed,
+    'cookies': lambda request: with_cookies(request, CookieJar()),
+    'basic, bearer': lambda request: bearer(request, get_token, origin='http://a.example'),
+    'digest': lambda request: digest(request, 'user', 'password', origin='http://a.example'),
+    'sigv4': lambda request: signed(request, get_credentials, 's3', 'eu-west-2'),
+}
+CREDENTIALS = ('basic, bearer', 'digest', 'sigv4')
+
+
+def table():
+    """If the outer works around the inner, by their names."""
+    head, _, *rows = re.findall(r'^\|.*\|$', README.read_text().split('Which layer works')[1],
+                                re.MULTILINE)
+    columns = cells(head)[1:]
+    return {(outer, inner): cell.partition(' ')[0]
+            for outer, *row in map(cells, rows)
+            for inner, cell in zip(columns, row, strict=True) if outer != inner}
+
+
+def cells(line):
+    return [cell.strip() for cell in line.strip('|').split('|')]
+
+
+TABLE = table()
+ORDERS = [order for credentials in CREDENTIALS for order in itertools.permutations(
+    [name for name in LAYERS if name not in CREDENTIALS] + [credentials])]
+
+
+def is_allowed(order):
+    """Of names, the outermost first."""
+    return all(TABLE[pair] == 'yes' for pair in itertools.combinations(order, 2))
+
+
+def stacked(request, order):
+    for name in reversed(order):
+        request = LAYERS[name](request)
+    return request
+
+
+def test_the_table_has_all_layers():
+    assert set(TABLE) == set(itertools.permutations(LAYERS, 2))
+    assert set(TABLE.values()) == {'yes', 'no'}
+    modules = {path.stem for path in README.parent.glob('*/lowhaio_*.py')}
+    links = set(re.findall(r'^\| \[(lowhaio-[a-z0-9-]+)\]\(\w+/README\.md\)', README.read_text(),
+                           re.MULTILINE))
+    assert {link.replace('-', '_') for link in links} == modules
+    for link in re.findall(r'\]\((\w+/README\.md)\)', README.read_text()):
+        assert (README.parent / link).exists()
+
+
+# ----------------------------------------------------------------------------- a long journey
+#
+# a.example/start   is not available at first; then it sets a cookie, and redirects to
+# a.example/next    which hangs up at first; then it redirects to
+# b.example/other   which may know nothing of us; it redirects to
+# a.example/end     which answers, compressed, and with trailers.
+
+class Site:
+    def __init__(self, credentials, content):
+        self.credentials = credentials
+        self.content = content
+        self.visits = collections.Counter()
+        self.last_count = 0
+
+    def __call__(self, head, body):
+        host = value(head, b'host').decode()
+        target = head.split(b' ')[1].decode()
+        if self.decoded(head, body) != self.content:
+            return response(400, b'another body')
+        if b'gzip' not in (value(head, b'accept-encoding') or b''):
+            return response(400, b'no accept-encoding')
+        if host == 'a.example' and not self.is_authorized(head, host, target):
+            return response(
+                401, b'', b'www-authenticate: Digest realm="r", nonce="n", qop="auth"')
+        if host == 'b.example' and self.credentials != 'sigv4' and values_of(
+                head, b'authorization') or host == 'b.example' and values_of(head, b'cookie'):
+            return response(400, b'told a secret')
+        if target in ('/next', '/end') and value(head, b'cookie') != b'known=1':
+            return response(400, b'no cookie')
+        self.visits[target] += 1
+        return getattr(self, target[1:])()
+
+    def decoded(self, head, body):
+        if values_of(head, b'transfer-encoding'):
+            chunks = re.split(rb'[0-9a-f]+\r\n', body)
+            body = b''.join(chunk.removesuffix(b'\r\n') for chunk in chunks)
+        return gzip.decompress(body)
+
+    def is_authorized(self, head, host, target):
+        given = value(head, b'authorization') or b''
+        if self.credentials == 'sigv4':
+            return self.is_signed(head, given, host, target)
+        if self.credentials == 'digest':
+            count = int((re.findall(rb'nc=(\w+)', given) or (b'0',))[0], 16)
+            is_new, self.last_count = count > self.last_count, max(count, self.last_count)
+            return is_new and b'uri="%b"' % target.encode() in given
+        return given == b'Bearer token'
+
+    def is_signed(self, head, given, host, target):
+        names = re.findall(rb'SignedHeaders=([^,]*)', given)
+        fields = tuple((name, field) for name in (names[0].split(b';') if names else ())
+                       for field in values_of(head, name))
+        assert all(b'security-token' in name for name, field in fields if field == b'token')
+        return given in dict(aws_sigv4_headers(
+            'id', 'secret', fields, 's3', 'eu-west-2', host, 'PUT', unquote(target), (),
+            (value(head, b'x-amz-content-sha256') or b'').decode())).values()
+
+    def start(self):
+        if self.visits['/start'] == 1:
+            return response(503)
+        return response(307, b'', b'location: /next', b'set-cookie: known=1')
+
+    def next(self):
+        if self.visits['/next'] == 1:
+            return None
+        return response(307, gzip.compress(b'next'), b'location: //b.example/other',
+                        b'content-encoding: gzip')
+
+    def other(self):
+        return response(307, b'', b'location: //a.example/end', b'set-cookie: other=1')
+
+    def end(self):
+        content = gzip.compress(b'the end')
+        return (b'HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ntransfer-encoding: chunked\r\n\r\n'
+                b'%x\r\n%b\r\n0\r\nx-sum: 1\r\n\r\n' % (len(content), content))
+
+
+async def rows():
+    for number in range(3):
+        yield b'row %d\n' % number
+        await asyncio.sleep(0)
+
+
+ROWS = b'row 0\nrow 1\nrow 2\n'
+
+
+async def is_arriving(order, monkeypatch):
+    class Now(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return datetime(2026, 11, 1, tzinfo=UTC)
+
+    monkeypatch.setattr(lowhaio_aws_sigv4, 'datetime', Now)
+    framing = () if 'sigv4' in order else ((b'transfer-encoding', b'chunked'),)
+    body = compressed(rows, b'gzip')
+    script = Answering(Site(order[-1] if order[-1] in CREDENTIALS else next(
+        name for name in order if name in CREDENTIALS), ROWS))
+    async with Server(script) as server:
+        async with pool(get_connection=connecting_to(http=server.port),
+                        max_connections_per_origin=1) as request:
+            try:
+                code, headers, response_body = await stacked(request, order)(
+                    b'PUT', 'http://a.example/start', headers=iter(framing),
+                    body=chunked(body) if framing else body)
+                content = await buffered(response_body)
+            except HttpError:
+                return False
+    if code != b'200':
+        return False
+    assert content == b'the end'
+    assert response_body.trailers == ((b'x-sum', b'1'),)
+    assert headers == ((b'transfer-encoding', b'chunked'),)
+    await response_body.aclose()
+    return True
+
+
+@pytest.mark.parametrize('order', ORDERS, ids='-'.join)
+@on_loops
+async def test_layers_work_in_the_orders_of_the_table_and_in_no_other(order, monkeypatch):
+    assert await is_arriving(order, monkeypatch) is is_allowed(order)
+
+
+RECOMMENDED = ('decompressed', 'redirect', 'retry', 'cookies')
+
+
+@pytest.mark.parametrize('credentials', CREDENTIALS)
+def test_the_recommended_order_is_that_of_the_example(credentials):
+    made = re.findall(r'request = (\w+)\(', BLOCKS[0])
+    assert made == ['basic', 'with_cookies', 'retry', 'redirectable', 'decompressed']
+    assert is_allowed((*RECOMMENDED, credentials))
+
+
+@on_loops
+async def test_credentials_for_two_origins():
+    script = Answering(OK)
+    async with Server(script) as server:
+        async with pool(get_connection=connecting_to(http=server.port)) as request:
+            request = basic(request, 'a', 'a', origin='http://a.example')
+            request = basic(request, 'b', 'b', origin='http://b.example')
+            for host in ('a.example', 'b.example', 'c.example'):
+                await get(request, f'http://{host}/')
+    assert [values_of(head, b'authorization') for head in script.heads] == [
+        [b'Basic YTph'], [b'Basic Yjpi'], []]
+
+
+# ---------------------------------------------------------------- what is not read to its end
+
+ALLOWED = [order for order in ORDERS if is_allowed(order) and order[-1] != 'digest']
+
+
+@pytest.mark.parametrize('order', ALLOWED, ids='-'.join)
+@on_loops
+async def test_a_dropped_body_closes_its_connection(order):
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\ncontent-encoding: gzip\r\n'
+                        b'\r\n' + gzip.compress(b'a')[:5])
+        await peer.closed()
+        closed.append(peer.index)
+
+    closed = []
+    async with Server(script) as server, pool(max_connections=1) as request:
+        for number in range(3):
+            _, _, body = await stacked(request, order)(b'GET', server.url)
+            if number == 0:
+                await body.aclose()
+            elif number == 1:
+                read = asyncio.create_task(buffered(body))
+                await turns(5)
+                read.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await read
+                del read
+            del body
+            gc.collect()
+            while len(closed) <= number:
+                await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize('order', ALLOWED, ids='-'.join)
+@on_loops
+async def test_a_cancelled_request_closes_its_connection(order):
+    async def script(peer):
+        await peer.read_head()
+        asked.set()
+        await peer.closed()
+        closed.set()
+
+    asked, closed = asyncio.Event(), asyncio.Event()
+    async with Server(script) as server, pool() as request:
+        task = asyncio.create_task(stacked(request, order)(
+            b'PUT', server.url, headers=((b'content-length', b'1'),), body=streamed(b'a')))
+        await asked.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await closed.wait()
+
+
+# -------------------------------------------------------------------------------- the README
+
+
+@pytest.mark.parametrize('block, shown', [
+    pytest.param(BLOCKS[0], "b'200' b'Hello'\n", id='stack'),
+    pytest.param(BLOCKS[1], "b'200' b'Hello'\n", id='user-agent'),
+    pytest.param(BLOCKS[2], '5\n', id='counted'),
+])
+def test_a_block_of_the_readme_runs_as_it_stands(block, shown, capsys):
+    script = Answering(response(200, b'Hello'))
+    with internet(script):
+        run_block(block)
+    assert capsys.readouterr().out == shown
+    assert len(BLOCKS) == 3
+    if 'user_agent' in block:
+        assert value(script.heads[0], b'user-agent') == b'example/1.0'
+    if 'rows' in block:
+        assert Site('', ROWS).decoded(script.heads[0], script.bodies[0]) == ROWS
