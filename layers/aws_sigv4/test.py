@@ -1,13 +1,17 @@
 """Tests of lowhaio_aws_sigv4, against botocore's signer, and servers that verify."""
 
 import asyncio
+import contextlib
 import hashlib
 import inspect
 import json
 import pathlib
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import time
 import tracemalloc
 import urllib.parse
 from datetime import UTC, datetime, timedelta
@@ -454,7 +458,6 @@ async def test_other_keywords_are_passed_on():
 def rclone(tmp_path_factory):
     """The URL of a server that verifies signatures."""
     root = tmp_path_factory.mktemp('rclone')
-    (root / 'bucket').mkdir()
     rclone = pathlib.Path(sys.executable).with_name('rclone')
     with subprocess.Popen(
             [rclone, 'serve', 's3', '--addr', '127.0.0.1:0', '--auth-key', 'AKID,secret', root],
@@ -467,6 +470,84 @@ def rclone(tmp_path_factory):
         finally:
             process.kill()
             process.stderr.read()
+
+
+CEPH = """
+[global]
+fsid = 00000000-0000-0000-0000-000000000001
+mon host = v1:127.0.0.1:{mon_port}
+auth cluster required = none
+auth service required = none
+auth client required = none
+osd pool default size = 1
+osd pool default min size = 1
+osd pool default pg num = 1
+osd pool default pgp num = 1
+osd crush chooseleaf type = 0
+mon allow pool size one = true
+mon data avail crit = 0
+osd objectstore = memstore
+memstore device bytes = 268435456
+mon data = {path}/mon
+osd data = {path}/osd
+run dir = {path}
+log file = {path}/$name.log
+admin socket =
+pid file =
+rgw frontends = beast endpoint=127.0.0.1:{rgw_port}
+"""
+
+
+@pytest.fixture(scope='module')
+def radosgw(tmp_path_factory):
+    """The URL of another one, in front of a cluster of its own, in memory."""
+    if not all(map(shutil.which, ('ceph', 'ceph-mon', 'ceph-osd', 'radosgw'))):
+        pytest.skip('Debian\'s radosgw, ceph-mon, ceph-osd and ceph-common are not installed')
+    path = tmp_path_factory.mktemp('ceph')
+    mon_port, rgw_port = free_ports(2)
+    (path / 'mon').mkdir()
+    (path / 'osd').mkdir()
+    (path / 'ceph.conf').write_text(CEPH.format(path=path, mon_port=mon_port, rgw_port=rgw_port))
+    osd_uuid = '00000000-0000-0000-0000-000000000002'
+
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(open(path / 'output', 'w'))
+
+        def run(program, *args):
+            subprocess.run([program, '-c', path / 'ceph.conf', *args], check=True, timeout=100,
+                           stdout=output, stderr=output)
+
+        def start(program, *args):
+            process = stack.enter_context(subprocess.Popen(
+                [program, '-c', path / 'ceph.conf', *args, '-f'], stdout=output, stderr=output))
+            stack.callback(process.kill)
+            return process
+
+        subprocess.run(['monmaptool', '--create', '--fsid', '00000000-0000-0000-0000-000000000001',
+                        '--addv', 'a', f'[v1:127.0.0.1:{mon_port}]', path / 'monmap'],
+                       check=True, stdout=output, stderr=output)
+        run('ceph-mon', '-i', 'a', '--mkfs', '--monmap', path / 'monmap')
+        start('ceph-mon', '-i', 'a')
+        run('ceph', 'osd', 'new', osd_uuid)
+        run('ceph-osd', '-i', '0', '--mkfs', '--osd-uuid', osd_uuid)
+        start('ceph-osd', '-i', '0')
+        run('radosgw-admin', 'user', 'create', '--uid=a', '--display-name=a',
+            '--access-key=AKID', '--secret-key=secret')
+        process = start('radosgw', '-n', 'client.rgw')
+        while process.poll() is None:
+            with contextlib.suppress(ConnectionRefusedError):
+                socket.create_connection(('127.0.0.1', rgw_port)).close()
+                break
+            time.sleep(0.1)
+        assert process.poll() is None, (path / 'output').read_text()
+        yield f'http://127.0.0.1:{rgw_port}'
+
+
+def free_ports(number):
+    with contextlib.ExitStack() as stack:
+        socks = [stack.enter_context(socket.create_server(('127.0.0.1', 0)))
+                 for _ in range(number)]
+        return [sock.getsockname()[1] for sock in socks]
 
 
 @pytest.fixture(scope='module')
@@ -491,6 +572,11 @@ async def wrong_credentials():
     return 'AKID', 'wrong', ()
 
 
+async def make_bucket(request, root):
+    code, _, body = await request(b'PUT', f'{root}/bucket')
+    assert code in (b'200', b'409'), await buffered(body)
+
+
 async def puts_gets_and_lists(request, root, extra):
     for key in KEYS:
         content = key.encode() * 3
@@ -508,21 +594,32 @@ async def puts_gets_and_lists(request, root, extra):
         assert listing.count(b'<Contents>') == 1
 
 
+# What these two do not do right is left out: rclone's does not sort the values of a name, and
+# radosgw knows but one of them.
+@pytest.fixture(params=[('rclone', {'b': ['', '+'], 'a': 'x y'}),
+                        ('radosgw', {'b': '+', 'é': '', 'a': 'x y'})])
+def verifying(request):
+    """The URL of a server that verifies signatures, and params."""
+    server, params = request.param
+    return request.getfixturevalue(server), params
+
+
 @pytest.mark.parametrize('body_hash', [None, 'UNSIGNED-PAYLOAD'])
 @on_loops
-async def test_a_server_that_verifies_signatures_accepts_them(rclone, body_hash):
+async def test_servers_that_verify_signatures_accept_them(verifying, body_hash):
     async with pool() as request:
-        # It does not sort a name's values, though it has to: these are sorted.
-        await puts_gets_and_lists(
-            signed(request, credentials, 's3', 'us-east-1', body_hash=body_hash), rclone,
-            {'b': ['', '+'], 'a': 'x y'})
+        signed_request = signed(request, credentials, 's3', 'us-east-1', body_hash=body_hash)
+        await make_bucket(signed_request, verifying[0])
+        await puts_gets_and_lists(signed_request, *verifying)
 
 
 @on_loops
-async def test_a_server_that_verifies_signatures_does_so(rclone):
+async def test_servers_that_verify_signatures_do_so(verifying):
+    url, params = verifying
     async with pool() as request:
+        await make_bucket(signed(request, credentials, 's3', 'us-east-1'), url)
         code, _, body = await signed(request, wrong_credentials, 's3', 'us-east-1')(
-            b'GET', f'{rclone}/bucket')
+            b'GET', f'{url}/bucket', params)
         assert code == b'403'
         assert b'SignatureDoesNotMatch' in await buffered(body)
 
@@ -531,8 +628,7 @@ async def test_a_server_that_verifies_signatures_does_so(rclone):
 async def test_moto(moto):
     async with pool() as request:
         signed_request = signed(request, credentials, 's3', 'us-east-1')
-        code, _, body = await signed_request(b'PUT', f'{moto}/bucket')
-        assert code == b'200', await buffered(body)
+        await make_bucket(signed_request, moto)
         await puts_gets_and_lists(signed_request, moto, {'a': 'x y'})
 
 

@@ -1,0 +1,30 @@
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name='lowhaio-cookies',
+    version='0.1.0',
+    description='Cookies for lowhaio, in the scope of RFC 6265',
+    long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    author='the lowhaio contributors',
+    license='MIT',
+    py_modules=['lowhaio_cookies'],
+    python_requires='>=3.11',
+    install_requires=[
+        'lowhaio>=0.1',
+        'publicsuffixlist',
+    ],
+    classifiers=[
+        'Framework :: AsyncIO',
+        'Intended Audience :: Developers',
+        'License :: OSI Approved :: MIT License',
+        'Operating System :: MacOS',
+        'Operating System :: POSIX :: Linux',
+        'Programming Language :: Python :: 3.11',
+        'Programming Language :: Python :: 3.12',
+        'Programming Language :: Python :: 3.13',
+        'Topic :: Internet :: WWW/HTTP',
+    ],
+)
