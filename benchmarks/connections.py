@@ -20,7 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from floor import CPU, nginx, pin
+from server import nginx, pin
 
 from lowhaio import Pool, buffered
 

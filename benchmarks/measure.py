@@ -1,0 +1,274 @@
+"""What is measured, and one measurement of one client: `run.py` starts this in a fresh process.
+
+A measurement opens connections and warms up, then takes the CPU time of its process, all threads
+of it, around the requests. What each response had is checked, and what the server has counted: a
+client that opens connections where it should reuse them, or the reverse, has failed.
+"""
+import asyncio
+import contextlib
+import gc
+import http.client
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from clients import CLIENTS, Setup
+from server import CHUNK, EVENTS_LENGTH, POSTED, SMALL, Status
+
+TICK = 0.001  # seconds
+
+
+@dataclass(frozen=True)
+class Workload:
+    what: str
+    call: str
+    scheme: str = 'http'
+    path: str = '/small'
+    concurrency: int = 1
+    # Of one measurement, and of a quick one
+    requests: int = 1
+    quick: int = 1
+    # Bytes of a response's content
+    length: int = SMALL
+    is_closing: bool = False
+    # Requests that the server counts for each one of the client
+    factor: int = 1
+
+
+WORKLOADS = {
+    'small': Workload('GET of 100 bytes, one at a time', 'get', requests=10_000, quick=500),
+    'small-32': Workload('the same, 32 at once', 'get', concurrency=32, requests=30_000,
+                         quick=960),
+    'small-512': Workload('the same, 512 at once', 'get', concurrency=512, requests=30_720,
+                          quick=1024),
+    'name': Workload('small, from a host name', 'get', requests=10_000, quick=500),
+    '64k': Workload('GET of 64 KiB', 'get', path='/64k', requests=5_000, quick=300,
+                    length=len(CHUNK)),
+    'post': Workload('POST of 1 KiB', 'post', path='/post', requests=5_000, quick=300, factor=2),
+    'events': Workload('GET of 1,000 server-sent events, each a chunk', 'stream',
+                       scheme='events', path='/events', requests=500, quick=50,
+                       length=EVENTS_LENGTH),
+    'connect': Workload('small, each on a new connection', 'get', path='/close/small',
+                        requests=2_000, quick=200, is_closing=True),
+    'tls': Workload('small, over TLS', 'get', scheme='https', requests=8_000, quick=500),
+    'tls-32': Workload('the same, 32 at once', 'get', scheme='https', concurrency=32,
+                       requests=20_000, quick=960),
+    'tls-512': Workload('the same, 512 at once', 'get', scheme='https', concurrency=512,
+                        requests=20_480, quick=1024),
+    'tls-connect': Workload('tls, each on a new connection', 'get', scheme='https',
+                            path='/close/small', requests=500, quick=50, is_closing=True),
+    'download': Workload('GET of 1 GiB', 'download', path='/bulk'),
+    'upload': Workload('PUT of 1 GiB', 'upload', path='/upload/'),
+    'tls-download': Workload('the same, over TLS', 'download', scheme='https', path='/bulk'),
+    'tls-upload': Workload('the same, over TLS', 'upload', scheme='https', path='/upload/'),
+    'wait': Workload("another task's longest wait for the loop, during a download", 'wait',
+                     path='/bulk'),
+    'idle': Workload('memory of each of 5,000 idle connections', 'idle', requests=5_000,
+                     quick=1_000),
+    'import': Workload('import time and modules', 'import'),
+}
+
+
+class Failed(Exception):
+    """The client did not do what it should"""
+
+
+class Measurement:
+    def __init__(self, job):
+        self.workload = workload = WORKLOADS[job['workload']]
+        self.requests = job['requests']
+        self.size = job['size']
+        self.origins = job['origins']
+        self.origin = job['origins'][workload.scheme]
+        self.url = self.origin + workload.path
+        if job['workload'] == 'name':
+            self.url = self.url.replace('127.0.0.1', 'localhost')
+        self.setup = Setup(
+            job['ca'], job['origins']['nameserver'], workload.concurrency, workload.is_closing)
+        counting = 'events' if workload.scheme == 'events' else 'http'
+        self.status = Status(job['origins'][counting])
+        self.result = {}
+
+    async def run(self, client):
+        call = getattr(client, self.workload.call, None)
+        await getattr(self, f'measure_{self.workload.call}')(client, call)
+        self.result['peak'] = memory('VmHWM')
+
+    # Requests
+
+    async def measure_get(self, client, call):
+        await self.measure_requests(call, self.url)
+
+    measure_stream = measure_get
+
+    async def measure_post(self, client, call):
+        await self.measure_requests(call, self.url, POSTED)
+
+    async def measure_requests(self, call, *args):
+        concurrency, length = self.workload.concurrency, self.workload.length
+
+        async def make(number):
+            for _ in range(number):
+                got = await call(*args)
+                if got != length:
+                    raise Failed(f'{got} bytes of content, not {length}')
+
+        async def run(requests):
+            if concurrency == 1:
+                await make(requests)
+            else:
+                await asyncio.gather(
+                    *(make(requests // concurrency) for _ in range(concurrency)))
+
+        await run(max(5, 500 // concurrency) * concurrency if concurrency > 1 else
+                  min(200, self.requests))
+        with self.checked_counts(self.requests):
+            start = time.process_time()
+            await run(self.requests)
+            self.result['cpu'] = (time.process_time() - start) / self.requests
+
+    @contextlib.contextmanager
+    def checked_counts(self, requests):
+        _, connections, before = self.status.read()
+        yield
+        _, after, requests_after = self.status.read()
+        made, seen = after - connections, (requests_after - before) / self.workload.factor
+        self.result['connections'] = made
+        if seen != requests:
+            raise Failed(f'{seen:g} requests, not {requests}')
+        # Where many start at once, a client may open a few more than it needs
+        if self.workload.is_closing and made != requests or \
+                not self.workload.is_closing and made > requests / 100:
+            raise Failed(f'{made} new connections for {requests} requests')
+
+    # Bulk
+
+    async def measure_download(self, client, call):
+        call = call or client.stream
+        await client.get(self.origin + '/small')
+        start = time.process_time()
+        got = await call(self.url)
+        self.result['cpu'] = time.process_time() - start
+        if got != self.size:
+            raise Failed(f'{got} bytes of content, not {self.size}')
+
+    async def measure_upload(self, client, call):
+        async def chunks():
+            for _ in range(self.size // len(CHUNK)):
+                yield CHUNK
+
+        path = f'{self.workload.path}{os.getpid()}'
+        await client.get(self.origin + '/small')
+        start = time.process_time()
+        await call(self.origin + path, chunks, self.size)
+        self.result['cpu'] = time.process_time() - start
+
+        connection = http.client.HTTPConnection(self.origins['http'].removeprefix('http://'))
+        connection.request('HEAD', path)
+        stored = int(connection.getresponse().getheader('content-length'))
+        connection.close()
+        if stored != self.size:
+            raise Failed(f'{stored} bytes arrived, not {self.size}')
+
+    async def measure_wait(self, client, _):
+        loop = asyncio.get_running_loop()
+        waits = []
+
+        async def tick():
+            while True:
+                due = loop.time() + TICK
+                await asyncio.sleep(TICK)
+                waits.append(loop.time() - due)
+
+        ticking = asyncio.create_task(tick())
+        await asyncio.sleep(10 * TICK)
+        waits.clear()
+        await self.measure_download(client, client.stream)
+        ticking.cancel()
+        self.result['wait'] = max(waits, default=None)
+        if not waits:
+            raise Failed('the other task never ran')
+
+    # Memory
+
+    async def measure_idle(self, client, _):
+        """Each connection is to an address of its own, one after the other, so that no memory is
+        counted that only many requests at once need"""
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+        port = self.origin.rpartition(':')[2]
+
+        async def open_connections(block, number):
+            for index in range(number):
+                await client.get(
+                    f'http://127.{block}.{index // 250}.{index % 250 + 1}:{port}/small')
+
+        await open_connections(1, 50)
+        gc.collect()
+        active, before = self.status.read()[0], memory('VmRSS')
+        await open_connections(2, self.requests)
+        gc.collect()
+        kept, after = self.status.read()[0] - active, memory('VmRSS')
+        self.result['idle'] = (after - before) / self.requests
+        if kept != self.requests:
+            raise Failed(f'{kept} connections were kept, not {self.requests}')
+
+
+def memory(field):
+    """Bytes, of this process since it was executed; ru_maxrss also has what it was forked from"""
+    for line in Path('/proc/self/status').read_text().splitlines():
+        if line.startswith(field + ':'):
+            return int(line.split()[1]) * 1024
+    raise Failed(f'the system does not tell {field}')
+
+
+IMPORT = '''
+import asyncio, json, sys, time
+modules, start = len(sys.modules), time.process_time()
+import {}
+print(json.dumps({{'import': time.process_time() - start, 'modules': len(sys.modules) - modules}}))
+'''
+
+
+def measure_import(module):
+    """In another fresh process: there is too much in this one"""
+    command = (sys.executable, '-c', IMPORT.format(module))
+    output = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(filter(None, sys.path))}).stdout
+    return json.loads(output)
+
+
+def runner(is_uvloop):
+    if not is_uvloop:
+        return asyncio.Runner()
+    import uvloop
+    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+
+
+def main():
+    job = json.loads(sys.argv[1])
+    sys.path.insert(0, job['library'])
+    make_client, module = CLIENTS[job['client']]
+    if job['workload'] == 'import':
+        print(json.dumps(measure_import(module)))
+        return
+
+    async def measure():
+        measurement = Measurement(job)
+        async with make_client(measurement.setup) as client:
+            await measurement.run(client)
+        return measurement.result
+
+    with runner(job['uvloop']) as loop_runner:
+        result = loop_runner.run(measure())
+    print(json.dumps(result))
+
+
+if __name__ == '__main__':
+    main()
