@@ -32,7 +32,7 @@ def sources(tmp_path_factory):
     """A copy, without what building and testing has left here."""
     ignored = [line.rstrip('/') for line in (HERE / '.gitignore').read_text().split()]
     return shutil.copytree(HERE, tmp_path_factory.mktemp('sources') / 'lowhaio',
-                           ignore=shutil.ignore_patterns('.git', *ignored))
+                           ignore=shutil.ignore_patterns('.git', '.nox', *ignored))
 
 
 @pytest.fixture(scope='module')
@@ -79,6 +79,13 @@ def test_the_sdist_holds_what_is_needed_to_build_and_test(sources, distributions
               for path in sources.rglob(pattern)}
     assert needed | {pathlib.PurePath(name) for name in (
         'LICENSE', 'MANIFEST.in', 'pyproject.toml', '.ci/run')} <= names
+
+
+def test_each_habit_is_a_command_that_contributors_are_told_of():
+    commands = re.findall(r'^def (\w+)\(session', (HERE / 'noxfile.py').read_text(), re.MULTILINE)
+    told = re.findall(r'^\| `nox -s (\w+)` \|', (HERE / 'CONTRIBUTING.md').read_text(),
+                      re.MULTILINE)
+    assert commands == told
 
 
 # ------------------------------------------------------------------------------- the types
