@@ -1,6 +1,21 @@
 from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithTypes(build_py):
+    """The annotations of a single module are seen only in a stub-only package (PEP 561).
+
+    It is the module itself: a stub may have function bodies, and nothing is written twice.
+    """
+
+    def run(self):
+        super().run()
+        stubs = Path(self.build_lib, 'lowhaio-stubs')
+        self.mkpath(str(stubs))
+        self.copy_file('lowhaio.py', str(stubs / '__init__.pyi'))
+
 
 setup(
     name='lowhaio',
@@ -10,6 +25,7 @@ setup(
     long_description_content_type='text/markdown',
     author='the lowhaio contributors',
     license='MIT',
+    cmdclass={'build_py': BuildWithTypes},
     py_modules=['lowhaio'],
     python_requires='>=3.11',
     install_requires=[
@@ -21,6 +37,7 @@ setup(
         ],
         'test': [
             'aiohttp',
+            'build',
             'coverage',
             'dnslib',
             'granian',
@@ -29,9 +46,11 @@ setup(
             'httptools',
             'hypercorn',
             'mypy',
+            'pyright[nodejs]',
             'pytest',
             'pytest-cov',
             'ruff',
+            'setuptools>=70.1',
             'tqdm',
             'trustme',
             'uvicorn',
@@ -42,12 +61,12 @@ setup(
     classifiers=[
         'Framework :: AsyncIO',
         'Intended Audience :: Developers',
-        'License :: OSI Approved :: MIT License',
         'Operating System :: MacOS',
         'Operating System :: POSIX :: Linux',
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
         'Programming Language :: Python :: 3.13',
         'Topic :: Internet :: WWW/HTTP',
+        'Typing :: Typed',
     ],
 )

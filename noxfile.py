@@ -1,0 +1,100 @@
+"""Every habit of the project, one command each: `nox -s NAME`. `nox -l` lists them.
+
+What follows `--` goes to the command: `nox -s tests-3.12 -- -k tls`.
+"""
+
+from pathlib import Path
+
+import nox
+
+PYTHONS = ['3.11', '3.12', '3.13']
+
+nox.needs_version = '>=2024.4.15'
+nox.options.sessions = ['style', 'types', 'tests', 'dist']
+nox.options.reuse_venv = 'yes'
+
+
+@nox.session(python=PYTHONS)
+def tests(session):
+    """All tests, on asyncio's loop and on uvloop; every line and branch is covered."""
+    session.install('.[test]')
+    session.run('python', '-m', 'pytest', *(session.posargs or ['--cov']))
+
+
+@nox.session(python=PYTHONS)
+def uvloop(session):
+    """The tests against real servers, with the client on uvloop."""
+    session.install('.[test]')
+    session.run('python', '-m', 'pytest', 'test_interop.py', *session.posargs,
+                env={'LOWHAIO_TEST_LOOP': 'uvloop'})
+
+
+@nox.session(python=PYTHONS[0])
+def debug(session):
+    """All tests, with everything that Python and asyncio can complain about."""
+    session.install('.[test]')
+    session.run('python', '-X', 'dev', '-W', 'error', '-m', 'pytest', *session.posargs,
+                env={'PYTHONASYNCIODEBUG': '1'})
+
+
+@nox.session(python=PYTHONS[0])
+def style(session):
+    """ruff."""
+    session.install('ruff')
+    session.run('ruff', 'check', '.', *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def types(session):
+    """mypy on the module; mypy, pyright and stubtest on what is installed."""
+    session.install('.[test]')
+    session.run('mypy')
+    session.run('python', '-m', 'pytest', 'test_types.py', *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def fuzz(session):
+    """A share of each search for a broken promise: two minutes. With `-- --full`: hours."""
+    session.install('.[test]')
+    session.run('python', 'fuzz/run.py', *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def soak(session):
+    """Memory, descriptors and CPU under a mixed load, for an hour."""
+    session.install('.[test]')
+    session.run('python', 'fuzz/soak.py', *(session.posargs or ['--minutes', '60']))
+
+
+@nox.session(python=PYTHONS[0])
+def mutants(session):
+    """Does a test notice each change of the module? Hours."""
+    session.install('.[test]')
+    session.run('python', 'fuzz/mutants.py', *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def bench(session):
+    """CPU and throughput beside those of the peers. Needs nginx, on a machine without load."""
+    session.install('.[test]')
+    session.run('python', 'benchmarks/run.py', *session.posargs)
+
+
+@nox.session(python=PYTHONS)
+def dist(session):
+    """Build the distributions, check them, and run the quickstart with each, freshly installed."""
+    session.install('build', 'twine')
+    directory = Path(session.create_tmp(), 'dist').resolve()
+    if directory.exists():
+        for path in directory.iterdir():
+            path.unlink()
+    session.run('python', '-m', 'build', '--outdir', str(directory))
+    distributions = sorted(directory.iterdir())
+    session.run('twine', 'check', '--strict', *map(str, distributions))
+    for distribution in distributions:
+        environment = directory.with_name('environment')
+        session.run('python', '-m', 'venv', '--clear', str(environment))
+        python = str(environment / 'bin' / 'python')
+        session.run(python, '-m', 'pip', 'install', '--quiet', f'{distribution}[examples]',
+                    external=True)
+        session.run(python, 'examples/quickstart.py', external=True)
