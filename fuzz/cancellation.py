@@ -912,7 +912,6 @@ class Drop(Cancel):
         super().__init__(case)
         self.chunks = chunks
         self.is_in_cycle = is_in_cycle
-        self.is_dropped = False
 
     def act(self):
         self.is_done = True
@@ -921,11 +920,13 @@ class Drop(Cancel):
         return chunks >= self.chunks
 
     async def hold(self, body):
-        for _ in range(20):
+        events = self.case.loop.events
+        for _ in range(40):
             if self.is_done:
                 break
             await asyncio.sleep(0)
-        self.is_dropped = True
+        events = self.case.loop.events - events
+        check(events < 10, events, 'events while nobody read')
         if self.is_in_cycle:
             cycle = [body]
             cycle.append(cycle)
