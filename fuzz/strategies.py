@@ -467,7 +467,7 @@ ENDLESS = {
     'interim responses': (b'', b'HTTP/1.1 103 x\r\na: b\r\n\r\n' * 100),
     'content to the end': (HEAD + b'\r\n', b'a' * 4096),
     'content with a length': (HEAD + b'content-length: 99999999999\r\n\r\n', b'a' * 4096),
-    'small chunks': (CHUNKED, b'1\r\na\r\n' * 512),
+    'small chunks': (CHUNKED, b'8\r\n12345678\r\n' * 256),
     'one chunk': (CHUNKED + b'f' * 15 + b'\r\n', b'a' * 4096),
     'a chunk extension': (CHUNKED + b'1;', b'a' * 4096),
     'zeros': (CHUNKED, b'0' * 4096),

@@ -1,0 +1,336 @@
+"""Runs a mixed load for a long time, and shows whether anything grows.
+
+    python fuzz/soak.py --minutes 1
+    python fuzz/soak.py --minutes 480 --loop uvloop
+
+One pool asks servers in another process, plain and with TLS, for small and large responses and
+uploads. Some requests fail, some are cancelled, some of their bodies are dropped; names move to
+other addresses every second and new names come; once an interval a thousand connections are open
+at once. After each interval, when the idle connections have expired, these are measured:
+
+- memory of the process, and objects that the garbage collector knows;
+- open descriptors;
+- CPU, user and system, of a request of the mix.
+
+It exits with 1 if the mean of the last third of the intervals exceeds that of the first by more
+than is tolerated. Before the first, all that is remembered up to a limit is filled to its limit.
+"""
+import argparse
+import asyncio
+import contextlib
+import gc
+import json
+import os
+import random
+import resource
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import trustme
+from aiodnsresolver import IPv4AddressExpiresAt
+
+from lowhaio import HttpError, Pool, buffered, streamed
+
+try:
+    import uvloop
+except ImportError:
+    uvloop = None
+
+AT_ONCE = 1000
+KEEP_ALIVE = 0.5
+LARGE = bytes(2 ** 20)
+CHUNK = LARGE[:65536]
+
+# What the last third may have more than the first: a share of it, and that much besides.
+TOLERATED = {
+    'KiB': (0.03, 2048),
+    'objects': (0.01, 300),
+    'descriptors': (0, 2),
+    'µs a request': (0.15, 20),
+}
+
+
+# -------------------------------------------------------------------- the servers' process
+
+def response(*fields, body=b'', code=b'200 OK'):
+    return b'\r\n'.join((b'HTTP/1.1 ' + code, *fields, b'', body))
+
+
+RESPONSES = {
+    b'/small': response(b'content-length: 5', b'x-any: thing', body=b'small'),
+    b'/large': response(b'content-length: %d' % len(LARGE), body=LARGE),
+    b'/chunked': response(b'transfer-encoding: chunked',
+                          body=b'5\r\nsmall\r\n' * 100 + b'0\r\nx-sum: 500\r\n\r\n'),
+    b'/interim': response(code=b'103 Early Hints') + response(b'content-length: 0'),
+    b'/empty': response(code=b'204 No Content'),
+    b'/surplus': response(b'content-length: 5', body=b'small' + response()),
+    b'/upload': response(b'content-length: 0', code=b'201 Created'),
+    # After these the server closes.
+    b'/close': response(b'content-length: 5', b'connection: close', body=b'small'),
+    b'/to-the-end': response(body=b'small'),
+    b'/short': response(b'content-length: 9', body=b'small'),
+    b'/bad': b'small\r\n\r\n',
+    b'/nothing': b'',
+}
+CLOSING = {b'/close', b'/to-the-end', b'/short', b'/bad', b'/nothing'}
+
+
+async def serve(reader, writer):
+    with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+        while True:
+            head = await reader.readuntil(b'\r\n\r\n')
+            path = head.split(b' ', 2)[1]
+            if path == b'/never':
+                await reader.read()
+                break
+            if path == b'/upload':
+                for _ in range(len(LARGE) // len(CHUNK)):
+                    await reader.readexactly(len(CHUNK))
+            writer.write(RESPONSES[path])
+            await writer.drain()
+            if path in CLOSING:
+                break
+    writer.close()
+
+
+async def run_servers(certificate):
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    servers = [await asyncio.start_server(serve, '0.0.0.0', 0, ssl=of, backlog=4096)
+               for of in (None, context)]
+    print(json.dumps([server.sockets[0].getsockname()[1] for server in servers]), flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    os._exit(0)
+
+
+# ----------------------------------------------------------------------------------- the load
+
+def moving_resolver(get_logger_adapter):
+    """Every name moves to another address every second, and is remembered for half of one."""
+    async def resolve(name, record_type, get_logger_adapter):
+        await asyncio.sleep(0)
+        now = asyncio.get_running_loop().time()
+        address = f'127.0.0.{1 + int(now) % 3}'
+        return (IPv4AddressExpiresAt(address, expires_at=now + 0.5),)
+
+    async def clear_cache(get_logger_adapter):
+        pass
+
+    return resolve, clear_cache
+
+
+class Load:
+    def __init__(self, ports, authority, number):
+        def get_ssl_context():
+            context = ssl.create_default_context()
+            authority.configure_trust(context)
+            return context
+
+        self.ports = ports
+        self.random = random.Random(number)
+        self.request, self.close = Pool(
+            get_dns_resolver=moving_resolver, get_ssl_context=get_ssl_context,
+            keep_alive_timeout=KEEP_ALIVE)
+        self.names = 0
+        self.requests = 0
+        self.cpu = 0.0
+        # Names, and how many of each are in a deck.
+        self.deck = [
+            *[(self.whole, 'GET', path) for path in (
+                '/small', '/small', '/small', '/small', '/chunked', '/interim', '/empty', '/close',
+                '/to-the-end', '/large', '/surplus')],
+            (self.whole, 'HEAD', '/small'), (self.uploaded, 'PUT', '/upload'),
+            *[(self.failing, 'GET', path) for path in ('/short', '/bad', '/nothing')],
+            (self.refused, 'GET', '/small'), (self.cancelled, 'GET', '/never'),
+            (self.timed_out, 'GET', '/never'), (self.dropped, 'GET', '/large'),
+            (self.closed, 'GET', '/large'), (self.of_a_new_name, 'GET', '/small'),
+        ]
+
+    def url(self, path, name='name', is_tls=None):
+        is_tls = self.random.random() < 0.3 if is_tls is None else is_tls
+        return f'http{"s" * is_tls}://{name}.soak.test:{self.ports[is_tls]}{path}'
+
+    async def run_deck(self):
+        """Each kind of request once, in any order, a few at a time, and the CPU of all."""
+        start = time.process_time()
+        deck = self.deck * 5
+        self.random.shuffle(deck)
+
+        async def work():
+            while deck:
+                kind, method, path = deck.pop()
+                await kind(method.encode(), path)
+                self.requests += 1
+
+        await together(work() for _ in range(10))
+        self.cpu += time.process_time() - start
+
+    async def whole(self, method, path, **kwargs):
+        code, _, body = await self.request(method, self.url(path, **kwargs))
+        content = await buffered(body)
+        expected = {'/large': LARGE, '/chunked': b'small' * 100}.get(
+            path, b'' if method == b'HEAD' or path in ('/interim', '/empty') else b'small')
+        if code not in (b'200', b'204') or content != expected:
+            sys.exit(f'BROKEN: {path} answered {code} {content[:60]!r}')
+
+    async def uploaded(self, method, path):
+        async def body():
+            for _ in range(len(LARGE) // len(CHUNK)):
+                yield CHUNK
+
+        code, _, content = await self.request(
+            method, self.url(path), headers=((b'content-length', b'%d' % len(LARGE)),), body=body)
+        await buffered(content)
+        if code != b'201':
+            sys.exit(f'BROKEN: {path} answered {code}')
+
+    async def failing(self, method, path):
+        with contextlib.suppress(HttpError):
+            await self.whole(method, path)
+            sys.exit(f'BROKEN: {path} succeeded')
+
+    async def refused(self, method, path):
+        with contextlib.suppress(HttpError):
+            await self.request(method, self.url(path), headers=((b'content-length', b'5'),),
+                               body=streamed(b'more than that'))
+            sys.exit('BROKEN: more than the content-length was sent')
+
+    async def cancelled(self, method, path):
+        task = asyncio.ensure_future(self.request(method, self.url(path)))
+        await asyncio.sleep(self.random.choice((0, 0, 0.001, 0.01)))
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    async def timed_out(self, method, path):
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.random.choice((0, 0.001, 0.01))):
+                await self.request(method, self.url(path))
+
+    async def dropped(self, method, path):
+        _, _, body = await self.request(method, self.url(path))
+        await anext(body)
+
+    async def closed(self, method, path):
+        _, _, body = await self.request(method, self.url(path))
+        await anext(body)
+        await body.aclose()
+
+    async def of_a_new_name(self, method, path, is_tls=None):
+        self.names += 1
+        await self.whole(method, path, name=f'n{self.names}', is_tls=is_tls)
+
+    async def many_at_once(self):
+        urls = [self.url('/small') for _ in range(AT_ONCE)]
+        responses = await together(self.request(b'GET', url) for url in urls)
+        for _, _, body in responses:
+            if await buffered(body) != b'small':
+                sys.exit('BROKEN: one of many at once answered something else')
+
+    async def fill(self):
+        """What is remembered of names and of TLS sessions, to the limit."""
+        for _ in range(110):
+            await together(self.of_a_new_name(b'GET', '/small', is_tls) for is_tls in
+                           [False, True] * 10)
+        await self.many_at_once()
+
+    async def interval(self, seconds):
+        """Its measures, by name."""
+        end = time.monotonic() + seconds
+        self.requests, self.cpu = 0, 0.0
+        await self.many_at_once()
+        while not self.requests or time.monotonic() < end:
+            await self.run_deck()
+        requests, cpu = self.requests, self.cpu
+        await asyncio.sleep(KEEP_ALIVE + 0.2)
+        gc.collect()
+        resident = int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
+        return {'KiB': resident // 1024, 'objects': len(gc.get_objects()),
+                'descriptors': len(os.listdir('/proc/self/fd')),
+                'µs a request': round(cpu / requests * 1e6), 'requests': requests}
+
+
+async def together(coroutines):
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(coroutine) for coroutine in coroutines]
+    return [task.result() for task in tasks]
+
+
+# ------------------------------------------------------------------------------------ judging
+
+async def soak(ports, authority, number, minutes, intervals):
+    load = Load(ports, authority, number)
+    await load.fill()
+    seconds = minutes * 60 / (intervals + 1)
+    await load.interval(seconds)
+    rows = []
+    for index in range(intervals):
+        rows.append(await load.interval(seconds))
+        print(f'{index + 1:3}  ' + ', '.join(
+            f'{value:,} {name}' for name, value in rows[-1].items()), flush=True)
+    await load.close()
+    third = max(len(rows) // 3, 1)
+    grown = False
+    for name, (share, besides) in TOLERATED.items():
+        first, last = (statistics.mean(row[name] for row in part)
+                       for part in (rows[:third], rows[-third:]))
+        is_more = last > first * (1 + share) + besides
+        grown |= is_more
+        print(f'{"BROKEN" if is_more else "kept"}: {name}: {first:,.0f} in the first third, '
+              f'{last:,.0f} in the last; tolerated are {first * (1 + share) + besides:,.0f}')
+    return grown
+
+
+def first_of(group):
+    while isinstance(group, ExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
+def raise_limit():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 3 * AT_ONCE
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument('--minutes', type=float, default=1)
+    parser.add_argument('--intervals', type=int, default=9)
+    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--loop', choices=('asyncio', 'uvloop'), default='asyncio')
+    parser.add_argument('--serve', metavar='CERTIFICATE', help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    raise_limit()
+    if options.serve:
+        asyncio.run(run_servers(options.serve))
+    authority = trustme.CA()
+    factory = asyncio.SelectorEventLoop if options.loop == 'asyncio' else uvloop.new_event_loop
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(authority.issue_cert('*.soak.test').private_key_and_cert_chain_pem.bytes())
+        file.flush()
+        with subprocess.Popen([sys.executable, __file__, '--serve', file.name],
+                              stdin=subprocess.PIPE, stdout=subprocess.PIPE) as servers:
+            try:
+                ports = json.loads(servers.stdout.readline())
+                with asyncio.Runner(loop_factory=factory) as runner:
+                    grown = runner.run(soak(ports, authority, options.seed, options.minutes,
+                                            options.intervals))
+            except* HttpError as errors:
+                sys.exit(f'BROKEN: a request that should succeed failed: {first_of(errors)}')
+            finally:
+                servers.kill()
+    sys.exit(1 if grown else 0)
+
+
+if __name__ == '__main__':
+    main()
