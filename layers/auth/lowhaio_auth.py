@@ -15,7 +15,7 @@ import hashlib
 import re
 import secrets
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -24,13 +24,15 @@ from lowhaio import HttpConnectionError, empty_async_iterator
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
 Request = Callable[..., Awaitable[Response]]
+# What is returned is a coroutine function to type checkers, too: for asyncio.create_task.
+Layer = Callable[..., Coroutine[Any, Any, Response]]
 GetToken = Callable[[], Awaitable[str]]
 
 
 # --------------------------------------------------------------------------- basic and bearer
 
 def basic(request: Request, username: str, password: str,
-          *, origin: str | None = None) -> Request:
+          *, origin: str | None = None) -> Layer:
     """A `request` with a user name and a password (RFC 7617).
 
     They go to `origin` only, `'https://example.com'` say, or else to that of the first request.
@@ -46,7 +48,7 @@ def basic(request: Request, username: str, password: str,
     return authorized(request, get_value, origin)
 
 
-def bearer(request: Request, get_token: GetToken, *, origin: str | None = None) -> Request:
+def bearer(request: Request, get_token: GetToken, *, origin: str | None = None) -> Layer:
     """A `request` with a token (RFC 6750), which a coroutine function returns as str.
 
     It is called for each request to `origin`, or else to that of the first request.
@@ -62,7 +64,7 @@ def bearer(request: Request, get_token: GetToken, *, origin: str | None = None) 
 
 
 def authorized(request: Request, get_value: Callable[[], Awaitable[bytes]],
-               origin: str | None) -> Request:
+               origin: str | None) -> Layer:
     check_callable(request)
     is_for_us = bound_to(origin)
 
@@ -100,7 +102,7 @@ PARAMETER = re.compile(
 
 
 def digest(request: Request, username: str, password: str, *, origin: str | None = None,
-           algorithms: Iterable[str] = ('SHA-256', 'MD5')) -> Request:
+           algorithms: Iterable[str] = ('SHA-256', 'MD5')) -> Layer:
     """A `request` that proves that it knows a password (RFC 7616), without sending that.
 
     It does so to `origin` only, `'https://example.com'` say, or else to that of the first
@@ -134,8 +136,9 @@ def digest(request: Request, username: str, password: str, *, origin: str | None
             code, response_headers, response_body = await request(
                 method, **sent, body=body, body_args=body_args, body_kwargs=body_kwargs,
                 **kwargs)
-            new = best_challenge(response_headers, accepted)
-            if not is_ours or is_again or code != b'401' or new is None:
+            is_asked = is_ours and not is_again and code == b'401'
+            new = best_challenge(response_headers, accepted) if is_asked else None
+            if new is None:
                 return code, response_headers, response_body
             challenge = new
             is_again = True

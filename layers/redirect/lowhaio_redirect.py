@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from typing import Any
 
 from lowhaio import HttpConnectionError, HttpDataError, HttpError, empty_async_iterator
@@ -26,6 +26,8 @@ MAX_SHOWN = 100
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
 Request = Callable[..., Awaitable[Response]]
+# What is returned is a coroutine function to type checkers, too: for asyncio.create_task.
+Layer = Callable[..., Coroutine[Any, Any, Response]]
 Transformed = tuple[bytes, Any, Any, Any, Fields]
 Transform = Callable[[bytes, Any, Any, Any, Fields], Transformed]
 TransformHeaders = Callable[[Fields, str, str], Iterable[tuple[bytes, bytes]]]
@@ -100,7 +102,7 @@ def redirectable(
         max_redirects: int = 20,
         transform_headers: TransformHeaders = strip_if_other_origin,
         *, schemes: Iterable[tuple[str, str]] = DEFAULT_SCHEMES,
-) -> Request:
+) -> Layer:
     """A `request` that follows redirects.
 
     - `redirects`: pairs of a code and a function, which is called with the method and returns a

@@ -15,7 +15,7 @@ import math
 import re
 import time
 from asyncio import sleep
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from email.utils import parsedate
 from random import uniform
 from typing import Any
@@ -25,6 +25,8 @@ from lowhaio import HttpConnectionError, HttpDataError, HttpError, empty_async_i
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
 Request = Callable[..., Awaitable[Response]]
+# What is returned is a coroutine function to type checkers, too: for asyncio.create_task.
+Layer = Callable[..., Coroutine[Any, Any, Response]]
 ShouldRetry = Callable[[bytes, Exception | None], bool]
 
 # RFC 9110 9.2.2.
@@ -66,7 +68,7 @@ def retry(
         should_retry: ShouldRetry = always,
         max_retry_after: float = 60,
         jitter: float = 0,
-) -> Request:
+) -> Layer:
     """A `request` that is made again, until its intervals are used up. Times are in seconds.
 
     - `exception_intervals`: pairs of a class of exceptions and the times to wait after each of
