@@ -38,6 +38,7 @@ import socket
 import ssl
 import sys
 import types
+import warnings
 from asyncio import CancelledError
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
@@ -540,11 +541,22 @@ def exchange_error(connection: Connection, cause: BaseException) -> HttpError:
         HttpHeaderTooLong if isinstance(cause, TooLong) else \
         HttpConnectionClosedError if isinstance(cause, CLOSED) else HttpDataError
     error = kind(f'{shown_method(connection.method)} {connection.describe()}, '
-                 f'{connection.phase}: {reason(cause)}')
+                 f'{connection.phase}: {reason(cause)}{plain_hint(connection, kind, cause)}')
     error.reused = connection.requests > 1
     error.response_started = connection.has_started
     return error
 
+
+def plain_hint(connection: Connection, kind: type[HttpError], cause: BaseException) -> str:
+    """Asked without TLS, a port for TLS just closes, or sends an alert."""
+    if connection.origin.is_tls or connection.requests > 1:
+        return ''
+    is_closed = kind is HttpConnectionClosedError and not connection.has_started
+    return ' (the port may be for https)' if is_closed or TLS_ALERT in str(cause) else ''
+
+
+# RFC 8446 5.1, as it is shown.
+TLS_ALERT = repr(b'\x15\x03')[:-1]
 
 # The peer's end of a connection, by any of its names.
 CLOSED = (EOFError, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError,
@@ -986,6 +998,8 @@ class Connections:
 
     def __init__(self, max_connections: int | None, max_connections_per_origin: int | None,
                  pool_timeout: float | None) -> None:
+        # The idle ones of all origins: the one that has been idle longest is first.
+        self.idle: OrderedDict[Connection, None] = OrderedDict()
         self.max_connections = checked_limit('max_connections', max_connections)
         self.max_per_origin = checked_limit(
             'max_connections_per_origin', max_connections_per_origin)
@@ -995,8 +1009,6 @@ class Connections:
         # All of them, in use too: a body in a cycle of garbage must find its own alive.
         self.opened: set[Connection] = set()
         self.places = 0
-        # The idle ones of all origins: the one that has been idle longest is first.
-        self.idle: OrderedDict[Connection, None] = OrderedDict()
         # Origins that have room, and requests that wait only for max_connections, by the ticket
         # of the first of these.
         self.queue: list[tuple[float, Share]] = []
@@ -1155,6 +1167,11 @@ class Connections:
             for connection in list(share.idle):
                 connection.close()
 
+    def __del__(self) -> None:
+        if self.idle:
+            warnings.warn('the pool was not closed: await close() when it has done its work',
+                          ResourceWarning, stacklevel=1, source=self)
+
 
 def give_back(given: object) -> None:
     if isinstance(given, (Share, Connection)):
@@ -1290,6 +1307,9 @@ class Opening:
             if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
                 raise TypeError('it must return a connected socket.socket, without TLS, got '
                                 f'{type(sock).__name__}')
+            if sock.family in (socket.AF_INET, socket.AF_INET6):
+                # As ours: or what follows the head would wait until that is acknowledged.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return self.made(sock, ANYWHERE, shown_peer(sock))
         except Exception as cause:
             if isinstance(sock, socket.socket):
@@ -1624,9 +1644,9 @@ def build_fields(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], D
         try:
             name, value = field
         except (TypeError, ValueError):
-            raise bad_field(field) from None
+            raise bad_field(field, headers) from None
         if not isinstance(name, bytes) or not isinstance(value, bytes):
-            raise bad_field((name, value))
+            raise bad_field((name, value), headers)
         if not TOKEN.fullmatch(name):
             raise ValueError(f'headers must have tokens as names, got {shown(name)}')
         if not FIELD_VALUE.fullmatch(value):
@@ -1645,12 +1665,12 @@ def checked_iterable(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[b
     try:
         return iter(headers)
     except TypeError:
-        raise bad_field(headers) from None
+        raise bad_field(headers, headers) from None
 
 
-def bad_field(field: object) -> TypeError:
-    return TypeError(f'headers must be pairs of name and value, both bytes, got '
-                     f'{shown_types(field)}')
+def bad_field(field: object, headers: object) -> TypeError:
+    got = 'a dict: give its items()' if isinstance(headers, dict) else shown_types(field)
+    return TypeError(f'headers must be pairs of name and value, both bytes, got {got}')
 
 
 def shown_types(field: object) -> str:
@@ -1803,6 +1823,9 @@ class RequestBody:
                  declared: Declared) -> None:
         self.connection = connection
         connection.phase = REQUEST_BODY
+        if not callable(body):
+            raise TypeError('body must be a function that returns an async iterator of bytes, as '
+                            f'streamed(data) is, got {type(body).__name__}')
         chunks = body(*body_args, **dict(body_kwargs))
         if not hasattr(chunks, '__aiter__'):
             if isinstance(chunks, types.CoroutineType):
@@ -1852,8 +1875,9 @@ class RequestBody:
 
     def ended(self) -> bytes:
         if self.left:
+            hint = ': it yielded nothing, as an iterator that was used before'
             raise ValueError(f'the body ended {self.left} bytes short of its content-length '
-                             f'of {self.declared.length}')
+                             f'of {self.declared.length}{hint if self.is_empty else ""}')
         if self.is_empty and self.declared.is_coded:
             raise ValueError('the body ended without a byte, but transfer-encoding chunked '
                              'needs its last chunk')
@@ -1861,7 +1885,10 @@ class RequestBody:
 
     def checked(self, chunk: bytes) -> bytes:
         if not isinstance(chunk, bytes):
-            chunk = bytes(memoryview(chunk))
+            try:
+                chunk = bytes(memoryview(chunk))
+            except TypeError:
+                raise TypeError(f'the body must yield bytes, got {type(chunk).__name__}') from None
         self.is_empty = self.is_empty and not chunk
         if not self.declared.is_coded:
             self.left -= len(chunk)

@@ -1054,10 +1054,12 @@ UNNAMED = 'GET, refused: '
                  'both bytes, got int',
                  id='headers-no-iterable'),
     pytest.param({'headers': {b'SECRET': b'SECRET'}}, TypeError,
-                 NAMED + 'headers must be pairs of name and value, both bytes, got bytes',
+                 NAMED + 'headers must be pairs of name and value, both bytes, '
+                 'got a dict: give its items()',
                  id='headers-mapping'),
     pytest.param({'headers': {b'xy': b'SECRET'}}, TypeError,
-                 NAMED + 'headers must be pairs of name and value, both bytes, got (int, int)',
+                 NAMED + 'headers must be pairs of name and value, both bytes, '
+                 'got a dict: give its items()',
                  id='headers-mapping-of-names-of-two-bytes'),
     pytest.param({'headers': b'SECRET'}, TypeError,
                  NAMED + 'headers must be pairs of name and value, both bytes, got int',
@@ -2015,9 +2017,12 @@ def at(server, text, method='PUT'):
 NO_ITERATOR = ('body must return an async iterator of bytes, as an async function that yields '
                'does, got ')
 
+NO_FUNCTION = ('body must be a function that returns an async iterator of bytes, as '
+               'streamed(data) is, got ')
+
 NO_BODIES = {
-    'none': (None, "'NoneType' object is not callable"),
-    'bytes': (b'abc', "'bytes' object is not callable"),
+    'none': (None, NO_FUNCTION + 'NoneType'),
+    'bytes': (b'abc', NO_FUNCTION + 'bytes'),
     'returns-none': (lambda: None, NO_ITERATOR + 'NoneType'),
     'returns-bytes': (lambda: b'abc', NO_ITERATOR + 'bytes'),
     'returns-list': (lambda: [b'abc'], NO_ITERATOR + 'list'),
@@ -2064,21 +2069,23 @@ async def test_a_chunk_that_is_no_bytes_is_an_error(chunk, kind):
             assert await script.body() == sent
         assert type(caught.value) is (HttpDataError if first else HttpConnectionError)
         assert type(caught.value.__cause__) is TypeError
-        assert str(caught.value) == at(server, 'the request body: TypeError: memoryview: a '
-                                       f"bytes-like object is required, not '{kind}'")
+        assert str(caught.value) == at(server, 'the request body: TypeError: the body must '
+                                       f'yield bytes, got {kind}')
 
+
+NOTHING = ': it yielded nothing, as an iterator that was used before'
 
 # What is declared, what the body yields (None: it waits), the error, and all that is sent.
 WRONG_LENGTHS = {
     'nothing-for-something': (
         of_length(5), (), HttpConnectionError,
-        'the body ended 5 bytes short of its content-length of 5', None),
+        'the body ended 5 bytes short of its content-length of 5' + NOTHING, None),
     'only-empty-chunks-for-something': (
         of_length(5), (b'', b''), HttpConnectionError,
-        'the body ended 5 bytes short of its content-length of 5', None),
+        'the body ended 5 bytes short of its content-length of 5' + NOTHING, None),
     'nothing-later-for-something': (
         of_length(5), (None,), HttpDataError,
-        'the body ended 5 bytes short of its content-length of 5', b''),
+        'the body ended 5 bytes short of its content-length of 5' + NOTHING, b''),
     'too-few': (
         of_length(5), (b'ab', b'cd'), HttpDataError,
         'the body ended 1 bytes short of its content-length of 5', b'abcd'),
@@ -2168,7 +2175,8 @@ async def test_a_body_that_fails_before_a_byte_is_sent_costs_a_reused_connection
         with pytest.raises(HttpConnectionError) as caught:
             await request(b'PUT', server.url, headers=of_length(1))
         assert str(caught.value) == at(
-            server, 'the request body: the body ended 1 bytes short of its content-length of 1')
+            server, 'the request body: the body ended 1 bytes short of its content-length of 1'
+            + NOTHING)
         assert (caught.value.reused, caught.value.response_started) == (True, False)
         await get(request, server.url)
     assert script.connections == [0, 1]
@@ -2524,8 +2532,7 @@ FAILING_BODIES = {
         (None, b'abcd'), 'the body yielded more than its content-length of 3', GeneratorExit),
     'too-few-bytes': ((b'ab',), 'the body ended 1 bytes short of its content-length of 3', None),
     'an-error': ((b'ab', LookupError('why')), 'LookupError: why', LookupError),
-    'no-bytes': ((b'ab', 5), "TypeError: memoryview: a bytes-like object is required, not 'int'",
-                 GeneratorExit),
+    'no-bytes': ((b'ab', 5), 'TypeError: the body must yield bytes, got int', GeneratorExit),
 }
 
 
@@ -2959,6 +2966,7 @@ CONTINUE = b'HTTP/1.1 100 Continue\r\n\r\n'
 OLD = b'HTTP/1.0 200 OK'
 UPGRADE = ((b'connection', b'upgrade'), (b'upgrade', b'chat'))
 CLOSED = 'the peer closed the connection'
+MAY_BE_TLS = ' (the port may be for https)'
 
 STATUS_LINE_ROWS = {
     'status line': good(with_length()),
@@ -3025,7 +3033,8 @@ STATUS_LINE_ROWS = {
     # It is judged once it is there, whatever may follow.
     'status line that is bad, and nothing after it': bad_status(b'hello\n', "b'hello'"),
     'status line is missing': bad_status(b'a: b\r\n\r\n', r"b'a: b\r'"),
-    'nothing at all': ended(b'', f'head: {CLOSED}, after no byte of it', started=False),
+    'nothing at all': ended(b'', f'head: {CLOSED}, after no byte of it{MAY_BE_TLS}',
+                            started=False),
     'end in the status line': ended(b'HTTP/1.1 2', f"head: {CLOSED}, after b'HTTP/1.1 2'"),
     'end after the status line': ended(
         b'HTTP/1.1 200 OK\r\n', rf"head: {CLOSED}, after b'HTTP/1.1 200 OK\r\n'"),
@@ -3951,7 +3960,8 @@ async def test_a_reset_is_an_end_too():
             assert (error.reused, error.response_started) == (False, bool(sent))
             assert re.fullmatch(
                 re.escape(f'{where(server)}reading the response {phase}: ConnectionResetError: ')
-                + r'\[Errno \d+\] Connection reset by peer', str(error))
+                + r'\[Errno \d+\] Connection reset by peer' + re.escape(MAY_BE_TLS * (not sent)),
+                str(error))
 
 
 @on_loops
@@ -7130,9 +7140,10 @@ async def test_an_error_tells_what_retries_depend_on(is_reused):
             with row(case):
                 if is_reused:
                     await get(request, server.url)
+                may_be_tls = not is_reused and kind is HttpConnectionClosedError and not is_started
                 error = await failed(
                     get(request, server.url + 'path?query'), kind, cause,
-                    peer_prefix(server) + text)
+                    peer_prefix(server) + text + MAY_BE_TLS * may_be_tls)
                 assert (error.reused, error.response_started) == (is_reused, is_started)
                 await until(lambda: ends == [b''])
 
@@ -11340,13 +11351,14 @@ async def test_an_early_response_that_is_malformed_ends_the_request(scheme):
 # How a server ends the connection after some bytes while it gets a body: what it has sent, the
 # cause, and what is said of it.
 ENDS = {
-    'an end': (b'', 'end', EOFError, 'the peer closed the connection, after no byte of it'),
+    'an end': (b'', 'end', EOFError,
+               'the peer closed the connection, after no byte of it' + MAY_BE_TLS),
     'an end in the head': (b'HTTP/1.1 4', 'end', EOFError,
                            "the peer closed the connection, after b'HTTP/1.1 4'"),
     'an end after an interim response': (
         CONTINUE, 'end', EOFError, 'the peer closed the connection, after no byte of it'),
     'a reset': (b'', 'reset', ConnectionResetError,
-                'ConnectionResetError: [Errno 104] Connection reset by peer'),
+                'ConnectionResetError: [Errno 104] Connection reset by peer' + MAY_BE_TLS),
     'a reset after an interim response': (
         HINTS, 'reset', ConnectionResetError,
         'ConnectionResetError: [Errno 104] Connection reset by peer'),
@@ -11817,12 +11829,12 @@ async def test_expect_without_a_body_waits_for_nothing():
 async def test_what_fails_while_100_continue_is_waited_for():
     cases = {
         'an end': (b'', 'end', HttpConnectionClosedError, EOFError,
-                   'the peer closed the connection, after no byte of it'),
+                   'the peer closed the connection, after no byte of it' + MAY_BE_TLS),
         'an end in the head': (
             b'HTTP/1.1 1', 'end', HttpConnectionClosedError, EOFError,
             "the peer closed the connection, after b'HTTP/1.1 1'"),
         'a reset': (b'', 'reset', HttpConnectionClosedError, ConnectionResetError,
-                    'ConnectionResetError: [Errno 104] Connection reset by peer'),
+                    'ConnectionResetError: [Errno 104] Connection reset by peer' + MAY_BE_TLS),
         'rubbish': (b'\0\n', 'wait', HttpDataError, ValueError,
                     'bad status line: expected HTTP/1.0 or HTTP/1.1, a space, three digits and a '
                     "reason, got b'\\x00'"),
@@ -11943,6 +11955,18 @@ CANONICAL = {
     'https://[2001:DB8:0:0::1]/': ('https', '2001:db8::1', 443),
     'http://[FE80::1%25lo]/': ('http', 'fe80::1%lo', 80),
 }
+
+
+@on_loops
+async def test_a_connection_over_tcp_that_was_got_sends_at_once():
+    async def get_connection(scheme, host, port):
+        socks.append(socket.create_connection(('127.0.0.1', port)))
+        return socks[-1]
+
+    socks = []
+    async with Server(Answering(OK)) as server, pool(get_connection=get_connection) as request:
+        await get(request, server.url)
+        assert socks[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 @on_loops
