@@ -55,6 +55,8 @@ def with_cookies(request: Callable[..., Awaitable[Response]], jar: CookieJar,
         raise TypeError(f'request must be a coroutine function, got {type(request).__name__}')
     if not isinstance(jar, CookieJar):
         raise TypeError(f'jar must be an http.cookiejar.CookieJar, got {type(jar).__name__}')
+    # Now, since it reads a file, and takes its time, the first time.
+    suffixes = public_suffixes()
 
     async def request_with_cookies(
             method: bytes, url: str, params: Any = (),
@@ -71,7 +73,7 @@ def with_cookies(request: Callable[..., Awaitable[Response]], jar: CookieJar,
         code, fields, body = await request(method, url, params, sent, *args, **kwargs)
         set_cookies = [value for name, value in fields if name == b'set-cookie']
         for value in set_cookies[-MAX_PER_DOMAIN:]:
-            keep(jar, place, value.decode('latin-1'))
+            keep(jar, suffixes, place, value.decode('latin-1'))
         if set_cookies:
             make_room(jar)
         return code, fields, body
@@ -140,7 +142,7 @@ def public_suffixes() -> PublicSuffixList:
     return PublicSuffixList()
 
 
-def keep(jar: CookieJar, place: Place, set_cookie: str) -> None:
+def keep(jar: CookieJar, suffixes: PublicSuffixList, place: Place, set_cookie: str) -> None:
     """RFC 6265 5.2 and 5.3, and the refusals of 6265bis."""
     pair, *rest = (part.strip(' \t') for part in set_cookie.split(';'))
     name, equals, value = (part.strip(' \t') for part in pair.partition('='))
@@ -151,7 +153,7 @@ def keep(jar: CookieJar, place: Place, set_cookie: str) -> None:
         key, _, text = (part.strip(' \t') for part in attribute.partition('='))
         if len(text) <= MAX_ATTRIBUTE and PAIR.fullmatch(text):
             attributes[key.lower()] = text
-    domain = domain_of(place.host, attributes.get('domain', ''))
+    domain = domain_of(suffixes, place.host, attributes.get('domain', ''))
     path = attributes.get('path', '')
     if not path.startswith('/'):
         path = place.default_path()
@@ -174,12 +176,12 @@ def keep(jar: CookieJar, place: Place, set_cookie: str) -> None:
         jar.set_cookie_if_ok(cookie, Request(f'{scheme}://{place.host}{place.path}'))
 
 
-def domain_of(host: str, attribute: str) -> str | None:
+def domain_of(suffixes: PublicSuffixList, host: str, attribute: str) -> str | None:
     """The host, the domain with a dot before it, or None if it is not the host's to set."""
     domain = attribute.lower().removeprefix('.')
     if not domain:
         return host
-    if not domain_matches(host, '.' + domain) or public_suffixes().is_public(domain):
+    if not domain_matches(host, '.' + domain) or suffixes.is_public(domain):
         return host if domain == host else None
     return '.' + domain
 
