@@ -10579,6 +10579,20 @@ async def test_a_session_is_read_only_where_the_last_one_was_of_use(
 
 @TLS_VERSIONS
 @on_loops
+async def test_a_session_may_be_refused_by_several_connections_at_the_same_time(version):
+    script = ResumingInThreads()
+    with ThreadServer(script, own_context(version)) as server:
+        async with pool(**RESUMING) as request:
+            for _ in range(2):
+                await get(request, server.url)
+            server.context = own_context(version)
+            await asyncio.gather(*[get(request, server.url) for _ in range(2)])
+            await get(request, server.url)
+    assert script.resumed == [False, True, False, False, True]
+
+
+@TLS_VERSIONS
+@on_loops
 async def test_a_session_is_forgotten_when_a_handshake_fails(version):
     script = ResumingInThreads()
     context = own_context(version)
