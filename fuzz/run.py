@@ -12,13 +12,13 @@ import time
 
 # Name, arguments of a share, arguments of all of it.
 SEARCHES = (
-    ('cancellation', '--every 25 --seed {seed}', ''),
-    ('faults', '--every 80 --seed {seed}', ''),
-    ('stops', '--every 60 --seed {seed}', ''),
-    ('answers', '--seed {seed}', '--seed {seed} --minutes 60'),
-    ('parsers', '--seed {seed}', '--seed {seed} --minutes 60'),
-    ('requests', '--seed {seed}', '--seed {seed} --minutes 60'),
-    ('soak', '--seed {seed} --minutes 0.3', '--seed {seed} --minutes 60'),
+    ('cancellation', '--every 36 --seed {seed}', ''),
+    ('faults', '--every 49 --seed {seed}', ''),
+    ('stops', '--every 49 --seed {seed}', ''),
+    ('answers', '--examples 100 --seed {seed}', '--minutes 60 --seed {seed}'),
+    ('parsers', '--examples 1000 --seed {seed}', '--examples 1000000 --seed {seed}'),
+    ('requests', '--examples 1000 --seed {seed}', '--examples 1000000 --seed {seed}'),
+    ('soak', '--minutes 0.3 --seed {seed}', '--minutes 60 --seed {seed}'),
 )
 
 
