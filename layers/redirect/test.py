@@ -30,7 +30,6 @@ from lowhaio import (
     HttpDataError,
     HttpError,
     buffered,
-    empty_async_iterator,
     streamed,
 )
 from lowhaio_redirect import (
@@ -82,6 +81,15 @@ async def test_each_code_keeps_or_turns_the_method(code, method):
     first, second = script.heads
     assert second.count(b'\r\n') == (4 if is_turned else first.count(b'\r\n'))
     assert values_of(second, b'x-kept') == [b'1']
+
+
+@on_loops
+async def test_a_get_is_not_chunked_as_the_post_was():
+    async with redirected(redirect(b'/b', 303), OK) as (request, script):
+        await request(b'POST', 'http://a.example/', body=streamed(b'0\r\n\r\n'),
+                      headers=((b'transfer-encoding', b'chunked'), (b'trailer', b'x')))
+    assert script.lines == ['POST /', 'GET /b']
+    assert script.heads[1] == b'GET /b HTTP/1.1\r\nhost: a.example\r\n\r\n'
 
 
 @on_loops
@@ -212,8 +220,12 @@ async def test_params_are_those_of_the_first_url(location, target):
 
 SECRET = ((b'Authorization', b'1'), (b'cookie', b'2'), (b'Cookie', b'3'), (b'x-token', b'4'),
           (b'proxy-authorization', b'5'), (b'referer', b'6'), (b'origin', b'7'))
-HARMLESS = ((b'Accept', b'a'), (b'accept', b'b'), (b'RANGE', b'bytes=0-'), (b'User-Agent', b'c'),
-            (b'if-none-match', b'"d"'))
+HARMLESS = (
+    (b'Accept', b'a'), (b'accept', b'b'), (b'RANGE', b'bytes=0-'), (b'User-Agent', b'c'),
+    (b'accept-charset', b'd'), (b'accept-encoding', b'e'), (b'accept-language', b'f'),
+    (b'cache-control', b'g'), (b'connection', b'TE'), (b'if-match', b'h'),
+    (b'if-modified-since', b'i'), (b'if-none-match', b'j'), (b'if-range', b'k'),
+    (b'if-unmodified-since', b'l'), (b'pragma', b'm'), (b'te', b'trailers'))
 
 
 def names(head: bytes) -> set[bytes]:
@@ -398,6 +410,39 @@ async def test_the_body_of_a_redirect_is_drained_up_to_a_bound(raw, is_drained):
     assert script.connections == ([0, 0] if is_drained else [0, 1])
 
 
+class Body:
+    """Of a response, whose chunks have the sizes."""
+
+    def __init__(self, sizes):
+        self.sizes = list(sizes)
+        self.is_closed = False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.sizes:
+            raise StopAsyncIteration
+        return bytes(self.sizes.pop(0))
+
+    async def aclose(self):
+        self.is_closed = True
+
+
+@pytest.mark.parametrize('sizes, unread', [
+    ((63 * 1024,), 0), ((63 * 1024, 0, 0), 1), ((63 * 1024 + 1, 0, 0), 2), ((1,) * 100, 36),
+])
+@on_loops
+async def test_each_read_counts_as_a_kibibyte_more(sizes, unread):
+    async def request(method, url, **kwargs):
+        return b'302' if url.endswith('/') else b'200', ((b'location', b'/b'),), body
+
+    body = Body(sizes)
+    await redirectable(request)(b'GET', 'http://a.example/')
+    assert len(body.sizes) == unread
+    assert body.is_closed
+
+
 @on_loops
 async def test_a_redirect_with_a_bad_body_is_followed():
     async def script(peer):
@@ -492,14 +537,7 @@ async def test_other_keywords_are_passed_on():
         calls.append(kwargs)
         return b'302' if len(calls) == 1 else b'200', ((b'location', b'/b'),), body
 
-    class Body:
-        def __aiter__(self):
-            return empty_async_iterator()
-
-        async def aclose(self):
-            pass
-
-    body = Body()
+    body = Body([])
     assert (await redirectable(request)(b'GET', 'http://a.example/', x=1))[2] is body
     assert [kwargs['x'] for kwargs in calls] == [1, 1]
 
