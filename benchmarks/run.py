@@ -6,18 +6,18 @@
 
 Makes a virtual environment for the peers, starts an nginx of its own with plain and TLS listeners
 on one core, and runs the clients on another. Each measurement is a fresh process: connections are
-opened and warmed up, then CPU time of the process, all threads of it, is taken around the requests.
-The clients take turns, round by round, and medians are shown. Only numbers of one run are
-comparable.
+opened and warmed up, then CPU time of the process, all threads of it, is taken around the
+requests. The clients take turns, round by round, and medians are shown. Only numbers of one run
+are comparable.
 
-The floor is the least that any asyncio program could use: for small requests `loop.add_reader` once
-a connection, `send`, a future and `recv`, with nothing parsed; for bulk a blocking loop of
+The floor is the least that any asyncio program could use: for small requests `loop.add_reader`
+once a connection, `send`, a future and `recv`, with nothing parsed; for bulk a blocking loop of
 `recv_into` or `sendall`.
 
 Prints tables, and writes results.json, requests.svg and bulk.svg. Needs Python 3.11 or newer on
 Linux, nginx with its DAV module (Debian: nginx-light), and for the first run a package index. A
-client that can not be installed, or fails in a workload, is shown as failed; the exit code is 1 if
-that is lowhaio or the floor.
+client that can not be installed, or fails in a workload, is shown as failed; the exit code is 1
+if that is lowhaio or the floor.
 """
 import argparse
 import importlib.metadata
@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import venv
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 
 from clients import CLIENTS
@@ -54,9 +54,10 @@ TABLES = (
     ('CPU of a request over TLS, µs', [(name, name, 'cpu', 1e6) for name in TLS]),
     ('MB per CPU second', [(name, name, 'speed', 1e-6) for name in BULK]),
     ('Peak memory of the process, MiB', [(name, name, 'peak', 2 ** -20) for name in BULK]),
-    ('Longest wait of another task, ms; memory of an idle connection, KiB; import, ms',
-     [('wait', 'wait', 'wait', 1e3), ('idle', 'idle', 'idle', 2 ** -10),
-      ('import', 'import', 'import', 1e3), ('modules', 'import', 'modules', 1)]),
+    ('Longest wait of another task, ms; memory of an idle connection, KiB; import, ms of CPU',
+     [('wait', 'wait', 'wait', 1e3), ('wait (CPU)', 'wait', 'held', 1e3),
+      ('idle', 'idle', 'idle', 2 ** -10), ('import', 'import', 'import', 1e3),
+      ('modules', 'import', 'modules', 1)]),
 )
 
 # Of lowhaio: what, the figure, what it is divided by, and the bound
@@ -158,7 +159,7 @@ def measure(args, client, name, origins, root):
             (sys.executable, HERE / 'measure.py', json.dumps(job)), check=False,
             capture_output=True, text=True, timeout=args.timeout)
     except subprocess.TimeoutExpired:
-        return {'failed': f'it took more than {args.timeout} seconds'}
+        return {'failed': f'it took more than {args.timeout:g} seconds'}
     finally:
         for file in (root / 'www/upload').iterdir():
             file.unlink()
@@ -199,7 +200,7 @@ def show_progress(args, number=0, name=''):
 def about(args):
     """When, where and with what"""
     return {
-        'date': datetime.now(timezone.utc).strftime('%Y-%m-%d %H:%M UTC'),
+        'date': datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC'),
         'machine': f'{cpu_model()}, {os.cpu_count()} CPUs, {platform.platform()}',
         'python': f'{platform.python_implementation()} {platform.python_version()}, '
                   f'{ssl.OPENSSL_VERSION}',
@@ -262,10 +263,10 @@ def print_tables(results):
         columns = [column for column in columns if column[1] in results]
         rows = {client: None for _, name, *_ in columns for client in results[name]}
         if columns:
-            print(f'{title}\n{"":22}' + ''.join(f'{column[0]:>14}' for column in columns))
+            print(f'{title}\n{"":22}' + ''.join(f'{column[0]:>13}' for column in columns))
         for client in rows:
             print(f'{client:22}' + ''.join(
-                f'{cell(results, client, *column[1:]):>14}' for column in columns))
+                f'{cell(results, client, *column[1:]):>13}' for column in columns))
         if columns:
             print()
 
@@ -394,23 +395,25 @@ def parse_args():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f'workloads:\n{workloads}')
     parser.add_argument('--quick', action='store_true',
-                        help='one round of few requests: shows that it works, no more')
+                        help='one round of few requests, never 512 at once: shows that it works')
     parser.add_argument('--rounds', type=int, help='5, or 1 if quick')
-    parser.add_argument('--only', type=listed(WORKLOADS, 'workload'), default=list(WORKLOADS),
-                        metavar='WORKLOAD,…')
+    parser.add_argument('--only', type=listed(WORKLOADS, 'workload'), metavar='WORKLOAD,…')
     parser.add_argument('--clients', type=listed(CLIENTS, 'client'), default=clients,
                         metavar='CLIENT,…', help=', '.join(clients))
     parser.add_argument('--requests', type=int, help='of one measurement')
     parser.add_argument('--size', type=int, help='bytes of a bulk transfer: 1 GiB, or 64 MiB')
     parser.add_argument('--uvloop', action='store_true', help='in place of asyncio')
-    parser.add_argument('--timeout', type=float, default=600,
-                        help='seconds for one measurement: 600')
+    parser.add_argument('--timeout', type=float,
+                        help='seconds for one measurement: 600, or 20 if quick')
     parser.add_argument('--cache', type=Path, default=HERE / '.cache',
                         help='for the virtual environment: beside this file')
     parser.add_argument('--output', type=Path, default=HERE / 'results',
                         help='directory for what is written: results, beside this file')
     args = parser.parse_args()
+    args.only = args.only or [name for name, workload in WORKLOADS.items()
+                              if not args.quick or workload.concurrency < 512]
     args.rounds = args.rounds or (1 if args.quick else 5)
+    args.timeout = args.timeout or (20 if args.quick else 600)
     args.size = args.size or (QUICK_SIZE if args.quick else 1024 ** 3)
     args.cache = args.cache.resolve()
     if 'lowhaio' in args.clients and 'wait' in args.only:
