@@ -3692,6 +3692,8 @@ async def test_bytes_after_the_end_are_never_delivered_and_close_the_connection(
             more = next(surplus)
             for way, pieces, options in (
                     ('at once', [row.raw + more], {}),
+                    # It must not be taken for the end of a section that ends before.
+                    ('at once, an empty line', [row.raw + b'a: b\n\n'], {}),
                     # The first read is filled by the response: what follows is not in it.
                     ('in the next read', [row.raw + more], {'recv_bufsize': len(row.raw)}),
                     ('later', [row.raw, more], {})):
@@ -3833,6 +3835,7 @@ async def test_the_limit_is_16384_unless_it_is_given():
 
 
 HOSTILE = {
+    'spaces before a value': head(b'a:' + b' ' * 250_000 + b'\x00'),
     'spaces in a value': head(b'a: b' + b' ' * 250_000 + b'\x00'),
     'tabs and words in a value': head(b'a: ' + b'b\t' * 125_000 + b'\x00'),
     'spaces before a bare CR': head(b'a: b' + b' ' * 250_000 + b'\rc'),
@@ -9708,6 +9711,20 @@ async def test_who_is_cancelled_or_late_while_it_waits_is_passed_over():
         assert [isinstance(result, asyncio.CancelledError) for result in results] == [
             task in cancelled for task in tasks]
         assert len(script.connections) == 1 + 6 - count
+
+
+@on_loops
+async def test_a_request_whose_coroutine_is_closed_while_it_waits_is_passed_over():
+    script = Halves()
+    async with Server(script) as server, pool(max_connections=1) as request:
+        async with holding_the_only_place(request, server):
+            coroutine = request(b'GET', server.url)
+            coroutine.send(None)
+            task = asyncio.create_task(get(request, server.url))
+            await turns(1)
+            coroutine.close()
+        assert (await task)[2] == b'ok'
+    assert script.connections == [0, 1]
 
 
 async def free_a_place(script, bodies):
