@@ -13,7 +13,7 @@ import time
 # Name, arguments of a share, arguments of all of it.
 SEARCHES = (
     ('cancellation', '--every 36 --seed {seed}', ''),
-    ('faults', '--every 49 --seed {seed}', ''),
+    ('faults', '--every 81 --seed {seed}', ''),
     ('stops', '--every 49 --seed {seed}', ''),
     ('answers', '--examples 100 --seed {seed}', '--minutes 60 --seed {seed}'),
     ('parsers', '--examples 1000 --seed {seed}', '--examples 1000000 --seed {seed}'),
