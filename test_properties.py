@@ -37,7 +37,7 @@ from strategies import (  # noqa: E402
     check_sent,
 )
 
-EXAMPLES = int(os.environ.get('LOWHAIO_EXAMPLES', '400'))
+EXAMPLES = int(os.environ.get('LOWHAIO_EXAMPLES', '300'))
 settings.register_profile(
     'always the same', max_examples=EXAMPLES, derandomize=True, deadline=None, database=None,
     print_blob=False, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])

@@ -548,7 +548,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--examples', type=int, default=300,
+    parser.add_argument('--examples', type=int, default=200,
                         help='schedules for each transport in a round')
     parser.add_argument('--steps', type=int, default=50, help='of a schedule, at most')
     parser.add_argument('--minutes', type=float, default=0,

@@ -1,7 +1,7 @@
 """Searches for bytes of a server that are not read as they should be.
 
     python fuzz/parsers.py --seed 1
-    python fuzz/parsers.py --examples 1000000
+    python fuzz/parsers.py --minutes 60
     python fuzz/parsers.py --minutes 60 --atheris
 
 Bytes that are anything, almost a response, or a response changed in a few places are given to a
@@ -66,24 +66,24 @@ def measure(client, largest):
     for what, make in GROWING.items():
         check_linear(what, lambda length, make=make: client.outcome(make(length), **BOUNDLESS),
                      2 ** 15, largest)
-    peaks = [check_memory(client, what, 2 ** 20, 2 ** 19) for what in ENDLESS]
-    print(f'{len(GROWING)} responses that grow take linear time; {len(ENDLESS)} without end take '
-          f'at most {max(peaks) // 1024} KiB of memory', flush=True)
+    for what in ENDLESS:
+        check_memory(client, what, 2 ** 20, 2 ** 19)
 
 
 def report():
-    for what, count in SEEN.items():
+    for what, count in sorted(SEEN.items(), key=str):
         if isinstance(what, str):
             print(f'{count:9,} {what}')
     print('What is accepted and others do not read so:')
     for known in DIFFERENCES:
-        print(f'{SEEN[known]:9,} {known.parser}: {known.reason}', flush=True)
+        print(f'{SEEN[known]:9,} {known.parser}: {known.reason}')
+    tried = sum(count for what, count in SEEN.items() if isinstance(what, str))
+    print(f'{tried:,} responses, {SEEN["accepted"]:,} of them accepted; {len(GROWING)} that grow '
+          f'in linear time; {len(ENDLESS)} without end in little memory', flush=True)
 
 
-def led_by_lines(client, number, minutes):
-    """Does not return: libFuzzer ends the process."""
-    end = time.monotonic() + minutes * 60
-
+def led_by_lines(client, number, end):
+    """Does not return: only the process ends libFuzzer."""
     def is_parsed(raw):
         try:
             check_parsed(client, raw[3:], raw[1:3], b'HEAD' if raw[:1] == b'\1' else b'GET', SEEN)
@@ -109,20 +109,25 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--examples', type=int, default=5000)
+    parser.add_argument('--examples', type=int, default=2000, help='in a round')
     parser.add_argument('--largest', type=int, default=2 ** 19,
                         help='response whose time is measured, in bytes')
-    parser.add_argument('--atheris', action='store_true', help='instead of the examples')
-    parser.add_argument('--minutes', type=float, default=1, help='with --atheris')
+    parser.add_argument('--atheris', action='store_true', help='in place of examples')
+    parser.add_argument('--minutes', type=float, default=0,
+                        help='of more rounds, each with the next seed, or of atheris')
     options = parser.parse_args()
-    client = Client()
+    client, number = Client(), options.seed
+    end = time.monotonic() + options.minutes * 60
     try:
         measure(client, options.largest)
         if options.atheris:
-            led_by_lines(client, options.seed, options.minutes)
-        search(client, options.seed, options.examples)
+            led_by_lines(client, number, end)
+        search(client, number, options.examples)
+        while time.monotonic() < end:
+            number += 1
+            search(client, number, options.examples)
     except Exception as error:
-        sys.exit(f'BROKEN, with --seed {options.seed}: {error}')
+        sys.exit(f'BROKEN, with --seed {number}: {error}')
     report()
 
 

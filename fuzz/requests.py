@@ -1,7 +1,7 @@
 """Searches for a request that arrives as something else than what was asked for.
 
     python fuzz/requests.py --seed 1
-    python fuzz/requests.py --examples 1000000
+    python fuzz/requests.py --minutes 60
 
 Methods, URLs, params, headers and bodies are anything and almost right, and these promises are
 kept:
@@ -16,6 +16,7 @@ kept:
 import argparse
 import collections
 import sys
+import time
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
@@ -33,11 +34,10 @@ from strategies import (
 SEEN = collections.Counter()
 
 
-def search(number, examples, largest):
+def search(server, origins, number, examples):
     chosen = settings(max_examples=examples, deadline=None, database=None, print_blob=False,
                       phases=(Phase.generate, Phase.shrink),
                       suppress_health_check=list(HealthCheck))
-    server, origins = Server(), Origins()
 
     @seed(number)
     @chosen
@@ -53,24 +53,33 @@ def search(number, examples, largest):
 
     is_sent()
     is_one_origin()
-    for what, make in GROWING_URLS.items():
-        check_linear(what, lambda length, make=make: origins.ask(make(length)), 2 ** 12, largest)
 
 
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--seed', type=int, default=0)
-    parser.add_argument('--examples', type=int, default=5000, help='of requests, and of URLs')
+    parser.add_argument('--examples', type=int, default=2000,
+                        help='of requests, and of URLs, in a round')
+    parser.add_argument('--minutes', type=float, default=0,
+                        help='of more rounds, each with the next seed')
     parser.add_argument('--largest', type=int, default=2 ** 20,
                         help='URL whose time is measured, in characters')
     options = parser.parse_args()
+    server, origins, number = Server(), Origins(), options.seed
+    end = time.monotonic() + options.minutes * 60
     try:
-        search(options.seed, options.examples, options.largest)
+        for what, make in GROWING_URLS.items():
+            check_linear(what, lambda length, make=make: origins.ask(make(length)), 2 ** 12,
+                         options.largest)
+        search(server, origins, number, options.examples)
+        while time.monotonic() < end:
+            number += 1
+            search(server, origins, number, options.examples)
     except Exception as error:
-        sys.exit(f'BROKEN, with --seed {options.seed}: {error}')
+        sys.exit(f'BROKEN, with --seed {number}: {error}')
     print(', '.join(f'{count} {what}' for what, count in SEEN.items()) +
-          f'; {len(GROWING_URLS)} URLs that grow take linear time')
+          f'; {len(GROWING_URLS)} URLs that grow in linear time')
 
 
 if __name__ == '__main__':
