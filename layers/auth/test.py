@@ -370,7 +370,7 @@ async def test_digest_closes_a_401_that_has_no_end():
     ('http://a.example/?b&', b'', '/?b&'),
     ('http://a.example/?b&', (('c', 1),), '/?b&c=1'),
     ('http://a.example/b c/\u00e9?"<>\\^`{|}', (), '/b%20c/%C3%A9?%22%3C%3E%5C%5E%60%7B%7C%7D'),
-    ('http://a.example/%2f%zz%', (), '/%2f%25zz%25'),
+    ('http://a.example/%2f%0A%zz%0', (), '/%2f%0A%25zz%250'),
     ("http://a.example/~-._!$&'()*+,;=:@/?/?[]", (), "/~-._!$&'()*+,;=:@/?/?%5B%5D"),
 ])
 @on_loops
