@@ -25,6 +25,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import ssl
 import statistics
 import subprocess
@@ -171,8 +172,8 @@ def measure(args, client, name, origins, root):
     return result
 
 
-def measure_all(args, failures):
-    """{workload: {client: [a measurement, for each round]}}"""
+def measure_all(args, failures, facts):
+    """{workload: {client: [a measurement, for each round]}}, written down after each round"""
     results = {name: {client: [] for client in args.clients if is_measured(client, name)}
                for name in args.only}
     with tempfile.TemporaryDirectory() as directory:
@@ -187,6 +188,8 @@ def measure_all(args, failures):
                         measurements.append(
                             {'failed': failures[client]} if client in failures else
                             measure(args, client, name, origins, root))
+                (args.output / 'results.json').write_text(
+                    json.dumps({**facts, 'workloads': results}, indent=1) + '\n')
     show_progress(args)
     return results
 
@@ -424,18 +427,18 @@ def parse_args():
 def main():
     args = parse_args()
     use_environment(args.cache)
+    # Or nginx would be left behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     failures = install(args.clients, args.cache)
     facts = about(args)
     print_about(facts)
-    results = measure_all(args, failures)
+    args.output.mkdir(parents=True, exist_ok=True)
+    results = measure_all(args, failures, facts)
     print_tables(results)
     print_budget(results)
     print_best_peers(results)
     print_failures(results)
 
-    args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / 'results.json').write_text(
-        json.dumps({**facts, 'workloads': results}, indent=1) + '\n')
     draw(facts, results, args.output)
     print(f'Written to {args.output}')
     if any(client in ('floor', 'lowhaio') for client, _ in failed(results)):
