@@ -346,7 +346,7 @@ def print_failures(results):
 def draw(facts, results, directory):
     import matplotlib as mpl
     mpl.use('svg')
-    mpl.rcParams['svg.hashsalt'] = 'lowhaio'
+    mpl.rcParams.update({'svg.hashsalt': 'lowhaio', 'svg.fonttype': 'none'})
     footer = f'{facts["date"]}, {facts["python"].partition(",")[0]}, {facts["loop"]}, nginx ' \
              f'{facts["nginx"]}\n{facts["machine"]}'
     draw_bars(results, ('small', 'small-32', 'tls', 'tls-32', 'connect'), 'cpu', 1e6,
