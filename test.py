@@ -3504,12 +3504,16 @@ PERSISTENCE_ROWS = {
     'connection: keep-alive on HTTP/1.0': good(with_length(b'connection: keep-alive', start=OLD)),
     'connection: keep-alive in any case on HTTP/1.0': good(
         with_length(b'connection: x, Keep-Alive', start=OLD)),
+    'connection: keep-alive first of a list on HTTP/1.0': good(
+        with_length(b'connection: Keep-Alive, x', start=OLD)),
     'connection: keep-alive in the second field on HTTP/1.0': good(
         with_length(b'connection: x', b'connection: keep-alive', start=OLD)),
     'connection: keep-alive and close on HTTP/1.0': good(
         with_length(b'connection: keep-alive', b'connection: close', start=OLD), kept=False),
     'connection: keep-alives on HTTP/1.0': good(
         with_length(b'connection: keep-alives', start=OLD), kept=False),
+    'connection: x-keep-alive on HTTP/1.0': good(
+        with_length(b'connection: x-keep-alive', start=OLD), kept=False),
     'connection: other tokens on HTTP/1.0': good(
         with_length(b'connection: x, y', start=OLD), kept=False),
     'connection: a keep-alive field alone on HTTP/1.0': good(
@@ -3528,12 +3532,15 @@ PERSISTENCE_ROWS = {
         with_length(b'Keep-Alive: max=5, Timeout=1'), kept=False),
     'keep-alive: timeout=1 with whitespace': good(
         with_length(b'keep-alive: timeout = 1;max=5'), kept=False),
+    'keep-alive: timeout=1 in quotes': good(with_length(b'keep-alive: timeout="1"'), kept=False),
     'keep-alive: timeout=1 in the second field': good(
         with_length(b'keep-alive: max=5', b'keep-alive: timeout=1'), kept=False),
     'keep-alive: timeout=2': good(with_length(b'keep-alive: timeout=2, max=100')),
     'keep-alive: timeout=1000': good(with_length(b'keep-alive: timeout=1000')),
     'keep-alive: a timeout that no integer holds': good(
         with_length(b'keep-alive: timeout=' + 30 * b'9')),
+    'keep-alive: a timeout of more digits than int() takes': good(
+        with_length(b'keep-alive: timeout=' + 5000 * b'9')),
     'keep-alive: max alone': good(with_length(b'keep-alive: max=1')),
     'keep-alive: a parameter of another name': good(with_length(b'keep-alive: xtimeout=1')),
     'keep-alive: a timeout that is no number': good(
@@ -4610,11 +4617,12 @@ async def test_a_response_that_stops_coming_fails_in_time():
         (chunked(b'2\r\n'), 'body'), (chunked(b'0\r\n'), 'body'), (head(), 'body'))])
 
 
+@pytest.mark.parametrize('before', [b'', CONTINUE], ids=['first', 'after an interim one'])
 @on_loops_at_once
-async def test_a_head_in_trickles_fails_in_time():
+async def test_a_head_in_trickles_fails_in_time(before):
     async def script(peer):
         await peer.read_head()
-        await peer.send(b'HTTP/1.1 200 ')
+        await peer.send(before + b'HTTP/1.1 200 ')
         while not peer.reader.at_eof():
             await peer.send(b'x')
             await asyncio.sleep(0.005)
