@@ -55,7 +55,7 @@ def types(session):
 @nox.session(python=PYTHONS[0])
 def fuzz(session):
     """A share of each search for a broken promise: two minutes. With `-- --full`: hours."""
-    session.install('.[test]')
+    session.install('.[test,fuzz]')
     session.run('python', 'fuzz/run.py', *session.posargs)
 
 
@@ -69,8 +69,15 @@ def soak(session):
 @nox.session(python=PYTHONS[0])
 def mutants(session):
     """Does a test notice each change of the module? Hours."""
-    session.install('.[test]')
+    session.install('.[test,fuzz]')
     session.run('python', 'fuzz/mutants.py', *session.posargs)
+
+
+@nox.session(python=PYTHONS[0])
+def promises(session):
+    """What is promised of tasks, time-outs, memory and descriptors, measured."""
+    session.install('.[test]')
+    session.run('python', 'benchmarks/promises.py', *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])
