@@ -312,10 +312,10 @@ async def test_codes_are_not_retried_unless_asked_for(slept):
 async def test_chosen_codes_are_retried_each_with_its_intervals(slept):
     async with retried(
             response(503), response(429), response(503), OK,
-            code_intervals=iter([(b'503', (1, 2)), (b'429', (3,))])) as (request, script):
+            code_intervals=iter([(b'503', (0, 2)), (b'429', (3,))])) as (request, script):
         _, _, body = await request()
         assert await buffered(body) == b'ok'
-    assert slept == [1, 3, 2]
+    assert slept == [0, 3, 2]
     assert set(script.connections) == {0}
 
 
