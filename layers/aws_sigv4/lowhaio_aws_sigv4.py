@@ -15,8 +15,8 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
@@ -54,7 +54,7 @@ Response = TypeVar('Response')
 
 def signed(request: Callable[..., Awaitable[Response]], credentials: Credentials,
            service: str, region: str, *, body_hash: str | None = None,
-           ) -> Callable[..., Awaitable[Response]]:
+           ) -> Callable[..., Coroutine[Any, Any, Response]]:
     """A `request` that signs what it sends.
 
     - `credentials`: a coroutine function, called for each request. It returns

@@ -14,7 +14,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 from lowhaio_aws_sigv4 import Credentials, Response, aws_sigv4_headers
 from lowhaio_aws_sigv4 import signed as signed_with
@@ -23,7 +24,7 @@ __all__ = ['aws_sigv4_headers', 'signed']
 
 
 def signed(request: Callable[..., Awaitable[Response]], credentials: Credentials,
-           service: str, region: str) -> Callable[..., Awaitable[Response]]:
+           service: str, region: str) -> Callable[..., Coroutine[Any, Any, Response]]:
     """A `request` that signs what it sends but the body, which is streamed as it comes.
 
     See `lowhaio_aws_sigv4.signed`.

@@ -19,7 +19,6 @@ setup(
     classifiers=[
         'Framework :: AsyncIO',
         'Intended Audience :: Developers',
-        'License :: OSI Approved :: MIT License',
         'Operating System :: MacOS',
         'Operating System :: POSIX :: Linux',
         'Programming Language :: Python :: 3.11',

@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from importlib import import_module
 from typing import Any
 
-from lowhaio import HttpConnectionError, HttpDataError, HttpError
+from lowhaio import HttpConnectionError, HttpDataError, HttpError, empty_async_iterator
 
 
 def optional(name: str) -> Any:
@@ -110,7 +110,7 @@ ACCEPTED = b', '.join(CODINGS)
 
 
 def decompressed(request: Callable[..., Awaitable[Response]], *, max_length: int | None = None,
-                 ) -> Callable[..., Awaitable[Response]]:
+                 ) -> Callable[..., Coroutine[Any, Any, Response]]:
     """A `request` that asks for compressed content, and returns it decompressed.
 
     A body that decompresses to more than `max_length` bytes, that is cut short, or that has more
@@ -123,7 +123,8 @@ def decompressed(request: Callable[..., Awaitable[Response]], *, max_length: int
 
     async def decompressed_request(
             method: bytes, url: str, params: Any = (),
-            headers: Iterable[tuple[bytes, bytes]] = (), *args: Any, **kwargs: Any) -> Response:
+            headers: Iterable[tuple[bytes, bytes]] = (), body: Any = empty_async_iterator,
+            body_args: Any = (), body_kwargs: Any = (), **kwargs: Any) -> Response:
         try:
             sent = tuple(headers)
             names = {name.lower() for name, _ in sent}
@@ -132,15 +133,17 @@ def decompressed(request: Callable[..., Awaitable[Response]], *, max_length: int
                 'headers must be pairs of name and value, both bytes') from cause
         if b'accept-encoding' not in names and b'range' not in names:
             sent += ((b'accept-encoding', ACCEPTED),)
-        code, fields, body = await request(method, url, params, sent, *args, **kwargs)
+        code, fields, response_body = await request(
+            method, url, params=params, headers=sent, body=body, body_args=body_args,
+            body_kwargs=body_kwargs, **kwargs)
         codings = codings_of(fields)
         if method == b'HEAD' or code in NOT_DECODED or not codings or set(codings) - set(CODINGS):
-            return code, fields, body
+            return code, fields, response_body
         if len(codings) > MAX_CODINGS:
-            await body.aclose()
+            await response_body.aclose()
             raise HttpDataError(f'the response has more than {MAX_CODINGS} content codings')
         return (code, tuple(field for field in fields if field[0] not in REMOVED),
-                DecompressedBody(body, codings, max_length))
+                DecompressedBody(response_body, codings, max_length))
 
     return decompressed_request
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 import time
 from calendar import timegm
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from contextlib import suppress
 from email.utils import parsedate_tz
 from functools import cache
@@ -24,7 +24,7 @@ from urllib.request import Request
 
 from publicsuffixlist import PublicSuffixList
 
-from lowhaio import HttpConnectionError
+from lowhaio import HttpConnectionError, empty_async_iterator
 
 # RFC 6265 6.1 asks for no less than 4096, 50 and 3000. The rest are those of its successor,
 # RFC 6265bis 5.6 and 5.5.
@@ -45,7 +45,7 @@ Response = tuple[bytes, Fields, Any]
 
 
 def with_cookies(request: Callable[..., Awaitable[Response]], jar: CookieJar,
-                 ) -> Callable[..., Awaitable[Response]]:
+                 ) -> Callable[..., Coroutine[Any, Any, Response]]:
     """A `request` that sends the cookies of the jar, and keeps those of the responses in it.
 
     Its policy is asked for each cookie that is to be kept. Headers that have a `cookie` are sent
@@ -60,7 +60,8 @@ def with_cookies(request: Callable[..., Awaitable[Response]], jar: CookieJar,
 
     async def request_with_cookies(
             method: bytes, url: str, params: Any = (),
-            headers: Iterable[tuple[bytes, bytes]] = (), *args: Any, **kwargs: Any) -> Response:
+            headers: Iterable[tuple[bytes, bytes]] = (), body: Any = empty_async_iterator,
+            body_args: Any = (), body_kwargs: Any = (), **kwargs: Any) -> Response:
         try:
             place = Place(url)
             sent = tuple(headers)
@@ -70,13 +71,15 @@ def with_cookies(request: Callable[..., Awaitable[Response]], jar: CookieJar,
             raise HttpConnectionError('url must be a str that starts with http:// or https:// and '
                                       'a host, headers pairs of name and value, both bytes'
                                       ) from cause
-        code, fields, body = await request(method, url, params, sent, *args, **kwargs)
+        code, fields, response_body = await request(
+            method, url, params=params, headers=sent, body=body, body_args=body_args,
+            body_kwargs=body_kwargs, **kwargs)
         set_cookies = [value for name, value in fields if name == b'set-cookie']
         for value in set_cookies[-MAX_PER_DOMAIN:]:
             keep(jar, suffixes, place, value.decode('latin-1'))
         if set_cookies:
             make_room(jar)
-        return code, fields, body
+        return code, fields, response_body
 
     return request_with_cookies
 
