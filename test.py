@@ -6742,6 +6742,30 @@ async def test_a_peer_that_hangs_up_while_idle_is_closed_at_once():
 
 
 @on_loops
+async def test_a_peer_that_hangs_up_is_noticed_when_the_body_had_to_wait_for_its_reader():
+    # The loop stops looking at what nobody reads, and has to begin again.
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK[:-2])
+        await has_head.wait()
+        await peer.send(OK[-2:])
+        has_come.set()
+        await is_read.wait()
+        peer.writer.write_eof()
+        ends.append(await peer.closed())
+
+    has_head, has_come, is_read, ends = asyncio.Event(), asyncio.Event(), asyncio.Event(), []
+    async with Server(script) as server, pool(keep_alive_timeout=1000) as request:
+        _, _, body = await request(b'GET', server.url)
+        has_head.set()
+        await has_come.wait()
+        await turns(5)
+        assert await buffered(body) == b'ok'
+        is_read.set()
+        await until(lambda: ends == [b''])
+
+
+@on_loops
 async def test_data_on_an_idle_connection_closes_it_at_once():
     async def respond(peer):
         await peer.send(OK)

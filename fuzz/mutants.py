@@ -181,7 +181,7 @@ class Mutant:
             if not line.startswith(('---', '+++', '@@'))]
         # What it is known by in MUTANTS.md: line numbers change too often.
         self.diff = '\n'.join(f'{line[0]} {line[1:].strip()}'.rstrip() for line in diff)
-        self.diff = f'@@ {name}\n{self.diff}'
+        self.diff = f'@@ {name}\n{self.diff}'.rstrip()
 
 
 def find_mutants(source, targets, choose):
@@ -377,7 +377,7 @@ def main():
     parser.add_argument('--seed', type=int, default=0, help='chooses the changes')
     parser.add_argument('--sample', type=int, default=250, metavar='N', help='how many')
     parser.add_argument('--all', action='store_true', help='all of them: for hours')
-    parser.add_argument('--seconds', type=float, default=20, metavar='S',
+    parser.add_argument('--seconds', type=float, default=60, metavar='S',
                         help='of tests for a change, as they take without it')
     parser.add_argument('--list', action='store_true', help='print the changes only')
     parser.add_argument('--verbose', action='store_true', help='print what noticed each')
