@@ -6793,6 +6793,28 @@ async def test_a_peer_that_resets_while_idle_is_closed_at_once():
         await until(lambda: len(before - open_descriptors()) == 2)  # both ends
 
 
+@pytest.mark.parametrize('closed', [0, 1])
+@on_loops
+async def test_of_two_idle_connections_the_one_that_closed_is_forgotten(closed):
+    async def script(peer):
+        try:
+            while True:
+                await peer.read_head()
+                connections.append(peer.index)
+                await until(lambda: len(connections) >= 2)
+                await peer.send(OK)
+        finally:
+            ended.append(peer.index)
+
+    connections, ended = [], []
+    async with Server(script) as server, pool() as request:
+        await asyncio.gather(*[get(request, server.url) for _ in range(2)])
+        server.peers[closed].writer.write_eof()
+        await until(lambda: ended == [closed])
+        await asyncio.gather(*[get(request, server.url) for _ in range(2)])
+    assert sorted(connections[2:]) == [1 - closed, 2]
+
+
 # What a server does, over a connection that idles while the loop is blocked.
 def send_data(sock):
     sock.sendall(FORGED)
