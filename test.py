@@ -3482,6 +3482,7 @@ PERSISTENCE_ROWS = {
     'connection: close in any case': good(with_length(b'Connection: CLOSE'), kept=False),
     'connection: close first of a list': good(with_length(b'connection: close, x'), kept=False),
     'connection: close last of a list': good(with_length(b'connection: x ,\tclose'), kept=False),
+    'connection: close before a tab': good(with_length(b'connection: close\t, x'), kept=False),
     'connection: close among keep-alive': good(
         with_length(b'connection: keep-alive,close,keep-alive'), kept=False),
     'connection: close among empty elements': good(
@@ -3506,6 +3507,10 @@ PERSISTENCE_ROWS = {
         with_length(b'connection: x, Keep-Alive', start=OLD)),
     'connection: keep-alive first of a list on HTTP/1.0': good(
         with_length(b'connection: Keep-Alive, x', start=OLD)),
+    'connection: keep-alive between tabs on HTTP/1.0': good(
+        with_length(b'connection: x,\tkeep-alive\t, y', start=OLD)),
+    'connection: keep-alive between spaces on HTTP/1.0': good(
+        with_length(b'connection: x, keep-alive , y', start=OLD)),
     'connection: keep-alive in the second field on HTTP/1.0': good(
         with_length(b'connection: x', b'connection: keep-alive', start=OLD)),
     'connection: keep-alive and close on HTTP/1.0': good(
@@ -3532,6 +3537,12 @@ PERSISTENCE_ROWS = {
         with_length(b'Keep-Alive: max=5, Timeout=1'), kept=False),
     'keep-alive: timeout=1 with whitespace': good(
         with_length(b'keep-alive: timeout = 1;max=5'), kept=False),
+    'keep-alive: timeout=1 after a comma': good(
+        with_length(b'keep-alive: max=5,timeout=1'), kept=False),
+    'keep-alive: timeout=1 after a semicolon': good(
+        with_length(b'keep-alive: max=5;timeout=1'), kept=False),
+    'keep-alive: timeout=1 with tabs': good(
+        with_length(b'keep-alive: max=5,\ttimeout\t=\t1'), kept=False),
     'keep-alive: timeout=1 in quotes': good(with_length(b'keep-alive: timeout="1"'), kept=False),
     'keep-alive: timeout=1 in the second field': good(
         with_length(b'keep-alive: max=5', b'keep-alive: timeout=1'), kept=False),
@@ -3845,6 +3856,7 @@ async def test_the_limit_is_16384_unless_it_is_given():
 HOSTILE = {
     'spaces before a value': head(b'a:' + b' ' * 250_000 + b'\x00'),
     'spaces in a value': head(b'a: b' + b' ' * 250_000 + b'\x00'),
+    'tabs in a value': head(b'a: b' + b'\t' * 250_000 + b'\x00'),
     'tabs and words in a value': head(b'a: ' + b'b\t' * 125_000 + b'\x00'),
     'spaces before a bare CR': head(b'a: b' + b' ' * 250_000 + b'\rc'),
     'names without a colon': head(*[b'a'] * 80_000),
@@ -4632,6 +4644,31 @@ async def test_a_head_in_trickles_fails_in_time(before):
         error = await failure(request(b'GET', server.url))
         assert (type(error), type(error.__cause__)) == (HttpDataError, TimeoutError)
         assert error.response_started
+
+
+@on_loops_at_once
+async def test_the_time_of_a_head_does_not_begin_with_its_first_byte():
+    async def script(peer):
+        await peer.read_head()
+        begun[peer.index].set()
+        if peer.index == 0:
+            await begun[1].wait()
+            await peer.send(b'H')
+        await peer.closed()
+
+    async def fail(number):
+        error = await failure(request(b'GET', server.url))
+        assert (type(error), type(error.__cause__)) == (HttpDataError, TimeoutError)
+        late.append(number)
+
+    begun, late = [asyncio.Event(), asyncio.Event()], []
+    async with Server(script) as server, pool(socket_timeout=0.3) as request:
+        async with asyncio.TaskGroup() as group:
+            for number in 0, 1:
+                group.create_task(fail(number))
+                await begun[number].wait()
+    # The second was sent before the first byte of the first one's response.
+    assert late == [0, 1]
 
 
 @on_loops_at_once
@@ -11860,6 +11897,7 @@ EXPECTING = {
     'mixed case': ((b'Expect', b'100-Continue'),),
     'white space': ((b'expect', b' \t100-continue '),),
     'first of a list': ((b'expect', b'100-continue, a=b'),),
+    'before a tab': ((b'expect', b'100-continue\t, a=b'),),
     'last of a list': ((b'expect', b'a ,\t100-continue'),),
     'the second field': ((b'expect', b'a'), (b'expect', b'100-continue')),
     'the first field': ((b'expect', b'100-continue'), (b'expect', b'a')),
