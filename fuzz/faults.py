@@ -119,7 +119,10 @@ class Plan:
             return function(*args)  # TLS wants to read only when it holds nothing
         if isinstance(fault, int):
             raise OSError(fault, os.strerror(fault))
-        raise fault('made up')
+        error = fault('made up')
+        # As those that ssl raises have it: they are made in C.
+        error.reason = None
+        raise error
 
 
 # That of the case that runs.
