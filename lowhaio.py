@@ -49,10 +49,6 @@ from ipaddress import IPv4Address, IPv6Address
 from math import inf
 from os import strerror
 from typing import Any, Protocol
-from urllib.parse import urlencode
-
-from aiodnsresolver import TYPES, DnsRecordDoesNotExist, DnsTimeout, Resolver
-from aiodnsresolver import ResolverLoggerAdapter
 
 # ---------------------------------------------------------------------------------- limits
 
@@ -175,7 +171,7 @@ def get_resolver_logger_adapter_default(extra: dict[str, Any]) -> GetAdapter:
     http_adapter = HttpLoggerAdapter(logging.getLogger('aiodnsresolver'), extra)
 
     def get_logger_adapter(resolver_extra: dict[str, Any]) -> Adapter:
-        adapter: Adapter = ResolverLoggerAdapter(http_adapter, resolver_extra)
+        adapter: Adapter = dns().ResolverLoggerAdapter(http_adapter, resolver_extra)
         return adapter
 
     return get_logger_adapter
@@ -266,6 +262,21 @@ class Close(Protocol):
         """See `Pool`."""
 
 
+def dns() -> Any:
+    """The resolver's module. It takes longer to import than this one, and addresses and
+    `get_connection` do without it: so it is imported at the first host name."""
+    import aiodnsresolver
+    return aiodnsresolver
+
+
+def get_dns_resolver_default(
+        get_logger_adapter: GetAdapter,
+) -> tuple[Resolve, Callable[..., Awaitable[None]]]:
+    resolver: tuple[Resolve, Callable[..., Awaitable[None]]] = \
+        dns().Resolver(get_logger_adapter=get_logger_adapter)
+    return resolver
+
+
 def get_sock_default(family: int) -> socket.socket:
     """A non-blocking TCP socket that sends at once, and notices a peer that is gone."""
     sock = socket.socket(family, socket.SOCK_STREAM)
@@ -293,7 +304,7 @@ def get_ssl_context_default() -> ssl.SSLContext:
 
 def Pool(
         *,
-        get_dns_resolver: GetResolver = Resolver,
+        get_dns_resolver: GetResolver = get_dns_resolver_default,
         get_sock: Callable[[int], socket.socket] = get_sock_default,
         get_connection: GetConnection | None = None,
         get_ssl_context: Callable[[], ssl.SSLContext] = get_ssl_context_default,
@@ -639,17 +650,17 @@ class Names:
         answers: list[list[Address]] = []
         has_all = False
         failure: Exception = LookupError('the resolver returned no address')
-        for record_type in (TYPES.A, TYPES.AAAA):
+        for record_type in (dns().TYPES.A, dns().TYPES.AAAA):
             if any(answers) and not is_ipv6_wanted:
                 break
-            has_all = record_type == TYPES.AAAA
+            has_all = record_type == dns().TYPES.AAAA
             if any(answers):
                 # There is somewhere to connect to: no more time than an attempt gets.
                 deadline = min(deadline, loop.time() + CONNECTION_ATTEMPT_DELAY)
             try:
                 steps = self.ask(loop, host, record_type, get_resolver_adapter)
                 answers.append(await steps.run_until(deadline))
-            except DnsRecordDoesNotExist as cause:
+            except dns().DnsRecordDoesNotExist as cause:
                 failure = cause
             except Exception:
                 if not any(answers):
@@ -690,7 +701,7 @@ class Names:
             answer = checked_addresses(await self.resolver[0](
                 host, record_type, get_logger_adapter=get_logger_adapter))
             return answer
-        except DnsTimeout as cause:
+        except dns().DnsTimeout as cause:
             answer = TimeoutError('no nameserver answered in the time that the resolver gives')
             raise answer from cause
         except Exception as error:
@@ -1272,7 +1283,7 @@ class Opening:
 
     def ask_ipv6(self) -> Resolving:
         return self.opener.names.ask(
-            self.loop, self.origin.host, TYPES.AAAA, self.get_resolver_adapter)
+            self.loop, self.origin.host, dns().TYPES.AAAA, self.get_resolver_adapter)
 
     async def wait(self) -> Share | Connection:
         try:
@@ -1456,7 +1467,7 @@ class Race:
         except StopIteration as stop:
             self.peers.add(stop.value)
             self.peers.has_all = True
-        except DnsRecordDoesNotExist:
+        except dns().DnsRecordDoesNotExist:
             self.peers.has_all = True
         except Exception as cause:
             self.failures.append(('AAAA records', cause))
@@ -1685,11 +1696,11 @@ def declare(declared: Declared, lower_name: bytes, value: bytes) -> None:
             raise ValueError('headers must have at most one host')
         declared.has_host = True
     elif lower_name == b'connection':
-        declared.close = declared.close or CLOSE.search(value) is not None
+        declared.close = declared.close or has_token(value, b'close')
     elif lower_name == b'upgrade':
         declared.upgrade = True
     elif lower_name == b'expect':
-        declared.expects = declared.expects or CONTINUE.search(value) is not None
+        declared.expects = declared.expects or has_token(value, b'100-continue')
     elif lower_name == b'content-length':
         if declared.length is not None:
             raise ValueError('headers must have at most one content-length')
@@ -1735,6 +1746,7 @@ def parse_url(url: str) -> tuple[Origin, bytes]:
 
 
 def with_params(target: bytes, params: Params) -> bytes:
+    from urllib.parse import urlencode  # not always of use: see dns()
     try:
         query = urlencode(params, doseq=True)  # type: ignore[arg-type]
     except (TypeError, ValueError) as cause:
@@ -2148,9 +2160,6 @@ async def read_head(connection: Connection, response: ResponseHead, deadline: fl
 # A decoder takes the bytes after the head, in pieces of any size, and returns the content in
 # them. `is_done` is set with the last byte of the body, `has_surplus` if there were more.
 
-CONTINUE = re.compile(rb'(?:^|,)[ \t]*100-continue[ \t]*(?:,|$)', re.IGNORECASE)
-CLOSE = re.compile(rb'(?:^|,)[ \t]*close[ \t]*(?:,|$)', re.IGNORECASE)
-KEEP_ALIVE = re.compile(rb'(?:^|,)[ \t]*keep-alive[ \t]*(?:,|$)', re.IGNORECASE)
 KEEP_ALIVE_TIMEOUT = re.compile(rb'(?:^|[,; \t])timeout[ \t]*=[ \t]*"?([0-9]{1,9})', re.IGNORECASE)
 FRAMING = frozenset((b'content-length', b'transfer-encoding', b'connection', b'keep-alive'))
 
@@ -2177,10 +2186,10 @@ def frame(method: bytes, response: ResponseHead, settings: Settings) -> tuple[De
                 keep_alive = min(keep_alive, parse_keep_alive(value))
             elif value == b'keep-alive':
                 persists = True
-            elif CLOSE.search(value):  # RFC 9112 9.3
+            elif has_token(value, b'close'):  # RFC 9112 9.3
                 keep_alive = 0
             else:
-                persists = persists or KEEP_ALIVE.search(value) is not None
+                persists = persists or has_token(value, b'keep-alive')
     # RFC 9112 6.1: chunked with a length, or in HTTP/1.0, may be somebody's attack.
     if not persists or codings and (minor == b'0' or length is not None):
         keep_alive = 0
@@ -2201,6 +2210,11 @@ def frame(method: bytes, response: ResponseHead, settings: Settings) -> tuple[De
         return LengthDecoder(length), keep_alive
     # 6.3, 8.
     return CloseDecoder(), 0
+
+
+def has_token(value: bytes, token: bytes) -> bool:
+    """If it is in the list. RFC 9110 5.6.1."""
+    return token in [member.strip(b' \t') for member in value.lower().split(b',')]
 
 
 def parse_length(value: bytes, before: int | None) -> int:

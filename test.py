@@ -13388,9 +13388,9 @@ def test_importing_imports_nothing_big():
          'print(*sorted(set(sys.modules) - before))'],
         capture_output=True, env={**os.environ, 'PYTHONPATH': str(HERE)}, check=True)
     imported = set(ended.stdout.decode().split())
-    # Beside the module and its one dependency, a few of the standard library's.
-    assert {'lowhaio', 'aiodnsresolver'} <= imported
-    assert not imported & {'http.client', 'email', 'requests', 'multiprocessing'}
+    # The resolver is imported at the first host name.
+    assert 'lowhaio' in imported
+    assert not imported & {'aiodnsresolver', 'urllib.parse', 'http.client', 'email'}
 
 
 def test_ci_runs_what_the_readme_tells_a_person_to_run():
