@@ -2574,8 +2574,14 @@ class Connection:
         try:
             self.sock.connect(address)
         except BlockingIOError:
-            self.start_writing()
-            return False
+            # A peer on the same machine has most often accepted already.
+            self.poller.register(self.fd, select.POLLOUT)
+            is_writable = bool(self.poller.poll(0))
+            self.poller.register(self.fd, select.POLLIN)
+            if not is_writable:
+                self.start_writing()
+                return False
+            self.check_connected()
         return True
 
     def check_connected(self) -> None:
