@@ -68,7 +68,7 @@ MAX_FRAMING_OVERHEAD_RATIO = 16
 
 # Bytes moved without a turn of the loop for anybody else. Longer starves other tasks (this
 # is some 0.1 ms of copying), shorter costs throughput.
-MAX_BURST = 256 * 1024
+MAX_BURST = 384 * 1024
 
 # How much of a first chunk is copied to leave in one send with the head.
 MAX_JOINED_CHUNK = 64 * 1024
@@ -771,21 +771,20 @@ class Steps:
         except BaseException:
             self.is_over = True
             raise
+        # A bare yield, as of sleep(0): it goes on in the next turn of the loop.
         self.is_bare = waited_for is None
-        if waited_for is None:
-            # A bare yield, as of sleep(0): it goes on in the next turn of the loop.
-            waited_for = self.loop.create_future()
-            self.loop.call_soon(wake, waited_for)
-        waited_for._asyncio_future_blocking = False
+        if waited_for is not None:
+            waited_for._asyncio_future_blocking = False
         self.waited_for = waited_for
 
     def is_ready(self) -> bool:
         """A step would get it further."""
-        return self.must_cancel or self.waited_for is None or self.waited_for.done()
+        return self.must_cancel or not self.is_bare and (
+            self.waited_for is None or self.waited_for.done())
 
     def cancel(self) -> None:
         """Cancel what it waits for, or else itself at its next step."""
-        if self.is_bare or self.waited_for is None or not self.waited_for.cancel():
+        if self.waited_for is None or not self.waited_for.cancel():
             self.must_cancel = True
 
     async def wait(self, woken: asyncio.Future[None]) -> None:
@@ -794,18 +793,22 @@ class Steps:
         A cancellation of the task is passed on to it: what that means is told by its next step.
         """
         waited_for = self.waited_for
-        assert waited_for is not None
         self.woken = woken
-        waited_for.add_done_callback(self.on_ready)
         try:
-            await woken
+            if waited_for is None:
+                await asyncio.sleep(0)
+                self.is_bare = False
+                return
+            waited_for.add_done_callback(self.on_ready)
+            try:
+                await woken
+            finally:
+                waited_for.remove_done_callback(self.on_ready)
         except CancelledError:
             self.cancel()
         except GeneratorExit:
             self.abandon()
             raise
-        finally:
-            waited_for.remove_done_callback(self.on_ready)
 
     def on_ready(self, _: asyncio.Future[Any]) -> None:
         assert self.woken is not None
@@ -824,8 +827,10 @@ class Steps:
     def abandon(self) -> None:
         """Cancel it where nothing can be awaited."""
         if not self.is_over:
-            self.cancel()
             self.must_cancel = True
+            with contextlib.suppress(CancelledError, Exception):
+                # The loop may be closed.
+                self.cancel()
             with contextlib.suppress(CancelledError, Exception):
                 self.step()
             self.is_over = True
@@ -1827,9 +1832,15 @@ class EarlyResponse(Exception):
 
 
 class RequestBody:
-    __slots__ = ('connection', 'chunks', 'declared', 'left', 'is_empty', 'cancelling', 'steps')
+    """Sends what the caller's generator yields, the head along with the first of it.
 
-    def __init__(self, connection: Connection,
+    As it is stepped, a response that comes meanwhile is noticed wherever the sending waits.
+    """
+
+    __slots__ = ('connection', 'head', 'chunks', 'declared', 'length', 'max_length',
+                 'cancelling', 'steps', 'is_closed')
+
+    def __init__(self, connection: Connection, head: bytes,
                  body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
                  body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]],
                  declared: Declared) -> None:
@@ -1845,55 +1856,50 @@ class RequestBody:
             raise TypeError('body must return an async iterator of bytes, as an async function '
                             f'that yields does, got {type(chunks).__name__}')
         self.chunks = aiter(chunks)
+        # Until it has been sent.
+        self.head = head
         self.declared = declared
-        self.left = declared.length or 0
-        self.is_empty = True
+        self.length = 0
+        # A body that is coded has an end of its own.
+        self.max_length = inf if declared.is_coded else declared.length or 0
         self.cancelling = current_task().cancelling()
-        # What is under way to get the next chunk.
-        self.steps: Steps | None = None
+        self.steps = Steps(connection.loop, self.send_chunks())
+        self.is_closed = False
 
-    def ready(self) -> bytes | None:
-        """The next chunk that is not empty, `b''` at the end, or None if it is not there yet."""
-        self.connection.phase = REQUEST_BODY
+    async def send(self) -> None:
+        steps = self.steps
         while True:
-            steps = self.steps
-            if steps is None:
-                steps = self.steps = Steps(self.connection.loop, self.step())
-            elif not steps.is_ready():
-                return None
             try:
                 steps.step()
-            except StopAsyncIteration:
-                self.steps = None
-                return self.ended()
-            except StopIteration as stop:
-                self.steps = None
-                chunk = self.checked(stop.value)
-                if chunk:
-                    return chunk
+            except StopIteration:
+                return
+            if self.head:
+                # It does not wait for the first chunk.
+                await self.send_head()
+            while not steps.is_ready():
+                await self.connection.wait_beside(steps)
 
-    async def next(self) -> bytes:
-        """The next chunk that is not empty, or `b''` at the end."""
-        chunk = self.ready()
-        while chunk is None:
-            assert self.steps is not None
-            await self.connection.wait_beside(self.steps)
-            chunk = self.ready()
-        return chunk
+    async def send_head(self) -> None:
+        if self.head:
+            head, self.head = self.head, b''
+            await self.connection.send(head)
+            self.connection.phase = REQUEST_BODY
 
-    async def step(self) -> bytes:
-        """As a coroutine, because not every awaitable can be stepped."""
-        return await anext(self.chunks)
-
-    def ended(self) -> bytes:
-        if self.left:
-            hint = ': it yielded nothing, as an iterator that was used before'
-            raise ValueError(f'the body ended {self.left} bytes short of its content-length '
-                             f'of {self.declared.length}{hint if self.is_empty else ""}')
-        if self.is_empty and self.declared.is_coded:
-            raise ValueError('the body ended without a byte, but transfer-encoding chunked '
-                             'needs its last chunk')
-        return b''
+    async def send_chunks(self) -> None:
+        connection = self.connection
+        async for chunk in self.chunks:
+            if self.is_closed:
+                return
+            data: bytes | memoryview = self.checked(chunk)
+            if self.head and data:
+                head, self.head = self.head, b''
+                await connection.send(head + data[:MAX_JOINED_CHUNK])
+                data = memoryview(data)[MAX_JOINED_CHUNK:]
+            if data:
+                await connection.send(data)
+            connection.phase = REQUEST_BODY
+        self.check_end()
+        await self.send_head()
 
     def checked(self, chunk: bytes) -> bytes:
         if not isinstance(chunk, bytes):
@@ -1901,15 +1907,23 @@ class RequestBody:
                 chunk = bytes(memoryview(chunk))
             except TypeError:
                 raise TypeError(f'the body must yield bytes, got {type(chunk).__name__}') from None
-        self.is_empty = self.is_empty and not chunk
-        if not self.declared.is_coded:
-            self.left -= len(chunk)
-        if self.left < 0:
+        self.length += len(chunk)
+        if self.length > self.max_length:
             raise ValueError(
                 'the body yielded bytes, but headers has no content-length or transfer-encoding'
                 if self.declared.length is None else
                 f'the body yielded more than its content-length of {self.declared.length}')
         return chunk
+
+    def check_end(self) -> None:
+        if self.length < self.max_length < inf:
+            hint = '' if self.length else \
+                ': it yielded nothing, as an iterator that was used before'
+            raise ValueError(f'the body ended {self.max_length - self.length} bytes short of its '
+                             f'content-length of {self.max_length}{hint}')
+        if self.length == 0 and self.declared.is_coded:
+            raise ValueError('the body ended without a byte, but transfer-encoding chunked '
+                             'needs its last chunk')
 
     async def close(self, error: BaseException) -> None:
         """Let the caller's generator clean up, now: left to itself, it would in a task.
@@ -1919,9 +1933,10 @@ class RequestBody:
         """
         task = current_task()
         cancelling = task.cancelling()
+        self.is_closed = True
         try:
             try:
-                if self.steps is not None and not self.steps.is_over:
+                if not self.steps.is_over:
                     self.steps.cancel()
                     await self.steps.run()
             finally:
@@ -1941,8 +1956,8 @@ class RequestBody:
         return isinstance(error, CancelledError) and self.cancelling >= now < cancelling
 
     def abandon(self) -> None:
-        if self.steps is not None:
-            self.steps.abandon()
+        self.is_closed = True
+        self.steps.abandon()
 
 
 async def send_with_body(
@@ -1955,13 +1970,13 @@ async def send_with_body(
         if await is_answered(connection):
             return False
         head = b''
-    chunks = RequestBody(connection, body, body_args, body_kwargs, declared)
+    request_body = RequestBody(connection, head, body, body_args, body_kwargs, declared)
     try:
         connection.start_watching()
-        await send_chunks(connection, head, chunks)
+        await request_body.send()
         return True
     except GeneratorExit:
-        chunks.abandon()
+        request_body.abandon()
         raise
     except BaseException as error:
         if isinstance(error, OSError) and connection.phase != REQUEST_BODY:
@@ -1969,7 +1984,7 @@ async def send_with_body(
         is_early = isinstance(error, EarlyResponse)
         if not is_early:
             connection.close()
-        await chunks.close(error)
+        await request_body.close(error)
         if not is_early:
             raise error
         return False
@@ -1988,20 +2003,6 @@ async def is_answered(connection: Connection) -> bool:
     return response.is_done
 
 
-async def send_chunks(connection: Connection, head: bytes, chunks: RequestBody) -> None:
-    chunk: bytes | memoryview | None = chunks.ready()
-    if chunk:
-        await connection.send(head + chunk[:MAX_JOINED_CHUNK])
-        chunk = memoryview(chunk)[MAX_JOINED_CHUNK:] or await chunks.next()
-    else:
-        if head:
-            await connection.send(head)
-        chunk = await chunks.next() if chunk is None else chunk
-    while chunk:
-        await connection.send(chunk)
-        chunk = await chunks.next()
-
-
 def hear_out(connection: Connection, error: OSError) -> Exception:
     """Sending has failed: what the peer had said before tells why, as far as it has arrived.
 
@@ -2014,7 +2015,7 @@ def hear_out(connection: Connection, error: OSError) -> Exception:
         return said if 'ALERT' in (said.reason or '') else error
     except (OSError, EOFError, ValueError):
         return error
-    return EarlyResponse() if connection.sent else error
+    return EarlyResponse() if connection.has_written else error
 
 
 # --------------------------------------------------------------------------- response head
@@ -2515,7 +2516,7 @@ class Connection:
         'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'where', 'settings', 'connections',
         'share', 'tls_session', 'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
         'deadline', 'timer', 'timer_at', 'is_idle', 'keep_alive',
-        'requests', 'method', 'phase', 'response', 'sent', 'has_sent', 'has_started',
+        'requests', 'method', 'phase', 'response', 'has_sent', 'has_written', 'has_started',
         'is_watching', 'has_news', 'watcher', 'burst', 'is_full')
 
     def __init__(self, loop: Loop, sock: socket.socket, origin: Origin, peer: str, where: str,
@@ -2553,8 +2554,8 @@ class Connection:
         self.method = b''
         self.phase = ''
         self.response = NO_RESPONSE
-        self.sent = 0
         self.has_sent = False
+        self.has_written = False
         self.has_started = False
         # While a body is sent: whether something has come, and who waits but for the socket.
         self.is_watching = False
@@ -2625,8 +2626,7 @@ class Connection:
     def start_exchange(self, method: bytes, may_upgrade: bool) -> ResponseHead:
         self.method = method
         self.requests += 1
-        self.sent = 0
-        self.has_sent = self.has_started = self.has_news = False
+        self.has_sent = self.has_written = self.has_started = self.has_news = False
         self.response = response = ResponseHead(self.settings.max_header_length, may_upgrade)
         return response
 
@@ -2647,8 +2647,7 @@ class Connection:
             except ssl.SSLWantReadError:
                 await self.wait_readable(self.in_time())
             else:
-                self.has_sent = True
-                self.sent += count
+                self.has_sent = self.has_written = True
                 self.burst += count
                 if self.burst >= MAX_BURST:
                     await self.take_turns()
@@ -2703,7 +2702,6 @@ class Connection:
             data = self.receive()
         except WANT_READ:
             data = await self.wait_data(deadline or self.in_time())
-            self.burst = 0
         except ssl.SSLWantWriteError:
             self.start_writing()
             data = await self.wait_data(deadline or self.in_time())
@@ -2846,6 +2844,7 @@ class Connection:
         """Read for whoever waits: until it runs, the loop would find the same bytes again."""
         try:
             data = self.receive()
+            self.burst = len(data)
         except WANT_READ:
             return
         except ssl.SSLWantWriteError:
