@@ -59,7 +59,6 @@ from harness import (  # noqa: E402
     turns,
     until,
     value,
-    values_of,
 )
 
 README = (HERE / 'README.md').read_text(encoding='utf-8')
@@ -494,3 +493,677 @@ def test_ci_runs_what_the_readme_tells_a_person_to_run():
     ci = (HERE / '.ci' / 'run').read_text()
     assert len(commands) == 2
     assert all(command in ci for command in commands)
+
+
+# ------------------------------------------------------------- what the recipes promise
+
+
+def recipe(name):
+    """The imports and definitions of the block that defines the name, as a module."""
+    [block] = [block for block in BLOCKS
+               if re.search(rf'^(async def|def|class) {name}\b', block, re.MULTILINE)]
+    tree = ast.parse(block)
+    tree.body = [node for node in tree.body if isinstance(
+        node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+    module = types.ModuleType(name)
+    exec(compile(tree, 'README.md', 'exec'), vars(module))
+    return module
+
+
+@contextlib.asynccontextmanager
+async def answered(*responses):
+    """A `request`, and the script that answers it."""
+    script = Answering(*responses)
+    async with Server(script) as server:
+        async with pool(get_connection=connecting_to(http=server.port)) as request:
+            yield request, script
+
+
+@on_loops
+async def test_all_of_it_at_once():
+    fetch = recipe('fetch').fetch
+    async with answered(OK) as (request, script):
+        for content in (None, b'', b'hello'):
+            assert await fetch(
+                request, b'POST', 'http://name.test/', headers=((b'a', b'b'),), content=content,
+                params=(('c', 'd'),)) == (b'200', ((b'content-length', b'2'),), b'ok')
+    head = b'POST /?c=d HTTP/1.1\r\nhost: name.test\r\na: b\r\n'
+    assert script.heads == [head + end for end in (
+        b'\r\n', b'content-length: 0\r\n\r\n', b'content-length: 5\r\n\r\n')]
+    assert script.bodies == [b'', b'', b'hello']
+
+
+def test_dictionaries_of_headers():
+    module = recipe('to_dict')
+    assert list(module.to_pairs({'A': 'b', 'C': ['d', 'é'], 'E': ()})) == [
+        (b'A', b'b'), (b'C', b'd'), (b'C', b'\xe9')]
+    assert module.to_dict(
+        ((b'a', b'b'), (b'set-cookie', b'c'), (b'd', b'\xe9'), (b'a', b'b'))) == {
+            'a': 'b, b', 'd': 'é'}
+
+
+@on_loops
+async def test_json():
+    module = recipe('fetch_json')
+    async with answered(
+            response(200, b'[null]'), response(204), response(503, b'<p>' * 100),
+            response(200, b'<p>')) as (request, script):
+        get_json = functools.partial(module.fetch_json, request, b'GET', 'http://name.test/')
+        assert await get_json(headers=((b'a', b'b'),)) == [None]
+        assert await get_json({}) is None
+        with pytest.raises(module.StatusError) as caught:
+            await get_json()
+        assert caught.value.args == ('503', (b'<p>' * 100)[:200])
+        with pytest.raises(ValueError, match='Expecting value'):
+            await get_json()
+    assert script.heads[0] == (
+        b'GET / HTTP/1.1\r\nhost: name.test\r\na: b\r\naccept: application/json\r\n\r\n')
+    assert script.bodies == [b'', b'{}', b'', b'']
+    assert script.connections == [0] * 4
+
+
+@on_loops
+async def test_files_in_a_form(tmp_path):
+    large, empty = tmp_path / 'large.bin', tmp_path / 'a"b\r\n\\\xe9'
+    large.write_bytes(os.urandom(1_000_000))
+    empty.touch()
+    multipart = recipe('multipart').multipart
+    headers, body = multipart(
+        [('a"\r\nb', 'c\r\n--d'), ('e', b'\0\xff'), ('f', large), ('g', empty)])
+    boundary = dict(headers)[b'content-type'].removeprefix(b'multipart/form-data; boundary=')
+    begin = b'--' + boundary + b'\r\ncontent-disposition: form-data; name='
+    of_unknown_kind = b'content-type: application/octet-stream\r\n\r\n'
+    content = (
+        begin + b'"a%22%0D%0Ab"\r\n\r\nc\r\n--d\r\n'
+        + begin + b'"e"\r\n\r\n\0\xff\r\n'
+        + begin + b'"f"; filename="large.bin"\r\n' + of_unknown_kind + large.read_bytes() + b'\r\n'
+        + begin + b'"g"; filename="a%22b%0D%0A\\\xc3\xa9"\r\n' + of_unknown_kind + b'\r\n'
+        + b'--' + boundary + b'--\r\n')
+    async with answered(OK) as (request, script):
+        for _ in range(2):  # as a retry does
+            await buffered((await request(
+                b'POST', 'http://name.test/', headers=headers, body=body))[2])
+    assert script.bodies == [content] * 2
+    assert max([len(chunk) async for chunk in body()]) == 65536
+    assert multipart([])[0] != multipart([])[0]
+
+
+@pytest.mark.parametrize('change, message', [(1, 'yielded more'), (-1, 'ended 1 bytes short')])
+@on_loops
+async def test_a_file_in_a_form_that_changes_its_length_meanwhile(change, message, tmp_path):
+    path = tmp_path / 'file'
+    path.write_bytes(bytes(100))
+    headers, body = recipe('multipart').multipart([('file', path)])
+    path.write_bytes(bytes(100 + change))
+    async with answered(OK) as (request, script):
+        with pytest.raises(HttpDataError, match=message):
+            await request(b'POST', 'http://name.test/', headers=headers, body=body)
+    assert script.heads == []
+
+
+# ----------------------------------------------------------------------------- downloading
+
+CONTENT = bytes(range(256)) * 4
+
+
+def whole(etag=b'"1"', content=CONTENT):
+    return response(200, content, b'etag: ' + etag)
+
+
+def cut_off(*responses, at=100):
+    """Answers with these, and closes after the head and so many bytes of the body."""
+    async def script(peer):
+        script.heads.append(await peer.read_head())
+        answer = responses[len(script.heads) - 1]
+        await peer.send(answer[:answer.index(b'\r\n\r\n') + 4 + at])
+
+    script.heads = []
+    return script
+
+
+def rest(start, end=1024, etag=b'"1"'):
+    return response(206, CONTENT[start:end], b'etag: ' + etag,
+                    b'content-range: bytes %d-%d/1024' % (start, end - 1))
+
+
+def unsatisfied(total):
+    return response(416, b'', b'content-range: bytes */%d' % total)
+
+
+@contextlib.contextmanager
+def silent_bars(module):
+    """What they were told at first."""
+    bars = []
+
+    def bar(**kwargs):
+        bars.append((kwargs['initial'], kwargs['total']))
+        return tqdm(file=io.StringIO(), **kwargs)
+
+    tqdm, module.tqdm = module.tqdm, bar
+    yield bars
+
+
+async def downloaded(path, *responses, at=None, pauses=()):
+    """The ranges that were asked for with their conditions, and what the bars began with."""
+    module = recipe('download')
+    script = Answering(*responses) if at is None else cut_off(*responses, at=at)
+    with silent_bars(module) as bars:
+        async with Server(script) as server, pool() as request:
+            try:
+                await module.download(request, server.url, path, pauses)
+                error = None
+            except module.DownloadError as caught:
+                error = str(caught).replace(server.origin, '').replace(str(path), 'PATH')
+    asked = [(value(head, b'range'), value(head, b'if-range')) for head in script.heads]
+    assert all(value(head, b'accept-encoding') == b'identity' for head in script.heads)
+    return asked, bars, error
+
+
+NOT_WHOLE = 'PATH is not whole after 1 attempts'
+WHOLE = (None, None)
+FROM_100 = (b'bytes=100-', b'"1"')
+
+
+async def begin(path, etag=b'"1"'):
+    """A download of which 100 bytes have come."""
+    asked, bars, error = await downloaded(path, whole(etag), at=100)
+    assert (asked, bars, error) == ([WHOLE], [(0, 1024)], NOT_WHOLE)
+    assert path.with_name('file.part').read_bytes() == CONTENT[:100]
+
+
+DOWNLOADS = {
+    # What is answered to the rest; what is asked for with that; what bars begin with.
+    'the rest': ([rest(100)], [FROM_100], [(100, 1024)]),
+    'the rest in pieces': (
+        [rest(100, 200), rest(200)], [FROM_100, (b'bytes=200-', b'"1"')],
+        [(100, 1024), (200, 1024)]),
+    'no ranges': ([whole()], [FROM_100], [(0, 1024)]),
+    'it has changed': ([whole(b'"2"')], [FROM_100], [(0, 1024)]),
+    'it has changed, and if-range is not known': (
+        [rest(100, etag=b'"2"'), whole(b'"2"')], [FROM_100, WHOLE], [(0, 1024)]),
+    'another range': ([rest(99), whole()], [FROM_100, WHOLE], [(0, 1024)]),
+    'no range': (
+        [response(206, b'a', b'etag: "1"'), whole()], [FROM_100, WHOLE], [(0, 1024)]),
+    'it is shorter, and if-range is not known': (
+        [unsatisfied(50), whole()], [FROM_100, WHOLE], [(0, 1024)]),
+    'the server has no time': (
+        [response(503), response(429), rest(100)], [FROM_100] * 3, [(100, 1024)]),
+}
+
+
+@pytest.mark.parametrize('case', DOWNLOADS)
+@on_loops
+async def test_a_download_goes_on_where_it_ended(case, tmp_path):
+    responses, asked, bars = DOWNLOADS[case]
+    path = tmp_path / 'file'
+    path.write_bytes(b'an earlier one')
+    await begin(path)
+    assert path.read_bytes() == b'an earlier one'
+    assert await downloaded(path, *responses, pauses=[0] * (len(responses) - 1)) == (
+        asked, bars, None)
+    assert path.read_bytes() == CONTENT
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@on_loops
+async def test_a_download_goes_on_in_one_run(tmp_path):
+    path = tmp_path / 'file'
+    assert await downloaded(
+        path, whole(), rest(100), rest(200), rest(300), at=100, pauses=[0] * 3) == (
+            [WHOLE, FROM_100, (b'bytes=200-', b'"1"'), (b'bytes=300-', b'"1"')],
+            [(0, 1024), (100, 1024), (200, 1024), (300, 1024)],
+            'PATH is not whole after 4 attempts')
+    assert await downloaded(path, rest(400)) == ([(b'bytes=400-', b'"1"')], [(400, 1024)], None)
+    assert path.read_bytes() == CONTENT
+
+
+@on_loops
+async def test_a_download_that_is_whole_already(tmp_path):
+    path = tmp_path / 'file'
+    await begin(path)
+    assert await downloaded(path, unsatisfied(100)) == ([FROM_100], [], None)
+    assert path.read_bytes() == CONTENT[:100]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize('etag', [b'W/"1"', b''])
+@on_loops
+async def test_a_download_without_a_strong_etag_begins_anew(etag, tmp_path):
+    path = tmp_path / 'file'
+    await begin(path, etag)
+    assert await downloaded(path, whole()) == ([WHOLE], [(0, 1024)], None)
+    assert path.read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize('code', [302, 404])
+@on_loops
+async def test_a_download_of_nothing_is_not_tried_again(code, tmp_path):
+    path = tmp_path / 'file'
+    assert await downloaded(path, response(code), pauses=(0,)) == ([WHOLE], [], f'/: {code}')
+    assert list(tmp_path.iterdir()) == []
+
+
+@on_loops
+async def test_a_download_without_a_length(tmp_path):
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 200 OK\r\n\r\nhello')
+
+    module = recipe('download')
+    with silent_bars(module) as bars:
+        async with Server(script) as server, pool() as request:
+            await module.download(request, server.url, tmp_path / 'file')
+    assert (tmp_path / 'file').read_bytes() == b'hello'
+    assert bars == [(0, None)]
+
+
+# ------------------------------------------------------------------------------------ events
+
+STREAMS = {
+    # What of a stream arrives: types, data and IDs.
+    'three lines': ('data: a\ndata: +2\ndata: 10\n\n', [('message', 'a\n+2\n10', '')]),
+    'comment, ID, no ID, no end': (
+        ': test\n\ndata: first\nid: 1\n\ndata:second\nid\n\ndata:  third\n',
+        [('message', 'first', '1'), ('message', 'second', '')]),
+    'empty data': ('data\n\ndata\ndata\n\ndata:', [('message', '', ''), ('message', '\n', '')]),
+    'one space': ('data:a\n\ndata: a\n\ndata:  a\n\n',
+                  [('message', text, '') for text in ('a', 'a', ' a')]),
+    'colons': ('data:a:b: c\n\n', [('message', 'a:b: c', '')]),
+    'types': ('event: a\ndata: b\n\ndata: c\n\nevent: d\nevent:e\ndata: f\n\n',
+              [('a', 'b', ''), ('message', 'c', ''), ('e', 'f', '')]),
+    'a type without data': ('event: a\n\ndata: b\n\n', [('message', 'b', '')]),
+    'an ID stays': ('id: 1\ndata: a\n\ndata: b\n\n',
+                    [('message', 'a', '1'), ('message', 'b', '1')]),
+    'an ID alone': ('id: 1\n\ndata: b\n\n', [('message', 'b', '1')]),
+    'an ID with NUL': ('id: 1\nid: 2\0\ndata: a\n\n', [('message', 'a', '1')]),
+    'CR': ('data: a\rdata: b\r\rdata: c\r\r', [('message', 'a\nb', ''), ('message', 'c', '')]),
+    'CRLF': ('data: a\r\ndata: b\r\n\r\n', [('message', 'a\nb', '')]),
+    'CR, CRLF, LF': ('data: a\rdata: b\r\ndata: c\n\ndata: d\r\n\n',
+                     [('message', 'a\nb\nc', ''), ('message', 'd', '')]),
+    'LF, CR': ('data: a\n\rdata: b\n\n', [('message', 'a', ''), ('message', 'b', '')]),
+    'BOM': ('\ufeffdata: a\n\n', [('message', 'a', '')]),
+    'BOM twice': ('\ufeff\ufeffdata: a\ndata: b\n\n', [('message', 'b', '')]),
+    'BOM later': ('data: a\n\n\ufeffdata: b\n\n', [('message', 'a', '')]),
+    'characters': ('data: \xe9\u20ac\U0001f600\x85\u2028\x0b\x0c\x1c\n\n',
+                   [('message', '\xe9\u20ac\U0001f600\x85\u2028\x0b\x0c\x1c', '')]),
+    'no UTF-8': (b'data: \xff\xc3\n\n', [('message', '\ufffd\ufffd', '')]),
+    'unknown fields': ('Data: a\n data: b\ndat: c\ndata : d\ndata: e\n\n', [('message', 'e', '')]),
+    'nothing': ('\n\r\n\r:\n\n', []),
+}
+
+
+@pytest.mark.parametrize('case', STREAMS)
+def test_a_stream_of_events_is_read_as_browsers_do(case):
+    def read(*chunks):
+        parser = EventParser('', 3)
+        return [tuple(event) for chunk in chunks for event in parser.feed(chunk)]
+
+    EventParser = recipe('EventParser').EventParser
+    stream, expected = STREAMS[case]
+    data = stream if isinstance(stream, bytes) else stream.encode()
+    assert read(data) == expected
+    assert read(*[data[at:at + 1] for at in range(len(data))]) == expected
+    for at in range(len(data)):
+        assert read(data[:at], b'', data[at:]) == expected
+
+
+def test_an_event_is_not_kept_waiting_for_a_line_feed():
+    parser = recipe('EventParser').EventParser('', 3)
+    assert len(list(parser.feed(b'data: a\r\r'))) == 1
+
+
+def test_what_a_server_says_about_coming_back():
+    def retry(text):
+        parser = EventParser('', 3)
+        assert list(parser.feed(text.encode())) == []
+        return parser.retry
+
+    EventParser = recipe('EventParser').EventParser
+    assert retry('retry: 1500\n') == 1.5
+    assert retry('retry: 0\n') == 0
+    for text in ('', '1.5', '-1', '+1', '1 ', '\u0663', '1_0'):
+        assert retry(f'retry: {text}\n') == 3
+
+
+def stream(content, *fields):
+    return response(200, content, b'content-type: text/event-stream', *fields)
+
+
+async def events_of(*responses, **options):
+    """What came, with what it ended, and the IDs that the server was told."""
+    module = recipe('events')
+    came = []
+    async with answered(*responses) as (request, script):
+        error = None
+        try:
+            async with contextlib.aclosing(
+                    module.events(request, 'http://name.test/', **options)) as stream:
+                async for event in stream:
+                    came.append(event.data)
+        except (HttpError, module.EventStreamError) as caught:
+            error = type(caught).__name__
+    return came, error, [value(head, b'last-event-id') for head in script.heads]
+
+
+@on_loops
+async def test_a_stream_of_events_that_is_lost_goes_on_after_the_last_one():
+    assert await events_of(
+        stream(b'retry: 0\ndata: a\n\n'),  # no ID yet
+        stream(b'id: 1\ndata: b\n\nid: 2\n\n'),  # an ID alone counts
+        stream(b'id: 3\ndata: c\n\nid: 4\ndata: no end'),  # one without end does not
+        stream(b'data: d\n\n'),  # nor is the last one forgotten
+        stream(b'id: \xc3\xa9\ndata: e\n\n'),
+        stream(b'id\ndata: f\n\n'),
+        response(204)) == (
+            ['a', 'b', 'c', 'd', 'e', 'f'], None,
+            [None, None, b'2', b'3', b'3', b'\xc3\xa9', None])
+
+
+@on_loops
+async def test_a_stream_of_events_survives_lost_connections():
+    async def script(peer):
+        script.heads.append(await peer.read_head())
+        number = len(script.heads)
+        if number == 7:
+            await peer.send(response(204))
+        elif number % 3 == 0:
+            await peer.send(b'HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n'
+                            b'content-length: 100\r\n\r\nid: %d\ndata: a\n\n' % number)
+        # And then, or else, it hangs up.
+
+    script.heads = []
+    module = recipe('events')
+    slept = []
+    module.asyncio = types.SimpleNamespace(sleep=sleeping(slept))
+    async with Server(script) as server, pool() as request:
+        came = [event.id async for event in module.events(request, server.url, 1, attempts=3)]
+    assert came == ['3', '6']
+    assert [value(head, b'last-event-id') for head in script.heads] == [
+        None, None, None, b'3', b'3', b'3', b'6']
+    assert slept == [2, 4, 1, 2, 4, 1]
+
+
+def sleeping(slept):
+    async def sleep(seconds):
+        slept.append(seconds)
+
+    return sleep
+
+
+@on_loops
+async def test_a_stream_of_events_gives_up():
+    assert await events_of(None, retry=0, attempts=3) == (
+        [], 'HttpConnectionClosedError', [None] * 3)
+    request, close = Pool()
+    await close()
+    with pytest.raises(HttpConnectionError, match='the pool is closed'):
+        await anext(recipe('events').events(request, 'http://name.test/', 0))
+
+
+@pytest.mark.parametrize('no_stream', [
+    response(404, b'', b'content-type: text/event-stream'), response(200, b'data: a\n\n'),
+    response(200, b'data: a\n\n', b'content-type: text/event-streams')])
+@on_loops
+async def test_what_is_no_stream_of_events_is_not_asked_for_again(no_stream):
+    assert await events_of(no_stream, retry=0) == ([], 'EventStreamError', [None])
+
+
+@on_loops
+async def test_a_stream_of_events_that_is_left_is_closed():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n'
+                        b'\r\ndata: a\n\ndata: b\n\n')
+        assert await peer.closed() == b''
+        closed.set()
+
+    closed = asyncio.Event()
+    events = recipe('events').events
+    async with Server(script) as server, pool() as request:
+        async with contextlib.aclosing(events(request, server.url)) as stream:
+            async for event in stream:
+                assert event.data == 'a'
+                break
+        await closed.wait()
+
+
+# ------------------------------------------------------------------- many, and in time
+
+
+@on_loops
+async def test_so_many_urls_at_once_and_not_more():
+    async def script(peer):
+        while True:
+            head = await peer.read_head()
+            script.running += 1
+            script.asked += 1
+            script.most = max(script.most, script.running)
+            await until(lambda: script.asked >= 3)
+            await turns(5)  # for one too many to arrive
+            script.running -= 1
+            if b'GET /5 ' in head:
+                return
+            await peer.send(OK)
+
+    script.running = script.asked = script.most = 0
+    fetch_all = recipe('fetch_all').fetch_all
+    async with Server(script) as server, pool() as request:
+        outcomes = await fetch_all(
+            request, (f'{server.url}{number}' for number in range(9)), at_once=3)
+    assert script.most == 3
+    assert isinstance(outcomes.pop(5), HttpDataError)
+    assert outcomes == [(b'200', b'ok')] * 8
+
+
+@on_loops
+async def test_the_time_of_a_url_begins_with_its_turn():
+    async def silent(peer):
+        heads.append(await peer.read_head())
+        await peer.closed()
+
+    heads = []
+    fetch_all = recipe('fetch_all').fetch_all
+    async with Server(silent) as server, pool() as request:
+        outcomes = await fetch_all(request, [server.url] * 2, at_once=1, seconds=0.05)
+    assert [type(outcome) for outcome in outcomes] == [TimeoutError] * 2
+    assert len(heads) == 2
+
+
+PHASES = {
+    # What each phase may take; how the server behaves; what is said.
+    'connect': (None, 'connecting'),
+    'head': ((), 'the head of the response'),
+    'idle': ((b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no',), 'the next of its body'),
+    'total': ((b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\no',), 'all of it'),
+}
+
+
+@pytest.mark.parametrize('phase', PHASES)
+@on_loops
+async def test_a_phase_that_takes_too_long_is_told(phase):
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(*answer)
+        await peer.closed()
+
+    async def never(scheme, host, port):
+        await asyncio.get_running_loop().create_future()
+
+    answer, what = PHASES[phase]
+    fetch_in_time = recipe('fetch_in_time').fetch_in_time
+    options = {} if answer is not None else {'get_connection': never}
+    async with Server(script) as server, pool(socket_timeout=PATIENCE, **options) as request:
+        with pytest.raises(TimeoutError) as caught:
+            await fetch_in_time(request, server.url, **(
+                dict.fromkeys(('connect', 'head', 'idle', 'total'), PATIENCE) | {phase: 0.05}))
+        assert str(caught.value) == f'{server.url}: {what} took too long'
+    assert asyncio.current_task().cancelling() == 0
+
+
+@on_loops
+async def test_the_time_of_a_phase_ends_with_it():
+    async def serve():
+        await reader.readuntil(b'\r\n\r\n')
+        for piece in (b'HTTP/1.1 200 OK\r\n', b'content-length: 2\r\n\r\n', b'o', b'k'):
+            await asyncio.sleep(0.01)  # longer than it may take to connect
+            writer.write(piece)
+
+    async def get_connection(scheme, host, port):
+        return ours
+
+    fetch_in_time = recipe('fetch_in_time').fetch_in_time
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    reader, writer = await asyncio.open_unix_connection(sock=theirs)
+    serving = asyncio.create_task(serve())
+    async with pool(get_connection=get_connection) as request:
+        assert await fetch_in_time(
+            request, 'http://name.test/', 0.001, PATIENCE, PATIENCE, PATIENCE) == (
+                b'200', ((b'content-length', b'2'),), b'ok')
+    await serving
+    writer.close()
+    await writer.wait_closed()
+
+
+# ---------------------------------------------------------------------------- shutting down
+
+
+class Work:
+    """Requests whose server answers when it is told to."""
+
+    def __init__(self, *names):
+        self.jobs = asyncio.Queue()
+        for name in names:
+            self.jobs.put_nowait(name)
+        self.stopping = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.asked = []
+        self.done = []
+
+    async def script(self, peer):
+        while True:
+            self.asked.append(await peer.read_head())
+            await self.may_answer.wait()
+            await peer.send(OK)
+
+    async def until_stopping(self, asked, **options):
+        """Stops once so many requests have arrived. With other options, is told how it ended."""
+        module = recipe('work_until')
+        async with Server(self.script) as server:
+            async def work(name):
+                if name == 'bad':
+                    raise ZeroDivisionError
+                _, _, body = await request(b'GET', server.url + name)
+                await buffered(body)
+                self.done.append(name)
+
+            async def stop():
+                await until(lambda: len(self.asked) == asked)
+                self.stopping.set()
+                await turns(5)
+                if 'seconds_left' not in options:
+                    self.may_answer.set()
+
+            async with module.pool() as request:
+                async with asyncio.TaskGroup() as group:
+                    stopper = group.create_task(stop())
+                    try:
+                        await module.work_until(self.stopping, self.jobs, work, **options)
+                    finally:
+                        stopper.cancel()
+        with pytest.raises(HttpConnectionError, match='the pool is closed'):
+            await request(b'GET', server.url)
+
+
+@on_loops
+async def test_what_runs_is_finished_and_nothing_else_is_begun():
+    work = Work('a', 'b', 'c')
+    await work.until_stopping(2, at_once=2)
+    assert sorted(work.done) == ['a', 'b']
+    assert work.jobs.get_nowait() == 'c'
+
+
+@on_loops
+async def test_work_goes_on_until_it_is_stopped():
+    work = Work(*'abcde')
+    work.may_answer.set()
+    await work.until_stopping(5, at_once=2)
+    assert sorted(work.done) == [*'abcde']
+
+
+@on_loops
+async def test_stopping_without_work():
+    work = Work()
+    await work.until_stopping(0)
+    assert work.done == []
+
+
+@on_loops
+async def test_what_runs_too_long_is_cancelled():
+    work = Work('a', 'b')
+    with pytest.raises(ExceptionGroup) as caught:
+        await work.until_stopping(2, seconds_left=0.01)
+    assert [type(error) for error in caught.value.exceptions] == [TimeoutError]
+    assert len(work.asked) == 2
+    assert work.done == []
+
+
+@on_loops
+async def test_work_that_fails_ends_it_all_and_closes_the_pool():
+    work = Work('a', 'bad')
+    with pytest.raises(ExceptionGroup) as caught:
+        await work.until_stopping(2)
+    assert caught.value.subgroup(ZeroDivisionError)
+    assert work.done == []
+
+
+# ---------------------------------------------------------------------- tests, unix sockets
+
+
+@on_loops
+async def test_answers_that_are_ready_take_the_place_of_a_network():
+    from lowhaio_redirect import redirectable
+
+    answering = recipe('answering').answering
+    request, asked = answering({
+        (b'POST', 'http://a.test/'): (b'303', ((b'location', b'/b'),), b'moved'),
+        (b'GET', 'http://a.test/b'): (b'200', (), b'here'),
+        (b'GET', 'http://a.test/c'): HttpDataError('closed'),
+    })
+    code, headers, body = await redirectable(request)(
+        b'POST', 'http://a.test/', body=streamed(b'form'))
+    assert (code, headers, await buffered(body)) == (b'200', (), b'here')
+    assert asked == [
+        (b'POST', 'http://a.test/', b'form'), (b'GET', 'http://a.test/b', b'')]
+    with pytest.raises(HttpDataError, match='closed'):
+        await request(b'GET', 'http://a.test/c')
+    with pytest.raises(KeyError):
+        await request(b'GET', 'http://a.test/d')
+    # It has the parameters of the real one, in their order.
+    names = list(inspect.signature(request).parameters)[:-1]
+    assert names == list(inspect.signature(Pool()[0]).parameters)[:len(names)]
+    assert empty_async_iterator is inspect.signature(request).parameters['body'].default
+
+
+@on_loops
+async def test_a_unix_socket(tmp_path):
+    async def serve(reader, writer):
+        await reader.readuntil(b'\r\n\r\n')
+        writer.write(OK)
+        await reader.read()
+        writer.close()
+        served.set()
+
+    served = asyncio.Event()
+    through_unix_socket = recipe('through_unix_socket').through_unix_socket
+    path = str(tmp_path / 'server.sock')
+    server = await asyncio.start_unix_server(serve, path)
+    async with pool(get_connection=through_unix_socket(path)) as request:
+        _, _, body = await request(b'GET', 'http://name.test/')
+        assert await buffered(body) == b'ok'
+    await served.wait()
+    server.close()
+    async with pool(get_connection=through_unix_socket(path + '.none')) as request:
+        with pytest.raises(HttpConnectionError, match='FileNotFoundError') as caught:
+            await request(b'GET', 'http://name.test/')
+        assert isinstance(caught.value.__cause__, FileNotFoundError)
