@@ -445,6 +445,17 @@ def test_a_block_of_the_readme_runs_as_it_stands(block, row, site, capsys, monke
     assert row.check(site, err)
 
 
+def test_ctrl_c_shuts_down_as_sigterm_does(site, capsys, monkeypatch):
+    def interrupting(asked):
+        os.kill(os.getpid(), signal.SIGINT)
+        return hello(asked)
+
+    monkeypatch.setitem(PAGES, '/jobs/second', interrupting)
+    [block] = [block for block in BLOCKS if 'add_signal_handler' in block]
+    exec(compile(block, 'README.md', 'exec'), {'__name__': '__main__'})
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(ROWS['shutdown'].printed)
+
+
 def test_the_readme_tells_the_defaults_of_every_option():
     options = inspect.signature(Pool).parameters
     defaults = dict(re.findall(
