@@ -60,6 +60,7 @@ from harness import (  # noqa: E402
     until,
     value,
 )
+from lowhaio_redirect import redirectable  # noqa: E402
 
 README = (HERE / 'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'(?<=^```python\n).*?(?=^```$)', README, re.MULTILINE | re.DOTALL)
@@ -74,7 +75,7 @@ class Asked(NamedTuple):
     content: bytes
     fields: email.message.Message
     is_tls: bool
-    client: str  # the name in its certificate
+    client: str | None  # the name in its certificate
     before: int  # how often this path was asked for before
 
 
@@ -380,7 +381,8 @@ ROWS = {
         ["(b'200', b'<p>Hello</p>') (b'200', b'<p>Hello</p>')",
          'GET https://unreachable.example.com:443: resolving unreachable.example.com failed: '
          'LookupError: no such name'],
-        [get(f'/{number}') for number in range(99)]),
+        [get(f'/{number}') for number in range(99)],
+        lambda site, logged: len(site.connected) <= 5),
     'phases': Row([HELLO], [get('/')]),
     'stack': Row(
         [HELLO], [get('/report')] * 2 + [get('/reports/7')],
@@ -1129,13 +1131,32 @@ async def test_work_that_fails_ends_it_all_and_closes_the_pool():
     assert work.done == []
 
 
-# ---------------------------------------------------------------------- tests, unix sockets
+# ------------------------------------------------------------- layers, tests, unix sockets
+
+
+@on_loops
+async def test_the_shortest_layer_makes_again_what_was_not_sent():
+    async def failing(method, url, **kwargs):
+        asked.append((method, url, kwargs))
+        raise errors.pop(0)
+
+    asked, slept = [], []
+    module = recipe('with_retry')
+    module.asyncio = types.SimpleNamespace(sleep=sleeping(slept))
+    request = module.with_retry(failing)
+    errors = [HttpConnectionError('refused') for _ in range(4)]
+    with pytest.raises(HttpConnectionError):
+        await request(b'GET', 'http://name.test/', params=())
+    assert asked == [(b'GET', 'http://name.test/', {'params': ()})] * 4
+    assert slept == [0, 1, 2]
+    errors = [HttpConnectionError('refused'), HttpDataError('closed')]
+    with pytest.raises(HttpDataError):
+        await request(b'GET', 'http://name.test/')
+    assert slept == [0, 1, 2, 0]
 
 
 @on_loops
 async def test_answers_that_are_ready_take_the_place_of_a_network():
-    from lowhaio_redirect import redirectable
-
     answering = recipe('answering').answering
     request, asked = answering({
         (b'POST', 'http://a.test/'): (b'303', ((b'location', b'/b'),), b'moved'),
