@@ -11,6 +11,7 @@ setup(
     author='the lowhaio contributors',
     license='MIT',
     py_modules=['lowhaio_auth'],
+    packages=['lowhaio_auth-stubs'],
     python_requires='>=3.11',
     install_requires=[
         'lowhaio>=0.1',

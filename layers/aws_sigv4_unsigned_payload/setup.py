@@ -11,6 +11,7 @@ setup(
     author='the lowhaio contributors',
     license='MIT',
     py_modules=['lowhaio_aws_sigv4_unsigned_payload'],
+    packages=['lowhaio_aws_sigv4_unsigned_payload-stubs'],
     python_requires='>=3.11',
     install_requires=[
         'lowhaio>=0.1',
