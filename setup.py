@@ -24,6 +24,7 @@ setup(
         'test': [
             'aiohttp',
             'backports.zstd; python_version < "3.14"',
+            'boto3',
             'botocore',
             'brotli>=1.2',
             'build',
