@@ -24,7 +24,7 @@ def run(*command, cwd, **variables):
     """What it prints. That of type checkers is looked at whether or not they find errors."""
     ended = subprocess.run(
         [sys.executable, '-m', *command], cwd=cwd, env={**os.environ, **variables}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False)
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600, check=False)
     return ended.stdout, ended.returncode
 
 
