@@ -875,7 +875,7 @@ async def see_bad_fields():
     return [head if isinstance(head, tuple) else head.count(b'\r\n') - 3 for head in heads]
 
 
-@difference('`CONNECT`', (b'200', b'ok'), REFUSED)
+@difference('the method `CONNECT`', (b'200', b'ok'), REFUSED)
 async def see_connect():
     async with Server(Answering(OK)) as server:
         request, close = Pool()
@@ -1443,7 +1443,8 @@ async def see_options():
     return tuple(name for name in GONE if name in inspect.signature(Pool).parameters)
 
 
-@difference('`get_sock`', ((), (b'200', b'ok')), ((socket.AF_INET,), (b'200', b'ok')))
+@difference('how `get_sock` is called',
+            ((), (b'200', b'ok')), ((socket.AF_INET,), (b'200', b'ok')))
 async def see_get_sock():
     called_with = []
 
