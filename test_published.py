@@ -77,7 +77,7 @@ LAYERS = (
 APPLICATION = ('mobius3==0.0.30', 'fifolock==0.0.20')
 
 # They were written before CPython 3.12.
-OLD = 'ignore::DeprecationWarning'
+DEPRECATED = 'ignore::DeprecationWarning'
 
 
 def install(directory, *requirements):
@@ -333,7 +333,7 @@ async def puts_gets_and_lists(request, module, root, keys=KEYS):
         assert listing.count(b'<Contents>') == 1
 
 
-@pytest.mark.filterwarnings(OLD)
+@pytest.mark.filterwarnings(DEPRECATED)
 @pytest.mark.parametrize('module', ['aws_sigv4', 'aws_sigv4_unsigned_payload'])
 @on_loops
 async def test_signatures_are_accepted_by_a_server_that_verifies_them(layers, rclone, module):
@@ -358,7 +358,7 @@ def as_before(request):
     return names['as_before'](request)
 
 
-@pytest.mark.filterwarnings(OLD)
+@pytest.mark.filterwarnings(DEPRECATED)
 @pytest.mark.parametrize('module', ['aws_sigv4', 'aws_sigv4_unsigned_payload'])
 @on_loops
 async def test_signatures_for_another_port_and_with_percent_signs(layers, rclone, module):
@@ -452,7 +452,7 @@ def running(command, site, directory):
     """Yields the process, and a function that waits for a condition while it runs."""
     environment = {
         **os.environ, 'PYTHONPATH': f'{HERE}{os.pathsep}{site}',
-        'PYTHONWARNINGS': f'error,{OLD}',
+        'PYTHONWARNINGS': f'error,{DEPRECATED}',
         'AWS_ACCESS_KEY_ID': 'AKID', 'AWS_SECRET_ACCESS_KEY': 'secret'}
     output = directory / 'printed'
     with open(output, 'w') as file, subprocess.Popen(
@@ -701,7 +701,7 @@ def raised(error):
 
 
 async def sent(target='/', **arguments):
-    """The lines that the server was sent, or what was raised."""
+    """The head that the server was sent, or what was raised."""
     script = Answering(OK)
     async with Server(script) as server:
         request, close = Pool()
@@ -715,20 +715,20 @@ async def target_of(target, **arguments):
     return head.split(b' ')[1].decode() if isinstance(head, bytes) else head
 
 
-async def answered(*pieces, method=b'GET', headers=(), context=None, **options):
+async def answered(*pieces, headers=()):
     """What a response is taken for. The server closes the connection after it."""
     async def script(peer):
         await peer.read_head()
         await peer.send(*pieces)
 
-    async with Server(script, context) as server:
-        request, close = Pool(get_ssl_context=trusting_context, **options)
-        result = await outcome(request(method, server.url, headers=headers))
+    async with Server(script) as server:
+        request, close = Pool()
+        result = await outcome(request(b'GET', server.url, headers=headers))
         await close()
         return result
 
 
-async def uploaded(headers, *chunks, answer=OK):
+async def uploaded(headers, *chunks):
     """What the server was sent after the head, and the outcome."""
     received = []
 
@@ -736,7 +736,7 @@ async def uploaded(headers, *chunks, answer=OK):
         await peer.read_head()
         while data := await peer.reader.read(1000):
             received.append(data)
-            await peer.send(answer)
+            await peer.send(OK)
 
     async def body():
         for chunk in chunks:
@@ -751,19 +751,18 @@ async def uploaded(headers, *chunks, answer=OK):
         return b''.join(received), result
 
 
-async def connections_of(answer, times=2, headers=(), between=lambda server: None, **options):
-    """Which connection each request used, by number, and what came."""
+async def connections_of(answer, headers=(), between=lambda server: None):
+    """Which connection each of two requests used, by number, and what came to the second."""
     script = Answering(answer)
     async with Server(script) as server:
-        request, close = Pool(**options)
-        results = []
-        for _ in range(times):
-            results.append(await outcome(request(b'GET', server.url, headers=headers)))
+        request, close = Pool()
+        for _ in range(2):
+            result = await outcome(request(b'GET', server.url, headers=headers))
             await turns(5)
             between(server)
             await turns(5)
         await close()
-        return script.connections, results[-1]
+        return script.connections, result
 
 
 def resolver_of(asked, **addresses):
@@ -783,9 +782,9 @@ def resolver_of(asked, **addresses):
     return get_dns_resolver
 
 
-async def is_over_in_time(get_script, url, **options):
+async def is_over_in_time(script, url, **options):
     """If a request ends, and how, once `socket_timeout` has passed many times."""
-    async with Server(get_script) as server:
+    async with Server(script) as server:
         request, close = Pool(socket_timeout=1, get_ssl_context=trusting_context, **options)
         task = asyncio.create_task(outcome(request(b'GET', url.format(port=server.port))))
         await pass_time(0)
