@@ -1,21 +1,6 @@
 from pathlib import Path
 
 from setuptools import setup
-from setuptools.command.build_py import build_py
-
-
-class BuildWithTypes(build_py):
-    """The annotations of a single module are seen only in a stub-only package (PEP 561).
-
-    It is the module itself: a stub may have function bodies, and nothing is written twice.
-    """
-
-    def run(self):
-        super().run()
-        stubs = Path(self.build_lib, 'lowhaio-stubs')
-        self.mkpath(str(stubs))
-        self.copy_file('lowhaio.py', str(stubs / '__init__.pyi'))
-
 
 setup(
     name='lowhaio',
@@ -25,8 +10,9 @@ setup(
     long_description_content_type='text/markdown',
     author='the lowhaio contributors',
     license='MIT',
-    cmdclass={'build_py': BuildWithTypes},
     py_modules=['lowhaio'],
+    # Where type checkers look for the types of a single module (PEP 561). It is a link to it.
+    packages=['lowhaio-stubs'],
     python_requires='>=3.11',
     install_requires=[
         'aiodnsresolver>=0.0.151',
@@ -38,6 +24,7 @@ setup(
         'test': [
             'aiohttp',
             'backports.zstd; python_version < "3.14"',
+            'boto3',
             'botocore',
             'brotli>=1.2',
             'build',

@@ -13012,8 +13012,9 @@ async def test_recipe_pinned_addresses():
 
 # --------------------------------------------------------- the troubleshooting of the README
 
-TROUBLES = re.findall(r'^\|[^|]+\| `([^|]+)` \|', README.partition('## Troubleshooting')[2],
-                      re.MULTILINE)
+TROUBLES = re.findall(
+    r'^\|[^|]+\| `([^|]+)` \|',
+    README.partition('## Troubleshooting')[2].partition('\n## ')[0], re.MULTILINE)
 
 
 def as_printed(error):

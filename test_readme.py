@@ -427,6 +427,8 @@ ROWS = {
     'pinned': Row([HELLO], [get('/')],
                   lambda site, logged: site.connected == [('192.0.2.1', 443)]),
     'layer': Row([HELLO], [get('/')]),
+    'as-before': Row([HELLO], [get('/my%20key')],
+                     lambda site, logged: site.asked[0].fields['host'] == 'www.example.com'),
 }
 
 

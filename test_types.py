@@ -1,7 +1,8 @@
 """Tests of what is installed: the distributions, and the types in them.
 
-Both are built from a copy of this directory, without the network, and the wheel is installed
-beside what the tests need. Code of a user is then checked as it would be there.
+They are built from a copy of this directory, without the network, and installed beside what the
+tests need: the core from its wheel, each layer from its own sources. Code of a user is then
+checked as it would be there.
 """
 
 import json
@@ -23,7 +24,7 @@ def run(*command, cwd, **variables):
     """What it prints. That of type checkers is looked at whether or not they find errors."""
     ended = subprocess.run(
         [sys.executable, '-m', *command], cwd=cwd, env={**os.environ, **variables}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=120, check=False)
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=600, check=False)
     return ended.stdout, ended.returncode
 
 
@@ -31,7 +32,7 @@ def run(*command, cwd, **variables):
 def sources(tmp_path_factory):
     """A copy, without what building and testing has left here."""
     ignored = [line.rstrip('/') for line in (HERE / '.gitignore').read_text().split()]
-    return shutil.copytree(HERE, tmp_path_factory.mktemp('sources') / 'lowhaio',
+    return shutil.copytree(HERE, tmp_path_factory.mktemp('sources') / 'lowhaio', symlinks=True,
                            ignore=shutil.ignore_patterns('.git', '.nox', *ignored))
 
 
@@ -45,12 +46,23 @@ def distributions(sources, tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def site(distributions, tmp_path_factory):
-    """A directory to which the wheel was installed. Nothing else of lowhaio is beside it."""
+def layers(sources, tmp_path_factory):
+    """The distributions of their sources, each made from nothing but its own directory."""
+    directory = tmp_path_factory.mktemp('layers')
+    for layer in sources.glob('layers/*/setup.py'):
+        printed, code = run('build', '--no-isolation', '--sdist', '--outdir', directory,
+                            cwd=layer.parent)
+        assert code == 0, printed
+    return list(directory.iterdir())
+
+
+@pytest.fixture(scope='module')
+def site(distributions, layers, tmp_path_factory):
+    """A directory to which all were installed. The sources are not beside them."""
     directory = tmp_path_factory.mktemp('site')
-    [wheel] = distributions.glob('*.whl')
-    printed, code = run('pip', 'install', '--no-deps', '--no-index', '--no-compile', '--target',
-                        directory, wheel, cwd=directory)
+    printed, code = run('pip', 'install', '--no-deps', '--no-index', '--no-build-isolation',
+                        '--no-compile', '--target', directory, *distributions.glob('*.whl'),
+                        *layers, cwd=directory)
     assert code == 0, printed
     return directory
 
@@ -68,6 +80,17 @@ def test_the_wheel_holds_the_module_its_types_and_its_licence(distributions):
             'dist-info/top_level.txt'}
         module = (HERE / 'lowhaio.py').read_bytes()
         assert wheel.read('lowhaio.py') == wheel.read('lowhaio-stubs/__init__.pyi') == module
+
+
+def test_each_layer_is_installed_as_a_module_and_its_types(site):
+    modules = list(HERE.glob('layers/*/lowhaio_*.py'))
+    for module in modules:
+        stub = site / f'{module.stem}-stubs' / '__init__.pyi'
+        assert (site / module.name).read_bytes() == stub.read_bytes() == module.read_bytes()
+        assert not stub.is_symlink()
+    top = {path.name for path in site.iterdir() if path.suffix != '.dist-info'}
+    assert top == {'lowhaio.py', 'lowhaio-stubs', *(module.name for module in modules),
+                   *(f'{module.stem}-stubs' for module in modules)}
 
 
 def test_the_sdist_holds_what_is_needed_to_build_and_test(sources, distributions):
@@ -257,39 +280,129 @@ def restarted() -> None:
 '''
 
 
+# The same, of code that stacks the layers.
+STACKED = '''\
+# pyright: strict
+from collections.abc import AsyncIterator
+from http.cookiejar import CookieJar
+from typing import assert_type
+
+from lowhaio import Fields, HttpError, Pool, Request, streamed
+from lowhaio_auth import basic, bearer, digest
+from lowhaio_aws_sigv4 import signed
+from lowhaio_aws_sigv4_unsigned_payload import signed as signed_without_body
+from lowhaio_chunked import chunked
+from lowhaio_compression import compressed, decompressed
+from lowhaio_cookies import with_cookies
+from lowhaio_redirect import HttpTooManyRedirects, redirectable
+from lowhaio_retry import if_idempotent, retry
+
+URL = 'https://www.example.com/'
+
+
+async def get_token() -> str:
+    return ''
+
+
+async def credentials() -> tuple[str, str, Fields]:
+    return '', '', ()
+
+
+async def rows(*numbers: int) -> AsyncIterator[bytes]:
+    for number in numbers:
+        yield b'%d' % number
+
+
+def stacked(request: Request) -> Request:
+    request = basic(request, 'user', 'password', origin=URL)
+    request = bearer(request, get_token)
+    request = digest(request, 'user', 'password')
+    request = signed(request, credentials, 's3', 'eu-west-2')
+    request = signed_without_body(request, credentials, 's3', 'eu-west-2')
+    request = with_cookies(request, CookieJar())
+    request = retry(request, [(HttpError, [0, 0.5])], should_retry=if_idempotent, jitter=0.5)
+    request = redirectable(request, max_redirects=3)
+    return decompressed(request, max_length=1024)
+
+
+async def requests() -> None:
+    request, _ = Pool()
+    try:
+        code, headers, _ = await redirectable(retry(request))(b'GET', URL)
+    except HttpTooManyRedirects as error:
+        assert_type(error.response_started, bool)
+        return
+    assert_type(code, bytes)
+    assert_type(headers, Fields)
+    await stacked(request)(
+        b'PUT', URL, body=chunked(compressed(rows, b'gzip'), trailers=lambda: [(b'a', b'b')]))
+    retry(request)(b'GET', URL)  # error: unused-coroutine
+    'text' + code  # error: operator
+
+
+request, _ = Pool()
+redirectable()  # error: call-arg
+redirectable(b'GET')  # error: arg-type
+redirectable(Pool())  # error: arg-type
+redirectable(request, max_redirects='3')  # error: arg-type
+retry(request, [(HttpError, 3)])  # error: list-item
+retry(request, intervals=())  # error: call-arg
+retry(request, should_retry=True)  # error: arg-type
+basic(request, b'user', b'password')  # error: arg-type
+bearer(request, 'token')  # error: arg-type
+digest(request, 'user')  # error: call-arg
+signed(request, ('id', 'secret', ()), 's3', 'eu-west-2')  # error: arg-type
+signed_without_body(request, credentials, 's3')  # error: call-arg
+with_cookies(request)  # error: call-arg
+decompressed(request, max_length='1')  # error: arg-type
+chunked(streamed(b''), trailers=())  # error: arg-type
+chunked(rows())  # error: arg-type
+compressed(rows, 'gzip')  # error: arg-type
+'''
+FILES = {'user.py': CODE, 'stacked.py': STACKED}
+
+
 @pytest.fixture(scope='module')
 def user(tmp_path_factory):
     directory = tmp_path_factory.mktemp('user')
-    (directory / 'user.py').write_text(CODE)
+    for name, code in FILES.items():
+        (directory / name).write_text(code)
     (directory / 'mypy.ini').write_text(
         '[mypy]\n[mypy-aiodnsresolver]\nignore_missing_imports = True\n')
-    # To stubtest, what lru_cache wraps takes anything: that is how it is declared.
-    (directory / 'cached.txt').write_text(r'lowhaio\.parse_\w+')
+    # To stubtest, what lru_cache wraps takes anything: that is how it is declared. And it takes
+    # what mypy makes up after `callable(…)` for a part of the module.
+    (directory / 'allowed.txt').write_text(
+        'lowhaio\\.parse_\\w+\nlowhaio_cookies\\.public_suffixes\n'
+        'lowhaio\\w*\\.<callable subtype of \\w+>\n')
     return directory
 
 
 def expected_errors():
-    return {number: match[1] for number, line in enumerate(CODE.splitlines(), 1)
+    return {(name, number): match[1] for name, code in FILES.items()
+            for number, line in enumerate(code.splitlines(), 1)
             if (match := re.search('# error: ([a-z-]+)$', line))}
 
 
 def test_mypy_finds_the_errors_of_a_user_and_no_other(user, site):
-    printed, _ = run('mypy', '--strict', '--config-file=', '--cache-dir', user / 'cache',
-                     'user.py', cwd=user, PYTHONPATH=str(site))
-    found = re.findall(r'^user\.py:([0-9]+): error: .*\[([a-z-]+)\]$', printed, re.MULTILINE)
-    assert {int(number): code for number, code in found} == expected_errors(), printed
+    printed, _ = run('mypy', '--strict', '--config-file=', '--cache-dir', user / 'cache', *FILES,
+                     cwd=user, PYTHONPATH=str(site))
+    errors = re.findall(r'^(.*):([0-9]+): error: .*\[([a-z-]+)\]$', printed, re.MULTILINE)
+    found = {(name, int(number)): code for name, number, code in errors}
+    assert found == expected_errors(), printed
 
 
 def test_pyright_finds_the_errors_of_a_user_and_no_other(user, site):
-    printed, _ = run('pyright', '--outputjson', '--pythonpath', sys.executable, 'user.py',
+    printed, _ = run('pyright', '--outputjson', '--pythonpath', sys.executable, *FILES,
                      cwd=user, PYTHONPATH=str(site))
     diagnostics = json.loads(printed[printed.index('{'):])['generalDiagnostics']
-    found = {diagnostic['range']['start']['line'] + 1 for diagnostic in diagnostics}
+    found = {(pathlib.Path(diagnostic['file']).name, diagnostic['range']['start']['line'] + 1)
+             for diagnostic in diagnostics}
     assert found == expected_errors().keys(), diagnostics
 
 
-def test_the_types_agree_with_the_module(user, site):
+def test_the_types_agree_with_the_modules(user, site):
+    modules = [path.stem for path in site.glob('*.py')]
     printed, code = run(
-        'mypy.stubtest', 'lowhaio', '--mypy-config-file', 'mypy.ini', '--allowlist', 'cached.txt',
+        'mypy.stubtest', *modules, '--mypy-config-file', 'mypy.ini', '--allowlist', 'allowed.txt',
         '--ignore-unused-allowlist', cwd=user, PYTHONPATH=str(site))
     assert code == 0, printed

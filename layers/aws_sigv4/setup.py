@@ -11,6 +11,8 @@ setup(
     author='the lowhaio contributors',
     license='MIT',
     py_modules=['lowhaio_aws_sigv4'],
+    # Where type checkers look for the types of a single module (PEP 561). It is a link to it.
+    packages=['lowhaio_aws_sigv4-stubs'],
     python_requires='>=3.11',
     install_requires=[
         'lowhaio>=0.1',

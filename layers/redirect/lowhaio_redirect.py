@@ -56,7 +56,7 @@ OF_CONTENT = frozenset((
     b'digest', b'expect', b'last-modified', b'repr-digest', b'trailer', b'transfer-encoding'))
 
 # What else another origin may know: it tells what is asked for, and not who asks.
-HARMLESS = OF_CONTENT | frozenset((
+HARMLESS: frozenset[bytes] = OF_CONTENT | frozenset((
     b'accept', b'accept-charset', b'accept-encoding', b'accept-language', b'cache-control',
     b'connection', b'if-match', b'if-modified-since', b'if-none-match', b'if-range',
     b'if-unmodified-since', b'pragma', b'range', b'te', b'user-agent'))

@@ -1,0 +1,1 @@
+../lowhaio_aws_sigv4.py

@@ -1,0 +1,1 @@
+../lowhaio_aws_sigv4_unsigned_payload.py

@@ -1,0 +1,1 @@
+../lowhaio_redirect.py
