@@ -527,7 +527,7 @@ async def exchange(
             deadline = connection.in_time()
             if not connection.has_started:
                 # Nothing can have come yet: a read would find nothing.
-                connection.feed(await connection.wait_data(deadline))
+                response.feed(await connection.wait_data(deadline))
             if not response.is_done:
                 await read_head(connection, response, deadline)
         connection.response = NO_RESPONSE
@@ -1999,7 +1999,7 @@ async def is_answered(connection: Connection) -> bool:
     deadline = min(connection.loop.time() + CONTINUE_TIMEOUT, connection.in_time())
     with contextlib.suppress(TimeoutError):
         while not response.is_continued and not response.is_done:
-            connection.feed(await connection.read(deadline))
+            response.feed(await connection.read(deadline))
     return response.is_done
 
 
@@ -2010,7 +2010,7 @@ def hear_out(connection: Connection, error: OSError) -> Exception:
     """
     try:
         while not connection.response.is_done:
-            connection.feed(connection.receive())
+            connection.response.feed(connection.receive())
     except ssl.SSLError as said:
         return said if 'ALERT' in (said.reason or '') else error
     except (OSError, EOFError, ValueError):
@@ -2153,7 +2153,7 @@ async def read_head(connection: Connection, response: ResponseHead, deadline: fl
         if response.interims > interims:
             interims = response.interims
             deadline = connection.in_time()
-        connection.feed(await connection.read(deadline))
+        response.feed(await connection.read(deadline))
 
 
 # ------------------------------------------------------------------------ framing and body
@@ -2673,7 +2673,7 @@ class Connection:
         phase, self.phase = self.phase, READING_HEAD
         try:
             while not self.response.is_done:
-                self.feed(self.receive())
+                self.response.feed(self.receive())
         except WANT_READ:
             self.start_reading()
         except ssl.SSLWantWriteError:
@@ -2683,11 +2683,6 @@ class Connection:
             if self.response.code >= b'300':
                 raise EarlyResponse
         self.phase = phase
-
-    def feed(self, data: bytes) -> None:
-        if data:
-            self.has_started = True
-        self.response.feed(data)
 
     async def read(self, deadline: float | None = None) -> bytes:
         """What is there, or what comes first; `b''` at the end."""
@@ -2714,6 +2709,8 @@ class Connection:
         size = self.settings.recv_bufsize
         data = self.sock.recv(size)
         self.is_full = len(data) == size
+        if data:
+            self.has_started = True
         return data
 
     async def take_turns(self) -> None:
