@@ -825,15 +825,16 @@ class Steps:
                 return stop.value
 
     def abandon(self) -> None:
-        """Cancel it where nothing can be awaited."""
-        if not self.is_over:
-            self.must_cancel = True
-            with contextlib.suppress(CancelledError, Exception):
-                # The loop may be closed.
-                self.cancel()
-            with contextlib.suppress(CancelledError, Exception):
-                self.step()
-            self.is_over = True
+        """Cancel it where nothing can be awaited, and once more if it awaits as it cleans up."""
+        for _ in range(2):
+            if not self.is_over:
+                self.must_cancel = True
+                with contextlib.suppress(CancelledError, Exception):
+                    # The loop may be closed.
+                    self.cancel()
+                with contextlib.suppress(CancelledError, Exception):
+                    self.step()
+        self.is_over = True
 
 
 class InTime(Steps):
@@ -1831,14 +1832,14 @@ class EarlyResponse(Exception):
     """The server has answered, with 300 or above: nothing more is sent."""
 
 
-class RequestBody:
+class RequestBody(Steps):
     """Sends what the caller's generator yields, the head along with the first of it.
 
     As it is stepped, a response that comes meanwhile is noticed wherever the sending waits.
     """
 
     __slots__ = ('connection', 'head', 'chunks', 'declared', 'length', 'max_length',
-                 'cancelling', 'steps', 'is_closed')
+                 'cancelling', 'is_closed')
 
     def __init__(self, connection: Connection, head: bytes,
                  body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
@@ -1863,21 +1864,20 @@ class RequestBody:
         # A body that is coded has an end of its own.
         self.max_length = inf if declared.is_coded else declared.length or 0
         self.cancelling = current_task().cancelling()
-        self.steps = Steps(connection.loop, self.send_chunks())
+        super().__init__(connection.loop, self.send_chunks())
         self.is_closed = False
 
     async def send(self) -> None:
-        steps = self.steps
         while True:
             try:
-                steps.step()
+                self.step()
             except StopIteration:
                 return
             if self.head:
                 # It does not wait for the first chunk.
                 await self.send_head()
-            while not steps.is_ready():
-                await self.connection.wait_beside(steps)
+            while not self.is_ready():
+                await self.connection.wait_beside(self)
 
     async def send_head(self) -> None:
         if self.head:
@@ -1936,14 +1936,15 @@ class RequestBody:
         self.is_closed = True
         try:
             try:
-                if not self.steps.is_over:
-                    self.steps.cancel()
-                    await self.steps.run()
+                if not self.is_over:
+                    self.cancel()
+                    await self.run()
             finally:
-                if hasattr(self.chunks, 'aclose'):
-                    await self.chunks.aclose()
-        except (CancelledError, Exception):
-            if self.is_own(error, cancelling) or task.cancelling() > cancelling:
+                await self.close_chunks()
+        except (CancelledError, Exception) as ended:
+            # It may still have been cleaning up after a cancellation that came before.
+            is_first = isinstance(ended, CancelledError) and cancelling > self.cancelling
+            if self.is_own(error, cancelling) or task.cancelling() > cancelling or is_first:
                 self.connection.phase = REQUEST_BODY
                 raise
         else:
@@ -1955,9 +1956,18 @@ class RequestBody:
         now = current_task().cancelling()
         return isinstance(error, CancelledError) and self.cancelling >= now < cancelling
 
+    async def close_chunks(self) -> None:
+        if hasattr(self.chunks, 'aclose'):
+            await self.chunks.aclose()
+
     def abandon(self) -> None:
+        """Nothing more is sent. Left to itself, the generator would be closed in a task."""
         self.is_closed = True
-        self.steps.abandon()
+        super().abandon()
+        closing = Steps(self.loop, self.close_chunks())
+        with contextlib.suppress(CancelledError, Exception):
+            closing.step()
+        closing.abandon()
 
 
 async def send_with_body(
