@@ -3,10 +3,15 @@
 What the quickstart does is in test.py.
 """
 
+import ast
 import contextlib
+import hashlib
 import os
 import pathlib
+import queue
+import random
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -94,7 +99,8 @@ def read_head(file):
     lines = []
     while (line := file.readline()) not in (b'\r\n', b''):
         lines.append(line.decode('latin-1').strip())
-    return (lines[0], [tuple(line.split(': ', 1)) for line in lines[1:]]) if lines else None
+    fields = [line.split(': ', 1) for line in lines[1:]]
+    return (lines[0], [(name.lower(), value) for name, value in fields]) if lines else None
 
 
 def test_each_example_tells_how_it_is_used():
@@ -438,3 +444,509 @@ def test_s3_copy_signs_with_the_token_of_the_session(s3, bucket, tmp_path):
     assert fields['x-amz-security-token'] == 'our-token'
     assert re.match('AWS4-HMAC-SHA256 Credential=AKID/[0-9]{8}/eu-west-2/s3/aws4_request, '
                     'SignedHeaders=host;x-amz-.*;x-amz-security-token,', fields['authorization'])
+
+
+# ------------------------------------------------------------------------ reverse_proxy.py
+
+BLOCK = random.Random(0).randbytes(64 * 1024)
+LARGE = BLOCK * 1500  # 94 MiB
+# What the kernel may hold of a stream that nobody reads, on its way over two connections.
+IN_BUFFERS = len(LARGE) // 3
+
+
+class Upstream(Scripted):
+    """Each request is answered by what `answer` is at that time."""
+
+    def __init__(self):
+        super().__init__(self.serve_requests)
+        self.answer = None
+        self.closed = threading.Semaphore(0)
+
+    def serve_requests(self, conn, file):
+        try:
+            while (head := read_head(file)) is not None:
+                self.answer(conn, file, *head)
+        finally:
+            self.closed.release()
+
+
+class Proxy:
+    """In a process of its own. `implementation` is uvicorn's for HTTP."""
+
+    def __init__(self, implementation, *args):
+        missing = {'h11': 'httptools', 'httptools': 'h11'}[implementation]
+        self.process = subprocess.Popen(
+            [sys.executable, '-c', f'import runpy, sys; sys.modules["{missing}"] = None; '
+             'runpy.run_path(sys.argv.pop(1), run_name="__main__")',
+             HERE / 'examples' / 'reverse_proxy.py', '--port', '0', *args],
+            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            # The clients of these tests are no proxies.
+            env={**ENVIRONMENT, 'FORWARDED_ALLOW_IPS': '192.0.2.1'})
+
+    def __enter__(self):
+        self.process.__enter__()
+        for line in self.process.stderr:
+            if match := re.search(r'running on http://127.0.0.1:(\d+)', line):
+                break
+        self.port = int(match[1])
+        self.said = []
+        # Or its log fills the pipe, and it waits.
+        self.thread = threading.Thread(target=lambda: self.said.extend(self.process.stderr))
+        self.thread.start()
+        return self
+
+    def __exit__(self, *exception):
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.wait(PATIENCE)
+        finally:
+            self.process.kill()
+            self.thread.join()
+            self.process.__exit__(*exception)
+
+    def connect(self):
+        return socket.create_connection(('127.0.0.1', self.port), timeout=PATIENCE)
+
+    def ask(self, line, *fields, body=b''):
+        """Raw: the head, as lines, and all that follows."""
+        with self.connect() as sock:
+            sock.sendall(head(line, *fields, 'connection: close') + body)
+            with sock.makefile('rb') as file:
+                line, fields = read_head(file)
+                return line.split(' ')[1], fields, file.read()
+
+    def peak(self):
+        """Bytes of memory that it has had at once."""
+        status = pathlib.Path(f'/proc/{self.process.pid}/status').read_text()
+        return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) * 1024
+
+
+def head(line, *fields):
+    return '\r\n'.join((line + ' HTTP/1.1', 'host: client', *fields, '', '')).encode()
+
+
+@pytest.fixture(scope='module')
+def started_upstream():
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def upstream(started_upstream):
+    yield started_upstream
+    started_upstream.answer = None
+
+
+@pytest.fixture(scope='module', params=['httptools', 'h11'])
+def proxy(request, started_upstream):
+    with Proxy(request.param, started_upstream.origin) as proxy:
+        yield proxy
+    # A client that has gone is nothing to tell of.
+    assert 'ClientGone' not in ''.join(proxy.said)
+
+
+def answering(*parts):
+    """An answer of these bytes, whatever is asked. And what was asked is kept."""
+    def answer(conn, file, line, fields):
+        answer.line, answer.fields = line, fields
+        answer.body = read_body(file, fields)
+        conn.sendall(b''.join(parts))
+        if not is_kept:
+            conn.shutdown(socket.SHUT_RDWR)
+
+    is_kept = None not in parts
+    parts = [part for part in parts if part is not None]
+    return answer
+
+
+def read_body(file, fields):
+    """And if it was whole."""
+    fields = dict(fields)
+    if 'transfer-encoding' not in fields:
+        return file.read(int(fields.get('content-length', 0)))
+    body = b''
+    while size := int(file.readline(), 16):
+        body += file.read(size)
+        assert file.readline() == b'\r\n'
+    assert file.readline() == b'\r\n'
+    return body
+
+
+def values(fields, name):
+    return [value for other, value in fields if other == name]
+
+
+def test_proxy_passes_on_a_request(proxy, upstream):
+    upstream.answer = answering(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok')
+    code, _, body = proxy.ask(
+        'POST /a//b%2Fc/../%20?q=1+2&q=%3F', 'X-One: 1', 'X-One: 2', 'cookie: a=b',
+        'keep-alive: timeout=5', 'te: trailers', 'trailer: x', 'proxy-authorization: secret',
+        'proxy-connection: keep-alive', 'x-named: secret', 'connection: x-named, X-Two',
+        'x-two: secret', 'x-forwarded-for: 192.0.2.9', 'x-forwarded-host: evil',
+        'forwarded: for=evil', 'via: 1.0 before', 'content-length: 5', body=b'hello')
+    assert (code, body) == ('200', b'ok')
+    assert upstream.answer.line == 'POST /a//b%2Fc/../%20?q=1+2&q=%3F HTTP/1.1'
+    assert sorted(upstream.answer.fields) == sorted([
+        ('host', upstream.origin.removeprefix('http://')), ('content-length', '5'),
+        ('x-one', '1'), ('x-one', '2'), ('cookie', 'a=b'), ('x-forwarded-host', 'client'),
+        ('x-forwarded-for', '127.0.0.1'), ('x-forwarded-proto', 'http'),
+        ('via', '1.0 before'), ('via', '1.1 lowhaio')])
+    assert upstream.answer.body == b'hello'
+
+
+def test_proxy_passes_on_a_response(proxy, upstream):
+    upstream.answer = answering(
+        b'HTTP/1.1 404 Nope\r\nset-cookie: a=1\r\nset-cookie: b=2\r\nserver: ours\r\n'
+        b'date: Sun, 06 Nov 1994 08:49:37 GMT\r\nconnection: x-named\r\nx-named: secret\r\n'
+        b'keep-alive: timeout=5\r\nvia: 1.1 before\r\ncontent-length: 2\r\n\r\nno')
+    code, fields, body = proxy.ask('GET /')
+    assert (code, body) == ('404', b'no')
+    assert sorted(fields) == sorted([
+        ('set-cookie', 'a=1'), ('set-cookie', 'b=2'), ('server', 'ours'),
+        ('date', 'Sun, 06 Nov 1994 08:49:37 GMT'), ('via', '1.1 before'),
+        ('via', '1.1 lowhaio'), ('content-length', '2'), ('connection', 'close')])
+
+
+@pytest.mark.parametrize('line, response, code, fields, body', [
+    ('HEAD /', b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n', '200',
+     [('content-length', '5')], b''),
+    ('GET /', b'HTTP/1.1 304 Not Modified\r\netag: "x"\r\ncontent-length: 5\r\n\r\n', '304',
+     [('etag', '"x"')], b''),
+    ('GET /', b'HTTP/1.1 204 No Content\r\n\r\n', '204', [], b''),
+    ('GET /', b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n', '200',
+     [('content-length', '0')], b''),
+    ('GET /', b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\ncontent-length: 2\r\n\r\nok', '200',
+     [('content-length', '2')], b'ok'),
+    ('GET /', b'HTTP/1.1 103 Early Hints\r\nlink: x\r\n\r\nHTTP/1.1 200 OK\r\n'
+     b'content-length: 2\r\n\r\nok', '200', [('content-length', '2')], b'ok'),
+    ('GET /', b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ntrailer: x-sum\r\n\r\n'
+     b'2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n', '200', [('transfer-encoding', 'chunked')],
+     b'2\r\nok\r\n0\r\n\r\n'),
+    ('GET /', b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\ncontent-length: 1\r\n\r\n'
+     b'2\r\nok\r\n0\r\n\r\n', '200', [('transfer-encoding', 'chunked')], b'2\r\nok\r\n0\r\n\r\n'),
+], ids=['head', '304', '204', 'empty', 'two-lengths', 'interim',
+        'trailers', 'chunks-and-length'])
+def test_proxy_frames_responses(proxy, upstream, line, response, code, fields, body):
+    upstream.answer = answering(response)
+    got_code, got_fields, got_body = proxy.ask(line)
+    assert (got_code, got_body) == (code, body)
+    assert sorted(field for field in got_fields
+                  if field[0] not in ('date', 'via', 'connection')) == fields
+    assert len(values(got_fields, 'date')) == 1
+
+
+@pytest.mark.parametrize('method', ['GET', 'POST'])
+def test_proxy_passes_on_chunks(proxy, upstream, method):
+    upstream.answer = answering(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok')
+    code, _, body = proxy.ask(f'{method} /', 'transfer-encoding: chunked',
+                              body=b'5\r\nhello\r\n6\r\n world\r\n0\r\nx-trailer: 1\r\n\r\n')
+    assert (code, body) == ('200', b'ok')
+    assert values(upstream.answer.fields, 'transfer-encoding') == ['chunked']
+    assert values(upstream.answer.fields, 'content-length') == []
+    assert upstream.answer.body == b'hello world'
+
+
+def test_proxy_passes_on_that_there_is_no_body(proxy, upstream):
+    upstream.answer = answering(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok')
+    for fields, lengths in ([], []), (['content-length: 0'], ['0']):
+        assert proxy.ask('POST /', *fields)[2] == b'ok'
+        assert values(upstream.answer.fields, 'content-length') == lengths
+        assert values(upstream.answer.fields, 'transfer-encoding') == []
+
+
+def test_proxy_can_preserve_the_host(upstream):
+    upstream.answer = answering(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok')
+    with Proxy('httptools', upstream.origin + '/base/', '--preserve-host') as proxy:
+        assert proxy.ask('GET /path')[2] == b'ok'
+    assert upstream.answer.line == 'GET /base/path HTTP/1.1'
+    assert values(upstream.answer.fields, 'host') == ['client']
+
+
+def test_proxy_refuses_what_would_be_another_origin(proxy, upstream):
+    assert proxy.ask('OPTIONS *')[0] == '400'
+    assert proxy.ask('GET @192.0.2.1/')[0] == '400'
+
+
+# What breaks off
+
+@pytest.mark.parametrize('start, rest', [
+    (b'content-length: 10\r\n\r\nhello', b'hello'),
+    (b'transfer-encoding: chunked\r\n\r\n5\r\nhello\r\n', b'5\r\nhello\r\n'),
+], ids=['length', 'chunks'])
+def test_proxy_breaks_off_where_the_upstream_does(proxy, upstream, start, rest):
+    upstream.answer = answering(b'HTTP/1.1 200 OK\r\n', start, None)
+    code, _, body = proxy.ask('GET /')
+    assert (code, body) == ('200', rest)
+
+
+@pytest.mark.parametrize('response', [b'', b'HTTP/1.1 200', b'nonsense\r\n\r\n'])
+def test_proxy_answers_502_to_what_is_no_response(proxy, upstream, response):
+    upstream.answer = answering(response, None)
+    code, fields, body = proxy.ask('GET /')
+    assert (code, body) == ('502', b'The upstream server can not be asked')
+    assert proxy.ask('POST /', 'content-length: 1', body=b'x')[0] == '502'
+
+
+def test_proxy_answers_502_without_an_upstream_server():
+    with socket.socket() as sock:  # bound, and not listening
+        sock.bind(('127.0.0.1', 0))
+        port = sock.getsockname()[1]
+        with Proxy('httptools', f'http://127.0.0.1:{port}') as proxy:
+            assert proxy.ask('GET /secret')[0] == '502'
+    # Told to who runs it, and not to the client.
+    assert f'HttpConnectionError: GET http://127.0.0.1:{port}: connecting failed' in ''.join(
+        proxy.said)
+
+
+def test_proxy_answers_504_when_the_upstream_is_late(upstream):
+    def answer(conn, file, line, fields):
+        assert file.read() == b''
+
+    upstream.answer = answer
+    with Proxy('httptools', upstream.origin, '--timeout', '0.1') as proxy:
+        code, _, body = proxy.ask('GET /')
+    assert (code, body) == ('504', b'The upstream server took too long')
+
+
+def test_proxy_asks_again_when_its_connection_was_stale(proxy, upstream):
+    def hang_up(conn, file, line, fields):
+        asked.append(line)
+        upstream.answer = good
+        conn.shutdown(socket.SHUT_RDWR)
+
+    asked = []
+    good = answering(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok')
+    upstream.answer = good
+    proxy.ask('GET /')
+    upstream.answer = hang_up
+    assert proxy.ask('GET /')[0] == '200'
+    upstream.answer = hang_up
+    # What may not be done twice is not.
+    assert proxy.ask('POST /')[0] == '502'
+    assert len(asked) == 2
+
+
+# Clients that go away
+
+def hang_up_and_see(proxy, upstream, request):
+    """The upstream server sees it, too: it does not have to end what it does."""
+    while upstream.closed.acquire(blocking=False):
+        pass
+    with proxy.connect() as sock:
+        sock.sendall(request)
+        assert started.acquire(timeout=PATIENCE)
+    assert upstream.closed.acquire(timeout=PATIENCE)
+
+
+started = threading.Semaphore(0)
+
+
+@pytest.mark.parametrize('request_bytes', [
+    head('GET /'), head('POST /', 'content-length: 5') + b'hello'], ids=['no-body', 'body'])
+def test_client_goes_before_the_response(proxy, upstream, request_bytes):
+    def answer(conn, file, line, fields):
+        read_body(file, fields)
+        started.release()
+        assert file.read() == b''
+
+    upstream.answer = answer
+    hang_up_and_see(proxy, upstream, request_bytes)
+
+
+@pytest.mark.parametrize('code, request_bytes', [
+    (b'200', head('GET /')), (b'413', head('POST /', 'content-length: 100') + b'hello')])
+def test_client_goes_during_the_response(proxy, upstream, code, request_bytes):
+    def answer(conn, file, line, fields):
+        conn.sendall(b'HTTP/1.1 %b Code\r\ntransfer-encoding: chunked\r\n\r\n' % code)
+        started.release()
+        while True:
+            conn.sendall(b'10000\r\n%b\r\n' % BLOCK)
+
+    upstream.answer = answer
+    hang_up_and_see(proxy, upstream, request_bytes)
+
+
+@pytest.mark.parametrize('field, sent, seen', [
+    ('content-length: 10', b'hello', b'hello'),
+    ('transfer-encoding: chunked', b'5\r\nhello\r\n', b'5\r\nhello\r\n'),
+])
+def test_client_goes_during_the_request(proxy, upstream, field, sent, seen):
+    def answer(conn, file, line, fields):
+        received.append(file.read(len(seen)))
+        started.release()
+        # Nothing that looks like its end.
+        received.append(file.read())
+
+    received = []
+    upstream.answer = answer
+    hang_up_and_see(proxy, upstream, head('POST /', field) + sent)
+    assert received == [seen, b'']
+
+
+# At the pace of who receives
+
+def send_until_blocked(sock):
+    """What is left when nobody has taken anything for half a second.
+
+    On a slow machine that may come too early. Then less has been sent, and no harm is done.
+    """
+    left = memoryview(LARGE)
+    patience = sock.gettimeout()
+    sock.setblocking(False)
+    while left and select.select([], [sock], [], 0.5)[1]:
+        with contextlib.suppress(BlockingIOError):
+            left = left[sock.send(left[:len(BLOCK)]):]
+    sock.settimeout(patience)
+    return left
+
+
+def read_large(file):
+    return all(file.read(len(BLOCK)) == BLOCK for _ in range(len(LARGE) // len(BLOCK)))
+
+
+def test_proxy_reads_a_response_as_fast_as_the_client_does(proxy, upstream):
+    def answer(conn, file, line, fields):
+        conn.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n' % len(LARGE))
+        left = send_until_blocked(conn)
+        sent.put(len(LARGE) - len(left))
+        conn.sendall(left)
+
+    sent = queue.Queue()
+    upstream.answer = answer
+    before = proxy.peak()
+    with proxy.connect() as sock, sock.makefile('rb') as file:
+        sock.sendall(head('GET /'))
+        assert sent.get(timeout=PATIENCE) < IN_BUFFERS
+        assert read_head(file)[0] == 'HTTP/1.1 200 OK'
+        assert read_large(file)
+    assert proxy.peak() - before < len(LARGE) // 10
+
+
+@pytest.mark.parametrize('framing', ['content-length: 98304000', 'transfer-encoding: chunked'])
+def test_proxy_reads_a_request_as_fast_as_the_upstream_server_does(proxy, upstream, framing):
+    def answer(conn, file, line, fields):
+        assert is_blocked.wait(PATIENCE)
+        left = len(LARGE)
+        digest = hashlib.sha256()
+        while left:
+            size = left if 'content-length' in dict(fields) else int(file.readline(), 16)
+            left -= size
+            while size:
+                data = file.read(min(size, len(BLOCK)))
+                digest.update(data)
+                size -= len(data)
+            if 'content-length' not in dict(fields):
+                file.readline()
+        if 'content-length' not in dict(fields):
+            assert [file.readline(), file.readline()] == [b'0\r\n', b'\r\n']
+        digests.append(digest.digest())
+        conn.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n')
+
+    is_blocked = threading.Event()
+    digests = []
+    upstream.answer = answer
+    before = proxy.peak()
+    with proxy.connect() as sock, sock.makefile('rb') as file:
+        sock.sendall(head('POST /', framing))
+        if framing.startswith('transfer'):
+            sock.sendall(b'%x\r\n' % len(LARGE))
+        left = send_until_blocked(sock)
+        is_blocked.set()
+        assert len(LARGE) - len(left) < IN_BUFFERS
+        sock.sendall(left)
+        if framing.startswith('transfer'):
+            sock.sendall(b'\r\n0\r\n\r\n')
+        assert read_head(file)[0] == 'HTTP/1.1 200 OK'
+    assert digests == [hashlib.sha256(LARGE).digest()]
+    assert proxy.peak() - before < len(LARGE) // 10
+
+
+# Who waits for whom
+
+def test_client_is_told_to_continue_when_the_upstream_server_says_so(proxy, upstream):
+    def answer(conn, file, line, fields):
+        assert values(fields, 'expect') == ['100-continue']
+        conn.sendall(b'HTTP/1.1 100 Continue\r\n\r\n')
+        received.append(file.read(5))
+        conn.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n')
+
+    received = []
+    upstream.answer = answer
+    with proxy.connect() as sock, sock.makefile('rb') as file:
+        sock.sendall(head('PUT /', 'expect: 100-continue', 'content-length: 5'))
+        assert read_head(file)[0] == 'HTTP/1.1 100 Continue'
+        sock.sendall(b'hello')
+        assert read_head(file)[0] == 'HTTP/1.1 200 OK'
+    assert received == [b'hello']
+
+
+def test_client_is_not_told_to_continue_when_the_upstream_server_refuses(proxy, upstream):
+    def answer(conn, file, line, fields):
+        conn.sendall(b'HTTP/1.1 413 No\r\ncontent-length: 2\r\n\r\nno')
+
+    upstream.answer = answer
+    code, _, body = proxy.ask('PUT /', 'expect: 100-continue', 'content-length: 5')
+    assert (code, body) == ('413', b'no')
+
+
+def test_upstream_server_may_answer_before_the_end_of_the_request(proxy, upstream):
+    def answer(conn, file, line, fields):
+        conn.sendall(b'HTTP/1.1 413 No\r\ncontent-length: 2\r\n\r\nno')
+
+    upstream.answer = answer
+    with proxy.connect() as sock, sock.makefile('rb') as file:
+        sock.sendall(head('PUT /', 'content-length: 100') + b'hello')
+        assert read_head(file)[0] [:13] == 'HTTP/1.1 413 '
+        assert file.read(2) == b'no'
+
+
+def test_proxy_sends_trailers_if_the_asgi_server_can(upstream):
+    upstream.answer = answering(
+        b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n')
+    program = """if True:
+        import asyncio, sys
+        from reverse_proxy import ReverseProxy
+
+        async def main(upstream):
+            async def receive():
+                return messages.pop(0) if messages else await asyncio.Event().wait()
+
+            async def send(message):
+                print(message)
+
+            proxy = ReverseProxy(upstream)
+            messages = [{'type': 'http.request', 'body': b'x', 'more_body': False}]
+            await proxy({
+                'type': 'http', 'http_version': '2', 'method': 'POST', 'scheme': 'https',
+                'raw_path': b'/', 'query_string': b'', 'headers': [], 'client': None,
+                'extensions': {'http.response.trailers': {}}}, receive, send)
+            await proxy.close()
+
+        asyncio.run(main(sys.argv[1]))
+        """
+    ended = subprocess.run(
+        [sys.executable, '-c', program, upstream.origin], capture_output=True, check=True,
+        text=True, timeout=PATIENCE, cwd=HERE / 'examples', env=ENVIRONMENT)
+    messages = [ast.literal_eval(line) for line in ended.stdout.splitlines()]
+    assert messages[0]['trailers'] is True
+    assert messages[-1] == {'type': 'http.response.trailers', 'headers': ((b'x-sum', b'1'),)}
+    # In HTTP/2, a body needs no field that tells of it.
+    assert upstream.answer.body == b'x'
+
+
+def test_proxy_is_interrupted(upstream):
+    upstream.answer = answering(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok')
+    with Proxy('httptools', upstream.origin) as proxy:
+        proxy.ask('GET /')
+    assert proxy.process.returncode == 0
+    said = ''.join(proxy.said)
+    # A pool that had not been closed would be a warning.
+    assert 'Warning' not in said
+    assert 'Traceback' not in said
+
+
+@pytest.mark.parametrize('url', ['upstream:8000', 'ftp://upstream', 'http://', 'http://a/?b'])
+def test_proxy_wants_a_url(url):
+    code, printed, said = run('reverse_proxy.py', url)
+    assert (code, printed) == (2, '')
+    assert 'upstream must be a URL such as http://127.0.0.1:8000' in said
