@@ -5,6 +5,7 @@ What the quickstart does is in test.py.
 
 import ast
 import contextlib
+import gzip
 import hashlib
 import os
 import pathlib
@@ -950,3 +951,244 @@ def test_proxy_wants_a_url(url):
     code, printed, said = run('reverse_proxy.py', url)
     assert (code, printed) == (2, '')
     assert 'upstream must be a URL such as http://127.0.0.1:8000' in said
+
+
+# ------------------------------------------------------------------------- link_checker.py
+
+@contextlib.contextmanager
+def website(pages):
+    """Its origin, and the requests that came. `pages` are bodies, or codes with the rest of the
+    head, by path."""
+    def script(conn, file):
+        while (head := read_head(file)) is not None:
+            line, fields = head
+            method, path, _ = line.split(' ')
+            asked.append(f'{method} {path}')
+            assert dict(fields)['user-agent'] == 'lowhaio-link-checker'
+            page = pages.get(path, '404')
+            if callable(page):
+                page = page(method)
+            code, body = ('200', page) if page.startswith('<') else (page, '')
+            if '\n' not in code:
+                code += '\ncontent-type: text/html; charset=utf-8'
+            start, _, robots = code.partition('\n\n')
+            body = (body or robots).encode()
+            conn.sendall(f'HTTP/1.1 {start}\ncontent-length: {len(body)}\n\n'.replace(
+                '\n', '\r\n').encode() + (body if method != 'HEAD' else b''))
+
+    asked = []
+    with Scripted(script) as server:
+        yield server.origin, asked
+
+
+def link_checker(*args):
+    return run('link_checker.py', *args)
+
+
+def broken(printed):
+    return printed.splitlines()[:-1]
+
+
+def test_link_checker_finds_nothing_wrong():
+    pages = {
+        '/': '<a href="a">1</a><a href="/a#x">2</a><a href="?q=1 2">3</a>'
+             '<a href="mailto:a@b">4</a><a href="javascript:void(0)">5</a><a href="#top">6</a><a href="">7</a><a>8</a>'
+             '<link rel=preconnect href="http://192.0.2.1"><a href="//HOST/b">9</a>',
+        '/?q=1%202': '<p>', '/a': '<p id=x>', '/b': '<a href="/">home</a>',
+    }
+    with website(pages) as (origin, asked):
+        pages['/'] = pages['/'].replace('HOST', origin.removeprefix('http://'))
+        code, printed, said = link_checker(origin)
+    assert (code, printed) == (0, '4 URLs checked, 4 pages read, 0 disallowed by robots.txt, '
+                                  '0 broken links\n')
+    assert sorted(asked) == ['GET /', 'GET /?q=1%202', 'GET /a', 'GET /b', 'GET /robots.txt']
+    assert '4/4' in said
+
+
+def test_link_checker_tells_where_broken_links_stand():
+    pages = {
+        '/': '<base href="/sub/">\n<base href="/other/">\n<a href="page">\n<img src=no.png>\n'
+             '<a href="../gone">\n<a href="../gone">\n<script src="../no.js"></script>\n'
+             '<link rel=stylesheet href=no.css>\n<a href="page#there">\n<a href="page#missing">\n'
+             '<a href="page#%C3%A9">\n<a href="page#!/route">\n<a href="http://[bad/">\n'
+             '<a href="page#:~:text=a"><a href="page#named">',
+        '/sub/page': '<a href="/gone">\n<p id="there"><p id="é"><a name=named>',
+        '/sub/no.png': '500', '/gone': '410',
+    }
+    with website(pages) as (origin, asked), website({}) as (other, asked_other):
+        pages['/'] += f'\n<a href="{other}/missing">'
+        code, printed, _ = link_checker(origin + '/')
+    assert (code, broken(printed)) == (1, [
+        f'{origin}/:4: {origin}/sub/no.png: 500',
+        f'{origin}/:5: {origin}/gone: 410',
+        f'{origin}/:6: {origin}/gone: 410',
+        f'{origin}/:7: {origin}/no.js: 404',
+        f'{origin}/:8: {origin}/sub/no.css: 404',
+        f'{origin}/:10: {origin}/sub/page#missing: there is no element with this id',
+        f'{origin}/:13: http://[bad/: ValueError: Invalid IPv6 URL',
+        f'{origin}/:15: {other}/missing: 404',
+        f'{origin}/sub/page:1: {origin}/gone: 410'])
+    # Each once: what may be a page by GET, the rest by HEAD, and by GET if that is no good.
+    assert sorted(asked) == [
+        'GET /', 'GET /gone', 'GET /no.js', 'GET /robots.txt', 'GET /sub/no.css',
+        'GET /sub/no.png', 'GET /sub/page', 'HEAD /no.js', 'HEAD /sub/no.png']
+    assert sorted(asked_other) == ['GET /missing', 'GET /robots.txt', 'HEAD /missing']
+
+
+def test_link_checker_checks_other_sites_by_head_and_does_not_follow_them():
+    def no_head(method):
+        return '405' if method == 'HEAD' else '<a href="/never">'
+
+    others = {'/': '<a href="/never">', '/no-head': no_head}
+    with website(others) as (other, asked_other), website({
+            '/': f'<a href="{other}/"><a href="{other}/no-head"><img src="{other}/">'}) as (
+                origin, _):
+        code, printed, _ = link_checker(origin)
+    assert (code, broken(printed)) == (0, [])
+    assert sorted(asked_other) == ['GET /no-head', 'GET /robots.txt', 'HEAD /', 'HEAD /no-head']
+
+
+def test_link_checker_follows_redirects():
+    pages = {
+        '/': '<a href="/moved#here">1</a>\n<a href="/loop">2</a>\n<a href="/away">3</a>',
+        '/moved': '301 Moved\nlocation: /new/', '/new/': '<p id=here><a href="below">',
+        '/new/below': '<p>', '/loop': '302 Found\nlocation: /loop',
+    }
+    with website({'/page': '<a href="/never">'}) as (other, asked_other):
+        pages['/away'] = f'302 Found\nlocation: {other}/page'
+        with website(pages) as (origin, asked):
+            code, printed, _ = link_checker(origin)
+    assert code == 1
+    (line,) = broken(printed)
+    assert line.startswith(f'{origin}/:2: {origin}/loop: HttpTooManyRedirects: ')
+    # Links are relative to where the page was in the end.
+    assert 'GET /new/below' in asked
+    assert asked_other == ['GET /robots.txt', 'GET /page']
+
+
+def test_link_checker_takes_the_site_to_be_where_the_start_leads_to():
+    with website({'/': '<a href="/page">', '/page': '<a href="/gone">'}) as (origin, _), website({
+            '/': f'301 Moved\nlocation: {origin}/'}) as (start, asked):
+        code, printed, _ = link_checker(start)
+    assert (code, broken(printed)) == (1, [f'{origin}/page:1: {origin}/gone: 404'])
+    assert asked == ['GET /robots.txt', 'GET /']
+
+
+def test_link_checker_obeys_robots_txt():
+    pages = {
+        '/robots.txt': '200 OK\ncontent-type: text/plain\n\nUser-agent: lowhaio-link-checker\n'
+                       'Disallow: /private/\n',
+        '/': '<a href="/private/page"><a href="/redirect"><a href="/public">',
+        '/redirect': '302 Found\nlocation: /private/other', '/public': '<p>',
+    }
+    with website({'/robots.txt': '503'}) as (failing, asked_failing):
+        pages['/'] += f'<a href="{failing}/page">'
+        with website(pages) as (origin, asked):
+            code, printed, _ = link_checker(origin)
+    assert (code, printed) == (0, '5 URLs checked, 2 pages read, 3 disallowed by robots.txt, '
+                                  '0 broken links\n')
+    assert sorted(asked) == ['GET /', 'GET /public', 'GET /redirect', 'GET /robots.txt']
+    assert set(asked_failing) == {'GET /robots.txt'}
+
+    pages['/robots.txt'] += 'Disallow: /\n'
+    with website(pages) as (origin, asked):
+        code, printed, _ = link_checker(origin)
+    assert (code, broken(printed)) == (1, [
+        f'(the start):0: {origin}/: disallowed by robots.txt'])
+    assert asked == ['GET /robots.txt']
+
+
+class Endless(dict):
+    """Each page links to two more."""
+
+    def get(self, path, default):
+        return f'<a href="{path}0/"><a href="{path}1/">' if path.endswith('/') else default
+
+
+@pytest.mark.parametrize('args, checked, read', [
+    (['--max-pages', '5'], 11, 5),
+    (['--max-depth', '0'], 3, 1),
+    (['--max-depth', '2'], 15, 7),
+])
+def test_link_checker_comes_to_an_end(args, checked, read):
+    with website(Endless()) as (origin, asked):
+        code, printed, _ = link_checker(origin, *args)
+    assert (code, printed) == (0, f'{checked} URLs checked, {read} pages read, '
+                                  '0 disallowed by robots.txt, 0 broken links\n')
+    # And once for each.
+    assert len(asked) == len(set(asked)) == checked + len(['/robots.txt'])
+
+
+def test_link_checker_limits_the_requests_at_once():
+    def slow(method):
+        if method == 'GET':
+            barrier.wait(PATIENCE)
+        return '<p>'
+
+    # If there were fewer than these, nothing would be answered.
+    barrier = threading.Barrier(3)
+    pages = {'/': ''.join(f'<a href="/{number}">' for number in range(9)),
+             **{f'/{number}': slow for number in range(9)}}
+    with website(pages) as (origin, _):
+        code, printed, _ = link_checker(origin, '--per-origin', '3', '--concurrency', '5')
+        assert (code, broken(printed)) == (0, [])
+
+
+def test_link_checker_reports_sites_that_can_not_be_reached():
+    with socket.socket() as sock:  # bound, and not listening
+        sock.bind(('127.0.0.1', 0))
+        nobody = f'http://127.0.0.1:{sock.getsockname()[1]}'
+        with website({'/': f'<a href="{nobody}/a">'}) as (origin, _):
+            code, printed, _ = link_checker(origin)
+        assert code == 1
+        assert broken(printed)[0].startswith(
+            f'{origin}/:1: {nobody}/a: HttpConnectionError: HEAD {nobody}: connecting failed: ')
+
+        code, printed, _ = link_checker(nobody)
+        assert code == 1
+        assert broken(printed)[0].startswith(
+            f'(the start):0: {nobody}/: HttpConnectionError: GET {nobody}: connecting failed: ')
+
+
+def test_link_checker_reads_compressed_pages():
+    content = gzip.compress(b'<a href="/gone">')
+
+    def script(conn, file):
+        while (head := read_head(file)) is not None:
+            if head[0].startswith('GET / '):
+                conn.sendall(b'HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-encoding: '
+                             b'gzip\r\ncontent-length: %d\r\n\r\n%b' % (len(content), content))
+            else:
+                conn.sendall(b'HTTP/1.1 404 No\r\ncontent-length: 0\r\n\r\n')
+
+    with Scripted(script) as server:
+        code, printed, _ = link_checker(server.origin)
+    assert (code, broken(printed)) == (1, [f'{server.origin}/:1: {server.origin}/gone: 404'])
+
+
+@pytest.mark.parametrize('args, message', [
+    (['www.example.com'], 'url must be a URL such as https://www.example.com/'),
+    (['http://'], 'url must be a URL such as https://www.example.com/'),
+    (['http://[bad'], 'Invalid IPv6 URL'),
+    (['http://a/', '--concurrency', '0'], 'numbers must be 1 or more'),
+])
+def test_link_checker_says_what_is_wrong(args, message):
+    code, printed, said = link_checker(*args)
+    assert (code, printed) == (2, '')
+    assert message in said
+
+
+def test_link_checker_is_interrupted():
+    def script(conn, file):
+        read_head(file)
+        process.send_signal(signal.SIGINT)
+        assert file.read() == b''
+
+    with Scripted(script) as server, subprocess.Popen(
+            [sys.executable, HERE / 'examples' / 'link_checker.py', server.origin],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env=ENVIRONMENT) as process:
+        printed, said = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, printed) == (130, '')
+    assert said.endswith('Interrupted\n')
+    assert 'Traceback' not in said
