@@ -991,18 +991,23 @@ def broken(printed):
 
 def test_link_checker_finds_nothing_wrong():
     pages = {
-        '/': '<a href="a">1</a><a href="/a#x">2</a><a href="?q=1 2">3</a>'
-             '<a href="mailto:a@b">4</a><a href="javascript:void(0)">5</a><a href="#top">6</a><a href="">7</a><a>8</a>'
-             '<link rel=preconnect href="http://192.0.2.1"><a href="//HOST/b">9</a>',
+        '/': '<a href="a">1</a><a href="/a#x">2</a><a href="?q=1 2">3</a><a href="HTTP://HOST/b">'
+             '<a href="mailto:a@b">4</a><a href="javascript:void(0)">5</a><a href="#top">6</a>'
+             '<a href="">7</a><a>8</a><a href="//HOST/b">9</a><a href="/b" href="/wrong">10</a>'
+             '<link rel=preconnect href="http://192.0.2.1"><img src=c><a href=c>11</a>',
         '/?q=1%202': '<p>', '/a': '<p id=x>', '/b': '<a href="/">home</a>',
+        '/c': '<p>',
     }
     with website(pages) as (origin, asked):
-        pages['/'] = pages['/'].replace('HOST', origin.removeprefix('http://'))
-        code, printed, said = link_checker(origin)
-    assert (code, printed) == (0, '4 URLs checked, 4 pages read, 0 disallowed by robots.txt, '
+        # A name, so that its case can differ.
+        name = origin.replace('http://127.0.0.1', 'localhost')
+        pages['/'] = pages['/'].replace('//HOST', f'//{name.upper()}')
+        code, printed, said = link_checker(f'http://{name}')
+    assert (code, printed) == (0, '5 URLs checked, 5 pages read, 0 disallowed by robots.txt, '
                                   '0 broken links\n')
-    assert sorted(asked) == ['GET /', 'GET /?q=1%202', 'GET /a', 'GET /b', 'GET /robots.txt']
-    assert '4/4' in said
+    assert sorted(asked) == ['GET /', 'GET /?q=1%202', 'GET /a', 'GET /b', 'GET /c',
+                             'GET /robots.txt']
+    assert '5/5' in said
 
 
 def test_link_checker_tells_where_broken_links_stand():
