@@ -15,6 +15,7 @@ import re
 import select
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -23,6 +24,7 @@ import urllib.parse
 import urllib.request
 
 import pytest
+import trustme
 
 HERE = pathlib.Path(__file__).parent
 LAYERS = sorted({path.parent for path in HERE.glob('layers/*/lowhaio_*.py')})
@@ -50,8 +52,9 @@ def run(example, *args, **environment):
 class Scripted:
     """A server on a port of its own. Each connection runs the script, in a thread."""
 
-    def __init__(self, script):
+    def __init__(self, script, context=None):
         self.script = script
+        self.context = context
         self.listener = socket.create_server(('127.0.0.1', 0))
         self.origin = f'http://127.0.0.1:{self.listener.getsockname()[1]}'
         self.conns = []
@@ -85,14 +88,18 @@ class Scripted:
                 thread.start()
 
     def serve(self, conn):
-        with conn, conn.makefile('rb') as file:
+        try:
             conn.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            try:
+            if self.context is not None:
+                conn = self.context.wrap_socket(conn, server_side=True)
+            with conn, conn.makefile('rb') as file:
                 self.script(conn, file)
-            except OSError:
-                pass  # the other end hung up
-            except BaseException as error:
-                self.failures.append(error)
+        except OSError:
+            pass  # the other end hung up
+        except BaseException as error:
+            self.failures.append(error)
+        finally:
+            conn.close()
 
 
 def read_head(file):
@@ -240,8 +247,8 @@ def test_s3_copy_skips_what_is_the_same(s3, bucket, tmp_path):
 
 @contextlib.contextmanager
 def between(s3, answer):
-    """The URL of a server that asks `s3`, unless `answer` of line, fields and connection has
-    something else to send. And the lines that it was asked."""
+    """The URL of a server that asks `s3`, and the lines that it was asked. `answer` of a line may
+    be the bytes that are sent instead, or the target that is asked for."""
     lines = []
 
     def script(conn, file):
@@ -252,6 +259,8 @@ def between(s3, answer):
             response = answer(line)
             if isinstance(response, bytes):
                 conn.sendall(response)
+                if b'connection: close' in response:
+                    return
                 continue
             method, target, _ = line.split(' ')
             request = urllib.request.Request(
@@ -303,7 +312,7 @@ def test_s3_copy_retries(s3, bucket, tmp_path):
     """What is answered with 503, and what breaks off in the middle."""
     put_key(bucket, 'key', b'12345')
     wrong = [b'HTTP/1.1 503 Slow Down\r\ncontent-length: 0\r\n\r\n',
-             b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nabcde\r\nx\r\n']
+             b'HTTP/1.1 200 OK\r\nconnection: close\r\ncontent-length: 10\r\n\r\nabcdefgh']
 
     def wrong_first(line):
         return wrong.pop() if line.startswith('GET /bucket/key ') and wrong else None
@@ -353,6 +362,7 @@ def test_s3_copy_stays_in_the_folder(s3, bucket, tmp_path):
     for key in wrong:
         assert f'{key!r}: its key is no path in the folder\n' in said
     assert read(tmp_path) == {'target/good': b'x'}
+    assert (target / 'good').stat().st_mtime == 1577836800
 
 
 def test_s3_copy_reports_the_late_error_of_a_copy(s3, bucket):
@@ -447,6 +457,30 @@ def test_s3_copy_signs_with_the_token_of_the_session(s3, bucket, tmp_path):
                     'SignedHeaders=host;x-amz-.*;x-amz-security-token,', fields['authorization'])
 
 
+def test_s3_copy_signs_bodies_only_without_tls(tmp_path):
+    def script(conn, file):
+        while (head := read_head(file)) is not None:
+            line, fields = head
+            body = file.read(int(dict(fields).get('content-length', 0)))
+            if line.startswith('PUT'):
+                hashes.append(dict(fields)['x-amz-content-sha256'])
+                assert body == b'hello'
+            conn.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\n<a/>')
+
+    hashes = []
+    source, certificates = tmp_path / 'source', tmp_path / 'certificates.pem'
+    write(source, {'file': b'hello'})
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(certificates)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert('127.0.0.1').configure_cert(context)
+    with Scripted(script, context) as tls, Scripted(script) as plain:
+        for url in (tls.origin.replace('http:', 'https:'), plain.origin + '/'):
+            assert s3_copy(url, source, 's3://bucket', SSL_CERT_FILE=str(certificates))[:2] == (
+                0, '1 copied, 0 skipped, 0 failed\n')
+    assert hashes == ['UNSIGNED-PAYLOAD', hashlib.sha256(b'hello').hexdigest()]
+
+
 # ------------------------------------------------------------------------ reverse_proxy.py
 
 BLOCK = random.Random(0).randbytes(64 * 1024)
@@ -517,8 +551,9 @@ class Proxy:
                 return line.split(' ')[1], fields, file.read()
 
     def peak(self):
-        """Bytes of memory that it has had at once."""
-        status = pathlib.Path(f'/proc/{self.process.pid}/status').read_text()
+        """Bytes of memory that it has had at once. Only Linux tells."""
+        path = pathlib.Path(f'/proc/{self.process.pid}/status')
+        status = path.read_text() if path.exists() else 'VmHWM: 0 kB'
         return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) * 1024
 
 
@@ -683,7 +718,7 @@ def test_proxy_breaks_off_where_the_upstream_does(proxy, upstream, start, rest):
 @pytest.mark.parametrize('response', [b'', b'HTTP/1.1 200', b'nonsense\r\n\r\n'])
 def test_proxy_answers_502_to_what_is_no_response(proxy, upstream, response):
     upstream.answer = answering(response, None)
-    code, fields, body = proxy.ask('GET /')
+    code, _, body = proxy.ask('GET /')
     assert (code, body) == ('502', b'The upstream server can not be asked')
     assert proxy.ask('POST /', 'content-length: 1', body=b'x')[0] == '502'
 
