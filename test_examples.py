@@ -103,12 +103,14 @@ class Scripted:
 
 
 def read_head(file):
-    """The first line and the fields, as text; None at the end of the connection."""
+    """The first line and the fields, as text; None if the connection ends before."""
     lines = []
-    while (line := file.readline()) not in (b'\r\n', b''):
+    while (line := file.readline()) != b'\r\n':
+        if not line:
+            return None
         lines.append(line.decode('latin-1').strip())
     fields = [line.split(': ', 1) for line in lines[1:]]
-    return (lines[0], [(name.lower(), value) for name, value in fields]) if lines else None
+    return lines[0], [(name.lower(), value) for name, value in fields]
 
 
 def test_each_example_tells_how_it_is_used():
