@@ -20,6 +20,7 @@ setup(
     extras_require={
         'examples': [
             'tqdm',
+            'uvicorn',
         ],
         'test': [
             'aiohttp',
