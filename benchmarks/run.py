@@ -164,6 +164,8 @@ def measure(args, client, name, origins, root):
     finally:
         for file in (root / 'www/upload').iterdir():
             file.unlink()
+    if process.returncode < 0:
+        return {'failed': f'it was ended by {signal.Signals(-process.returncode).name}'}
     if process.returncode:
         return {'failed': last_line(process.stderr)}
     result = json.loads(process.stdout)
