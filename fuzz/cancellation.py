@@ -27,6 +27,7 @@ from scripted import (
     Series,
     Server,
     SlowConnects,
+    Stop,
     Watch,
     answering,
     check,
@@ -41,7 +42,7 @@ from scripted import (
 )
 
 import lowhaio
-from lowhaio import HttpConnectionError, HttpError, Pool, buffered
+from lowhaio import HttpConnectionError, HttpDataError, HttpError, Pool, buffered
 
 SEND_BUFFER = 32768  # of the client: smaller ones make the kernel wait for its delayed ACKs
 
@@ -689,6 +690,22 @@ class Early(GeneratorWaits):
             yield b'b' * (self.length - 10)
         finally:
             await self.clean_up(case)
+
+
+def hang_up(peer, head):
+    yield from peer.read(10)
+    yield from peer.pause(4)
+    yield from Stop('reset').strike(peer)
+
+
+@scenario('reset-generator-waits', is_waiting=True)
+@scenario('reset-generator-cleans-up', is_waiting=True, cleanup=2)
+@scenario('reset-generator-blocked-and-cleans-up', cleanup=2)
+class Reset(Early):
+    errors = (HttpDataError,)
+
+    def routes(self, case):
+        return {b'/': hang_up}
 
 
 @scenario('early-response-generator-swallows')

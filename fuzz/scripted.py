@@ -505,7 +505,7 @@ class SlowConnects:
             if sock.fileno() < 0 or not turns_left:
                 del self.under_way[sock]
             if sock.fileno() >= 0 and not turns_left:
-                # To connect to no family ends the first attempt, as an error that nobody is to see.
+                # To connect to no family ends the first attempt, with an error that nobody sees.
                 LIBC.connect(sock.fileno(), bytes(16), 16)
                 socket.socket.getsockopt(sock, socket.SOL_SOCKET, socket.SO_ERROR)
                 socket.socket.connect_ex(sock, address)
