@@ -2635,6 +2635,39 @@ async def test_a_cancellation_while_a_body_cleans_up_wins_over_the_error_before(
         assert task.cancelling() == 1
 
 
+@pytest.mark.parametrize('what', ['an early response', 'a reset'])
+@on_loops
+async def test_a_cancellation_while_a_body_waits_wins_over_what_comes_as_it_cleans_up(what):
+    async def script(peer):
+        await peer.read_head()
+        await peer.read(4)
+        await cleans_up.wait()
+        if what == 'a reset':
+            peer.reset()
+        else:
+            await peer.send(b'HTTP/1.1 413 No\r\ncontent-length: 0\r\n\r\n')
+            await peer.closed()
+
+    async def body():
+        try:
+            yield b'abcd'
+            waits.set()
+            await forever()
+        finally:
+            cleans_up.set()
+            # Until what has come ends that, too.
+            await forever()
+
+    waits, cleans_up = asyncio.Event(), asyncio.Event()
+    async with Server(script) as server, pool() as request:
+        task = asyncio.create_task(request(b'PUT', server.url, headers=of_length(5), body=body))
+        await waits.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelling() == 1
+
+
 @on_loops
 async def test_a_timeout_around_a_request_interrupts_its_body():
     body = Body(b'ab', forever)
@@ -2783,6 +2816,46 @@ async def test_a_request_whose_coroutine_is_closed_lets_its_generator_clean_up(c
             await run_until(coroutine, lambda: waits)
             coroutine.close()
             assert cleaned_up == [True]
+
+
+class Ending:
+    """A body function whose generator has yet to end when the request is closed."""
+
+    def __init__(self, first, goes_on=False, cleanup=0):
+        self.first = first
+        self.goes_on = goes_on
+        self.cleanup = cleanup
+        self.is_open = False
+
+    async def __call__(self):
+        self.is_open = True
+        try:
+            yield self.first
+            with contextlib.suppress(*[asyncio.CancelledError] * self.goes_on):
+                await forever()
+            yield b'more'
+        finally:
+            try:
+                await turns(self.cleanup)
+            finally:
+                self.is_open = False
+
+
+@pytest.mark.parametrize('is_blocked', [True, False], ids=['blocked', 'waits'])
+@pytest.mark.parametrize('goes_on, cleanup', [
+    pytest.param(False, 0, id='ends'), pytest.param(False, 2, id='awaits-as-it-cleans-up'),
+    pytest.param(True, 0, id='goes-on'), pytest.param(True, 2, id='goes-on-and-cleans-up')])
+@on_loops
+async def test_a_request_whose_coroutine_is_closed_ends_its_generator_and_sends_no_more(
+        is_blocked, goes_on, cleanup):
+    body = Ending(LARGE if is_blocked else b'first', goes_on, cleanup)
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock) as request:
+            coroutine = request(b'PUT', server.url, headers=of_length(10 ** 6), body=body)
+            await run_until(coroutine, lambda: body.is_open)
+            coroutine.close()
+            assert not body.is_open
+        assert b'more' not in await server.all_sent()
 
 
 @on_loops
@@ -7470,6 +7543,26 @@ async def test_each_interim_response_gives_the_head_its_time_anew():
 
     async with Server(script) as server, pool(socket_timeout=0.15) as request:
         assert (await get(request, server.url))[2] == b'ok'
+
+
+@on_loops_at_once
+async def test_an_interim_response_that_trickles_can_not_extend_the_time_of_sending():
+    trickled = []
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock, socket_timeout=0.1) as request:
+            task = asyncio.create_task(request(
+                b'PUT', server.url, headers=of_length(len(LARGE)), body=streamed(LARGE)))
+            await turns(4)
+            with server.accept() as accepted:
+                accepted.send(b'HTTP/1.1 103 Early Hints\r\na: ')
+                while not task.done() and len(trickled) < 200:
+                    trickled.append(accepted.send(b'a'))
+                    await asyncio.sleep(0.02)
+                with pytest.raises(HttpDataError) as caught:
+                    await task
+    assert type(caught.value.__cause__) is TimeoutError
+    assert caught.value.response_started
+    assert len(trickled) < 200
 
 
 @on_loops_at_once

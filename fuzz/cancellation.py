@@ -16,6 +16,7 @@ import logging
 import socket
 import ssl
 import struct
+import sys
 
 import aiodnsresolver
 from scripted import (
@@ -25,6 +26,8 @@ from scripted import (
     Broken,
     Series,
     Server,
+    SlowConnects,
+    Stop,
     Watch,
     answering,
     check,
@@ -39,7 +42,7 @@ from scripted import (
 )
 
 import lowhaio
-from lowhaio import HttpConnectionError, HttpError, Pool, buffered
+from lowhaio import HttpConnectionError, HttpDataError, HttpError, Pool, buffered
 
 SEND_BUFFER = 32768  # of the client: smaller ones make the kernel wait for its delayed ACKs
 
@@ -353,6 +356,32 @@ class Race(Racing):
     pass
 
 
+TWO = {'addresses': ('127.0.0.2', '127.0.0.1')}
+
+
+@scenario('connect-slow', delays={'127.0.0.1': 4})
+@scenario('connect-slow-tls', delays={'127.0.0.1': 4}, is_tls=True)
+@scenario('connect-slow-refused', delays={'127.0.0.2': 4}, errors=(HttpConnectionError,),
+          **REFUSED)
+@scenario('race-slow-first', delays={'127.0.0.2': 7, '127.0.0.1': 20}, **TWO)
+@scenario('race-slow-second', delays={'127.0.0.2': 20, '127.0.0.1': 2}, **TWO)
+@scenario('race-slow-both', delays={'127.0.0.2': 8, '127.0.0.1': 2}, **TWO)
+@scenario('race-slow-both-tls', delays={'127.0.0.2': 8, '127.0.0.1': 2}, is_tls=True, **TWO)
+@scenario('race-slow-refused', delays={'127.0.0.2': 7, '127.0.0.1': 4}, **REFUSED | TWO)
+class SlowRace(Racing):
+    """An attempt takes more than five turns, or fewer: then there is no second one."""
+    delays = {}
+
+    @contextlib.contextmanager
+    def servers(self, case):
+        with super().servers(case) as servers, full_backlog() as hanging_port:
+            case.connects = SlowConnects(hanging_port, self.delays)
+            yield [*servers, case.connects]
+
+    def options(self, case):
+        return {**super().options(case), 'get_sock': case.connects.get_sock}
+
+
 @scenario('race-slow-ipv6', ipv6_addresses=('::1',), **HANGING)
 @scenario('race-slow-ipv6-fails', socket_timeout=30 * TURN, errors=(HttpConnectionError,),
           **HANGING)
@@ -474,6 +503,12 @@ def get_small_sock(family):
     return sock
 
 
+def get_large_sock(family):
+    sock = lowhaio.get_sock_default(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 ** 20)
+    return sock
+
+
 class Sending(Scenario):
     length = 300_000
 
@@ -510,6 +545,27 @@ class SendBody(Sending):
     pass
 
 
+@scenario('send-at-once')
+@scenario('send-at-once-tls', is_tls=True)
+class SendAtOnce(Sending):
+    """More than is sent without a turn for others, and none of it is waited for."""
+    length = 600_000
+
+    def options(self, case):
+        return {'get_sock': get_large_sock}
+
+    def routes(self, case):
+        def upload(peer, head):
+            yield from peer.read(self.length)
+            yield from peer.send(ok(b'/'))
+
+        return {b'/': upload}
+
+    async def chunks(self, case):
+        for _ in range(60):
+            yield b'a' * (self.length // 60)
+
+
 @scenario('send-head-blocked', length=0)
 @scenario('send-head-blocked-tls', length=0, is_tls=True)
 class SendHead(Sending):
@@ -525,6 +581,9 @@ class SendHead(Sending):
 @scenario('generator-waits')
 @scenario('generator-waits-tls', is_tls=True)
 @scenario('generator-waits-and-cleans-up', cleanup=2)
+@scenario('generator-blocked', length=300_000)
+@scenario('generator-blocked-tls', length=300_000, is_tls=True)
+@scenario('generator-blocked-and-cleans-up', length=300_000, cleanup=2)
 class GeneratorWaits(Sending):
     """Whatever happens, the generator has been closed."""
     length = 20
@@ -536,40 +595,126 @@ class GeneratorWaits(Sending):
             await asyncio.sleep(0)
             yield b'a' * 10
             await asyncio.sleep(4 * TURN)
-            yield b'b' * 10
+            yield b'b' * (self.length - 10)
             await asyncio.sleep(TURN)
         finally:
-            try:
-                await turns(self.cleanup)
-            finally:
-                case.is_open = False
+            await self.clean_up(case)
+
+    async def clean_up(self, case):
+        try:
+            await turns(self.cleanup)
+        finally:
+            case.is_open = False
 
     async def others(self, case):
-        # It can not await where the coroutine was closed.
-        check(not case.is_open or self.cleanup and isinstance(case.end, Close),
-              'the generator is open')
+        check(not case.is_open, 'the generator is open')
+
+
+@scenario('generator-fails-to-close', length=300_000)
+class GeneratorFailsToClose(GeneratorWaits):
+    async def clean_up(self, case):
+        await super().clean_up(case)
+        if isinstance(sys.exception(), GeneratorExit):
+            raise ValueError('made up')
+
+
+class Swallowing(Sending):
+    """The generator goes on after cancellations. But it is not sent what it yields in the end."""
+    length = 30
+
+    async def chunks(self, case):
+        yield b'a' * 10
+        letter = await self.wait(case)
+        yield letter * (self.length - 20)
+        yield (await self.wait(case)) * 10
+
+    async def wait(self, case):
+        letter = b'b'
+        for delay in (20 * TURN, 0):
+            try:
+                await asyncio.sleep(delay)
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or not task.cancelling():
+                    letter = b'!'  # it is not the task that was cancelled
+                case.has_swallowed = True
+        return letter
+
+    async def others(self, case):
+        await turns(3)
+        for peer in case.server.peers:
+            check(b'!' not in peer.data, 'sent after the end:', peer.data[-20:])
+
+
+@scenario('generator-swallows')
+@scenario('generator-swallows-tls', is_tls=True)
+@scenario('generator-swallows-large', length=300_000)
+class GeneratorSwallows(Swallowing):
+    def routes(self, case):
+        def upload(peer, head):
+            yield from peer.read(self.length)
+            yield from peer.send(ok(b'/'))
+
+        return {b'/': upload}
+
+
+def refuse(peer, head):
+    yield from peer.read(10)
+    yield from peer.send(b'HTTP/1.1 413 No\r\ncontent-', b'length: 1\r\n\r\n', b'/')
+    yield from peer.pause(LONG)
 
 
 @scenario('early-response')
 @scenario('early-response-tls', is_tls=True)
 @scenario('early-response-generator-waits', is_waiting=True)
-class Early(Sending):
+@scenario('early-response-generator-turns', is_turning=True)
+@scenario('early-response-generator-cleans-up', is_waiting=True, cleanup=2)
+@scenario('early-response-generator-blocked-and-cleans-up', cleanup=2)
+class Early(GeneratorWaits):
+    length = 300_000
     is_waiting = False
+    is_turning = False
     idle = 0
 
     def routes(self, case):
-        def refuse(peer, head):
-            yield from peer.read(10)
-            yield from peer.send(b'HTTP/1.1 413 No\r\ncontent-', b'length: 1\r\n\r\n', b'/')
-            yield from peer.pause(LONG)
-
         return {b'/': refuse}
 
     async def chunks(self, case):
-        yield b'a' * 10
-        if self.is_waiting:
-            await asyncio.Event().wait()
-        yield b'b' * (self.length - 10)
+        case.is_open = True
+        try:
+            yield b'a' * 10
+            while self.is_turning:
+                await asyncio.sleep(0)
+            if self.is_waiting:
+                await asyncio.Event().wait()
+            yield b'b' * (self.length - 10)
+        finally:
+            await self.clean_up(case)
+
+
+def hang_up(peer, head):
+    yield from peer.read(10)
+    yield from peer.pause(4)
+    yield from Stop('reset').strike(peer)
+
+
+@scenario('reset-generator-waits', is_waiting=True)
+@scenario('reset-generator-cleans-up', is_waiting=True, cleanup=2)
+@scenario('reset-generator-blocked-and-cleans-up', cleanup=2)
+class Reset(Early):
+    errors = (HttpDataError,)
+
+    def routes(self, case):
+        return {b'/': hang_up}
+
+
+@scenario('early-response-generator-swallows')
+@scenario('early-response-generator-swallows-tls', is_tls=True)
+class EarlySwallowing(Swallowing):
+    idle = 0
+
+    def routes(self, case):
+        return {b'/': refuse}
 
 
 @scenario('early-response-200')
@@ -810,9 +955,14 @@ class Cancel:
         self.check_cancelled(result, error, self.count)
 
     def check_cancelled(self, result, error, count):
-        check(isinstance(error, asyncio.CancelledError), 'a lost cancellation:',
-              repr(error or result))
+        check(isinstance(error, asyncio.CancelledError) or self.is_swallowed(result, error),
+              'a lost cancellation:', repr(error or result))
         check(self.case.cancelling == count, 'cancelling() is', self.case.cancelling)
+
+    def is_swallowed(self, result, error):
+        """The caller's own function went on after it."""
+        return (self.case.has_swallowed and error is None
+                and result == self.case.scenario.expected)
 
     def check_own(self, result, error):
         """It comes to what it comes to without an end."""
@@ -869,7 +1019,8 @@ class Deadlines(Cancel):
         if self.is_cancelled:
             self.check_cancelled(result, error, 1)
         elif self.is_in_scope and self.case.scope.expired():
-            check(type(error) is TimeoutError, 'a lost time-out:', repr(error or result))
+            check(type(error) is TimeoutError or self.is_swallowed(result, error),
+                  'a lost time-out:', repr(error or result))
             check(self.case.cancelling == 0, 'cancelling() is', self.case.cancelling)
         else:
             self.check_own(result, error)
@@ -1034,7 +1185,7 @@ class Case:
         self.started_at = None
         self.task = self.closable = self.scope = self.scope_inside = self.beside = None
         self.result = self.error = self.cancelling = None
-        self.is_open = False
+        self.is_open = self.has_swallowed = False
 
     async def run(self, loop):
         """True if the client was ended. Otherwise it had completed before."""
@@ -1109,6 +1260,11 @@ class Case:
         self.task.result()
         self.check_outcome()
         self.error = None
+        if isinstance(self.end, Close):
+            # What has been left would be closed in a task.
+            self.closable = None
+            gc.collect()
+            await turns(2)
         if self.beside is not None:
             await self.beside
         try:

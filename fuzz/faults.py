@@ -31,10 +31,13 @@ from scripted import (
     Ledger,
     Series,
     Server,
+    SlowConnects,
+    SlowSocket,
     Watch,
     answering,
     check,
     client_context,
+    full_backlog,
     main,
     observed,
     ok,
@@ -133,14 +136,21 @@ def observe(name, sock, function, args):
     return plan.call(name, sock, function, args)
 
 
-ObservedSocket = observed(socket.socket, (
-    'connect', 'send', 'recv', 'getsockopt', 'setblocking', 'getpeername', 'close'), observe)
+SOCKET_CALLS = (
+    'connect', 'send', 'recv', 'getsockopt', 'setblocking', 'getpeername', 'close')
+ObservedSocket = observed(socket.socket, SOCKET_CALLS, observe)
+ObservedSlowSocket = observed(SlowSocket, SOCKET_CALLS, observe)
 ObservedSSLSocket = observed(ssl.SSLSocket, (
     'do_handshake', 'send', 'recv', 'unwrap', 'close'), observe)
 
 
 def get_sock(family):
     return plan.call('get_sock', None, lambda: prompt(ObservedSocket(family)), ())
+
+
+def get_slow_sock(connects, family):
+    return plan.call(
+        'get_sock', None, lambda: connects.get_sock(family, ObservedSlowSocket), ())
 
 
 def get_ssl_context():
@@ -153,6 +163,7 @@ class Exchange:
     response = ok(b'/')
     expected = b'/'
     has_facts = True  # those of its errors are known
+    delays = None  # turns until an address is connected; None: at once
     is_to_the_end = False
     is_tls = False
     version = None
@@ -310,7 +321,14 @@ class Early(Upload):
             yield chunk
 
 
+@exchange('slow-connect', delays={'127.0.0.1': 3})
+class SlowConnect(Exchange):
+    pass
+
+
 @exchange('two-addresses')
+@exchange('two-slow-addresses', delays={'127.0.0.2': 3, '127.0.0.1': 3})
+@exchange('two-slower-addresses', delays={'127.0.0.2': 8, '127.0.0.1': 2})
 class TwoAddresses(Exchange):
     """Nobody listens at the first."""
 
@@ -353,10 +371,14 @@ class Case:
         self.loop = loop
         context = server_context(self.exchange.version) if self.exchange.is_tls else None
         self.server = Server(answering(self.exchange.routes()), context)
-        self.request, close = Pool(**{
-            'max_connections': 1, 'keep_alive_timeout': LONG, 'socket_timeout': 20,
-            'get_ssl_context': get_ssl_context, 'get_sock': get_sock, **self.exchange.options()})
-        with contextlib.closing(self.server), turning(loop, self.step):
+        self.running = [self.server]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(contextlib.closing(self.server))
+            self.request, close = Pool(**{
+                'max_connections': 1, 'keep_alive_timeout': LONG, 'socket_timeout': 20,
+                'get_ssl_context': get_ssl_context, 'get_sock': self.get_sock(stack),
+                **self.exchange.options()})
+            stack.enter_context(turning(loop, self.step))
             try:
                 await self.run_with_server()
                 await close()
@@ -365,10 +387,19 @@ class Case:
                 self.watch.check()
                 raise
 
+    def get_sock(self, stack):
+        if self.exchange.delays is None:
+            return get_sock
+        hanging_port = stack.enter_context(full_backlog())
+        connects = SlowConnects(hanging_port, self.exchange.delays)
+        self.running.append(connects)
+        return functools.partial(get_slow_sock, connects)
+
     def step(self):
         self.loop.check_registered()
         self.watch.step()
-        self.server.step()
+        for running in self.running:
+            running.step()
         self.loop.pass_time()
 
     async def run_with_server(self):

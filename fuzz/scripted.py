@@ -8,6 +8,7 @@ over non-blocking sockets in the same thread: in each turn they go on until they
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import fnmatch
 import functools
 import gc
@@ -22,6 +23,7 @@ import struct
 import sys
 import time
 import traceback
+import types
 import warnings
 
 import trustme
@@ -52,7 +54,7 @@ def check(is_true, *what):
 # ------------------------------------------------------------------------------------ loops
 
 class Driven:
-    """Mixed into an event loop: a clock to be moved by hand, and an eye on lowhaio's callbacks."""
+    """Mixed into an event loop: a clock to be moved by hand, and an eye on what lowhaio leaves."""
 
     def __init__(self):
         super().__init__()
@@ -65,6 +67,12 @@ class Driven:
         # No method: uvloop's loops are not collected from a cycle.
         self.set_exception_handler(lambda _, context: complaints.append(
             f'{context["message"]}: {context.get("exception")!r}'))
+
+    def create_task(self, coroutine, **kwargs):
+        if not isinstance(coroutine, types.CoroutineType):
+            # That of a hook of the loop.
+            self.complaints.append(f'a generator was left to be closed in a task: {coroutine!r}')
+        return super().create_task(coroutine, **kwargs)
 
     # Time
 
@@ -468,6 +476,47 @@ def full_backlog(address='127.0.0.1', port=0):
             filler.setblocking(False)
             filler.connect_ex(listener.getsockname())
         yield listener.getsockname()[1]
+
+
+class SlowConnects:
+    """Makes sockets whose connecting takes some turns, and steps them.
+
+    On one machine a connection is made, or refused, at once. So these begin at a port where they
+    hang, and are led to where they were to go when it is time.
+    """
+
+    def __init__(self, hanging_port, delays):
+        self.hanging_at = '127.0.0.1', hanging_port
+        self.delays = delays  # by address, in turns
+        self.under_way = {}
+
+    def get_sock(self, family, kind=None):
+        sock = prompt((kind or SlowSocket)(family))
+        sock.connects = self
+        return sock
+
+    def begin(self, sock, address):
+        self.under_way[sock] = self.delays.get(address[0], 0), address
+        socket.socket.connect(sock, self.hanging_at)
+
+    def step(self):
+        for sock, (turns_left, address) in list(self.under_way.items()):
+            self.under_way[sock] = turns_left - 1, address
+            if sock.fileno() < 0 or not turns_left:
+                del self.under_way[sock]
+            if sock.fileno() >= 0 and not turns_left:
+                # To connect to no family ends the first attempt, with an error that nobody sees.
+                LIBC.connect(sock.fileno(), bytes(16), 16)
+                socket.socket.getsockopt(sock, socket.SOL_SOCKET, socket.SO_ERROR)
+                socket.socket.connect_ex(sock, address)
+
+
+LIBC = ctypes.CDLL(None)
+
+
+class SlowSocket(socket.socket):
+    def connect(self, address):
+        self.connects.begin(self, address)
 
 
 # ------------------------------------------------------------------------ the client's sockets
