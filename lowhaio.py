@@ -2646,17 +2646,25 @@ class Connection:
         if self.origin.is_tls:
             # A TLS write that fails may have sent a part of its record.
             self.has_sent = True
+        # Until there is progress. What comes meanwhile is none, or it could go on for ever.
+        deadline = 0.0
         while True:
             if self.has_news:
                 self.look()
             try:
                 count = self.sock.send(data)
             except (BlockingIOError, ssl.SSLWantWriteError):
-                await self.wait_writable(self.in_time())
+                deadline = deadline or self.in_time()
+                await self.wait_writable(deadline)
                 self.burst = 0
+                if not self.has_news:
+                    # There was room. Of a TLS record, that may not have been enough.
+                    deadline = 0.0
             except ssl.SSLWantReadError:
-                await self.wait_readable(self.in_time())
+                deadline = deadline or self.in_time()
+                await self.wait_readable(deadline)
             else:
+                deadline = 0.0
                 self.has_sent = self.has_written = True
                 self.burst += count
                 if self.burst >= MAX_BURST:

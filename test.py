@@ -7649,6 +7649,31 @@ async def test_each_progress_of_sending_has_its_own_time(scheme):
 
 @SCHEMES
 @on_loops_at_once
+async def test_an_interim_response_that_trickles_in_is_no_progress_of_sending(scheme):
+    is_over = threading.Event()
+
+    def script(sock):
+        with contextlib.suppress(OSError):
+            for number in itertools.cycle(b'HTTP/1.1 103 Early Hints\r\n\r\n'):
+                sock.sendall(bytes([number]))
+                if is_over.wait(0.02):
+                    return
+
+    with ThreadServer(script, context_of(scheme)) as server:
+        options = {'get_ssl_context': trusting, 'socket_timeout': 0.15,
+                   'get_sock': small_sending_sock}
+        server.listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        async with pool(**options) as request:
+            await failed(
+                request(b'PUT', server.url, headers=((b'content-length', b'%d' % len(UPLOAD)),),
+                        body=streamed(UPLOAD)),
+                HttpDataError, TimeoutError,
+                f'{peer_prefix(server, "PUT")}, sending the request: {PASSED}')
+            is_over.set()
+
+
+@SCHEMES
+@on_loops_at_once
 async def test_a_server_that_does_not_read_is_an_error(scheme):
     is_over = threading.Event()
 
