@@ -283,11 +283,12 @@ def restarted() -> None:
 # The same, of code that stacks the layers.
 STACKED = '''\
 # pyright: strict
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from http.cookiejar import CookieJar
 from typing import assert_type
 
-from lowhaio import Fields, HttpError, Pool, Request, streamed
+from lowhaio import Fields, HttpError, Pool, Request, Response, ResponseBody, streamed
 from lowhaio_auth import basic, bearer, digest
 from lowhaio_aws_sigv4 import signed
 from lowhaio_aws_sigv4_unsigned_payload import signed as signed_without_body
@@ -325,6 +326,9 @@ def stacked(request: Request) -> Request:
     return decompressed(request, max_length=1024)
 
 
+as_layers: list[Callable[[Request], Request]] = [redirectable, retry, decompressed]
+
+
 async def requests() -> None:
     request, _ = Pool()
     try:
@@ -336,14 +340,13 @@ async def requests() -> None:
     assert_type(headers, Fields)
     await stacked(request)(
         b'PUT', URL, body=chunked(compressed(rows, b'gzip'), trailers=lambda: [(b'a', b'b')]))
-    retry(request)(b'GET', URL)  # error: unused-coroutine
     'text' + code  # error: operator
 
 
 request, _ = Pool()
 redirectable()  # error: call-arg
-redirectable(b'GET')  # error: arg-type
-redirectable(Pool())  # error: arg-type
+redirectable(b'GET')  # error: type-var
+redirectable(Pool())  # error: type-var
 redirectable(request, max_redirects='3')  # error: arg-type
 retry(request, [(HttpError, 3)])  # error: list-item
 retry(request, intervals=())  # error: call-arg
@@ -357,8 +360,48 @@ with_cookies(request)  # error: call-arg
 decompressed(request, max_length='1')  # error: arg-type
 chunked(streamed(b''), trailers=())  # error: arg-type
 chunked(rows())  # error: arg-type
+chunked(rows)('1')  # error: arg-type
 compressed(rows, 'gzip')  # error: arg-type
+compressed(rows, b'gzip')('1')  # error: arg-type
 '''
+
+
+# The same errors, through each layer. What it returns is a `Request`, as a user may say.
+THROUGH = '''
+
+async def through_layer_{number}(request: Request) -> Request:
+    layered = {layer}
+    code, headers, body = await layered(b'GET', URL, (('a', 1),), [(b'a', b'b')])
+    assert_type(code, bytes)
+    assert_type(headers, Fields)
+    assert_type(body, ResponseBody)
+    async with asyncio.TaskGroup() as group:
+        assert_type(group.create_task(layered(b'GET', URL)), asyncio.Task[Response])
+    await layered(b'PUT', URL, body=rows, body_args=(1,), body_kwargs={{}})
+
+    layered(b'GET', URL)  # error: unused-coroutine
+    await layered('GET', URL)  # error: arg-type
+    await layered(b'GET')  # error: call-arg
+    await layered(b'GET', URL, headers=(('a', 'b'),))  # error: arg-type
+    await layered(b'GET', URL, headers={{b'a': b'b'}})  # error: dict-item
+    await layered(b'GET', URL, body=b'in memory')  # error: arg-type
+    await layered(b'GET', URL, body=rows(1))  # error: arg-type
+    await layered(b'GET', URL, timeout=1)  # error: call-arg
+    return layered
+'''
+LAYERS = (
+    "basic(request, 'user', 'password')",
+    'bearer(request, get_token)',
+    "digest(request, 'user', 'password')",
+    "signed(request, credentials, 's3', 'eu-west-2')",
+    "signed_without_body(request, credentials, 's3', 'eu-west-2')",
+    'with_cookies(request, CookieJar())',
+    'retry(request)',
+    'redirectable(request)',
+    'decompressed(request)',
+)
+STACKED += ''.join(THROUGH.format(number=number, layer=layer)
+                   for number, layer in enumerate(LAYERS))
 FILES = {'user.py': CODE, 'stacked.py': STACKED}
 
 
