@@ -82,15 +82,26 @@ def test_the_wheel_holds_the_module_its_types_and_its_licence(distributions):
         assert wheel.read('lowhaio.py') == wheel.read('lowhaio-stubs/__init__.pyi') == module
 
 
-def test_each_layer_is_installed_as_a_module_and_its_types(site):
+def test_each_layer_is_installed_as_a_module_its_types_and_its_licence(site):
     modules = list(HERE.glob('layers/*/lowhaio_*.py'))
     for module in modules:
         stub = site / f'{module.stem}-stubs' / '__init__.pyi'
         assert (site / module.name).read_bytes() == stub.read_bytes() == module.read_bytes()
+        [licence] = site.glob(f'{module.stem}-*.dist-info/licenses/LICENSE')
+        assert licence.read_bytes() == (HERE / 'LICENSE').read_bytes()
         assert not stub.is_symlink()
+        assert not licence.is_symlink()
     top = {path.name for path in site.iterdir() if path.suffix != '.dist-info'}
     assert top == {'lowhaio.py', 'lowhaio-stubs', *(module.name for module in modules),
                    *(f'{module.stem}-stubs' for module in modules)}
+
+
+def test_the_sdist_of_each_layer_holds_its_licence(layers):
+    assert len(layers) == len(list(HERE.glob('layers/*/setup.py')))
+    for path in layers:
+        with tarfile.open(path) as sdist:
+            licence = sdist.extractfile(f'{path.name.removesuffix(".tar.gz")}/LICENSE')
+            assert licence.read() == (HERE / 'LICENSE').read_bytes()
 
 
 def test_the_sdist_holds_what_is_needed_to_build_and_test(sources, distributions):
@@ -109,6 +120,15 @@ def test_each_habit_is_a_command_that_contributors_are_told_of():
     told = re.findall(r'^\| `nox -s (\w+)` \|', (HERE / 'CONTRIBUTING.md').read_text(),
                       re.MULTILINE)
     assert commands == told
+
+
+def test_the_layers_stack_as_they_are_installed(site, tmp_path):
+    shutil.copy(HERE / 'layers' / 'stacked.py', tmp_path)
+    printed, code = run('stacked', cwd=tmp_path, PYTHONPATH=str(site))
+    assert code == 0, printed
+    assert printed.splitlines() == [
+        f'200 {scheme} known=1 row 0, row 1, row 2, '
+        for scheme in ('Basic', 'AWS4-HMAC-SHA256', 'AWS4-HMAC-SHA256')]
 
 
 # ------------------------------------------------------------------------------- the types
