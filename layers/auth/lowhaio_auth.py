@@ -23,7 +23,7 @@ from lowhaio import HttpConnectionError, empty_async_iterator
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
-# What a layer returns is called as what it wraps is.
+# A layer returns the type that it is given: the same arguments, the same body.
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 GetToken = Callable[[], Awaitable[str]]
 

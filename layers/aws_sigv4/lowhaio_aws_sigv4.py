@@ -50,7 +50,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 Params = Mapping[Any, Any] | Sequence[tuple[Any, Any]]
 Credentials = Callable[[], Awaitable[tuple[str, str, Headers]]]
 Response = tuple[bytes, Fields, Any]
-# What a layer returns is called as what it wraps is.
+# A layer returns the type that it is given: the same arguments, the same body.
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 
 

@@ -55,7 +55,7 @@ REMOVED = frozenset((b'content-encoding', b'content-length', b'content-digest', 
                      b'digest', b'repr-digest'))
 
 AnyResponse = tuple[bytes, Fields, Any]
-# What a layer returns takes the arguments of what it wraps. Its body may be another one.
+# A layer takes the same arguments as what it wraps. Its body may be another one.
 P = ParamSpec('P')
 
 

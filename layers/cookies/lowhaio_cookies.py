@@ -42,7 +42,7 @@ SECONDS = re.compile('-?[0-9]+')
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
-# What a layer returns is called as what it wraps is.
+# A layer returns the type that it is given: the same arguments, the same body.
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 
 

@@ -25,7 +25,7 @@ MAX_SHOWN = 100
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
-# What a layer returns is called as what it wraps is.
+# A layer returns the type that it is given: the same arguments, the same body.
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 Transformed = tuple[bytes, Any, Any, Any, Fields]
 Transform = Callable[[bytes, Any, Any, Any, Fields], Transformed]

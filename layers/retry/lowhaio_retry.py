@@ -24,7 +24,7 @@ from lowhaio import HttpConnectionError, HttpDataError, HttpError, empty_async_i
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
-# What a layer returns is called as what it wraps is.
+# A layer returns the type that it is given: the same arguments, the same body.
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 ShouldRetry = Callable[[bytes, Exception | None], bool]
 
