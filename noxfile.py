@@ -89,19 +89,33 @@ def bench(session):
 
 @nox.session(python=PYTHONS)
 def dist(session):
-    """Build the distributions, check them, and run the quickstart with each, freshly installed."""
-    session.install('build', 'twine')
+    """Build the distributions, the layers' too, check them, and try each, freshly installed."""
+    session.install('build', 'pip', 'setuptools>=70.1', 'twine')
     directory = Path(session.create_tmp(), 'dist').resolve()
     if directory.exists():
         for path in directory.iterdir():
             path.unlink()
-    session.run('python', '-m', 'build', '--outdir', str(directory))
+    for setup in (Path('setup.py'), *sorted(Path('layers').glob('*/setup.py'))):
+        session.run('python', '-m', 'build', '--no-isolation', '--outdir', str(directory),
+                    str(setup.parent), silent=True)
     distributions = sorted(directory.iterdir())
     session.run('twine', 'check', '--strict', *map(str, distributions))
-    for distribution in distributions:
-        environment = directory.with_name('environment')
-        session.run('python', '-m', 'venv', '--clear', str(environment))
-        python = str(environment / 'bin' / 'python')
-        session.run(python, '-m', 'pip', 'install', '--quiet', f'{distribution}[examples]',
-                    external=True)
+
+    environment = directory.with_name('environment')
+    python = str(environment / 'bin' / 'python')
+
+    def install(*requirements):
+        session.run('python', '-m', 'venv', '--clear', '--without-pip', str(environment))
+        session.run('python', '-m', 'pip', '--python', python, 'install', '--quiet',
+                    '--find-links', str(directory), *requirements)
+
+    for pattern in ('*.whl', '*.tar.gz'):
+        core, *layers = sorted(map(str, directory.glob(pattern)))
+        install(f'{core}[examples]')
         session.run(python, 'examples/quickstart.py', external=True)
+        install(core, *layers)
+        session.run(python, 'layers/stacked.py', external=True)
+    # Each with what it says it needs, and nothing of this directory.
+    for layer in sorted(directory.glob('lowhaio_*.whl')):
+        install(str(layer))
+        session.run(python, '-I', '-c', f'import {layer.name.partition("-")[0]}', external=True)

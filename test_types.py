@@ -82,15 +82,26 @@ def test_the_wheel_holds_the_module_its_types_and_its_licence(distributions):
         assert wheel.read('lowhaio.py') == wheel.read('lowhaio-stubs/__init__.pyi') == module
 
 
-def test_each_layer_is_installed_as_a_module_and_its_types(site):
+def test_each_layer_is_installed_as_a_module_its_types_and_its_licence(site):
     modules = list(HERE.glob('layers/*/lowhaio_*.py'))
     for module in modules:
         stub = site / f'{module.stem}-stubs' / '__init__.pyi'
         assert (site / module.name).read_bytes() == stub.read_bytes() == module.read_bytes()
+        [licence] = site.glob(f'{module.stem}-*.dist-info/licenses/LICENSE')
+        assert licence.read_bytes() == (HERE / 'LICENSE').read_bytes()
         assert not stub.is_symlink()
+        assert not licence.is_symlink()
     top = {path.name for path in site.iterdir() if path.suffix != '.dist-info'}
     assert top == {'lowhaio.py', 'lowhaio-stubs', *(module.name for module in modules),
                    *(f'{module.stem}-stubs' for module in modules)}
+
+
+def test_the_sdist_of_each_layer_holds_its_licence(layers):
+    assert len(layers) == len(list(HERE.glob('layers/*/setup.py')))
+    for path in layers:
+        with tarfile.open(path) as sdist:
+            licence = sdist.extractfile(f'{path.name.removesuffix(".tar.gz")}/LICENSE')
+            assert licence.read() == (HERE / 'LICENSE').read_bytes()
 
 
 def test_the_sdist_holds_what_is_needed_to_build_and_test(sources, distributions):
@@ -109,6 +120,15 @@ def test_each_habit_is_a_command_that_contributors_are_told_of():
     told = re.findall(r'^\| `nox -s (\w+)` \|', (HERE / 'CONTRIBUTING.md').read_text(),
                       re.MULTILINE)
     assert commands == told
+
+
+def test_the_layers_stack_as_they_are_installed(site, tmp_path):
+    shutil.copy(HERE / 'layers' / 'stacked.py', tmp_path)
+    printed, code = run('stacked', cwd=tmp_path, PYTHONPATH=str(site))
+    assert code == 0, printed
+    assert printed.splitlines() == [
+        f'200 {scheme} known=1 row 0, row 1, row 2, '
+        for scheme in ('Basic', 'AWS4-HMAC-SHA256', 'AWS4-HMAC-SHA256')]
 
 
 # ------------------------------------------------------------------------------- the types
@@ -283,11 +303,12 @@ def restarted() -> None:
 # The same, of code that stacks the layers.
 STACKED = '''\
 # pyright: strict
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from http.cookiejar import CookieJar
 from typing import assert_type
 
-from lowhaio import Fields, HttpError, Pool, Request, streamed
+from lowhaio import Fields, HttpError, Pool, Request, Response, ResponseBody, streamed
 from lowhaio_auth import basic, bearer, digest
 from lowhaio_aws_sigv4 import signed
 from lowhaio_aws_sigv4_unsigned_payload import signed as signed_without_body
@@ -325,6 +346,9 @@ def stacked(request: Request) -> Request:
     return decompressed(request, max_length=1024)
 
 
+as_layers: list[Callable[[Request], Request]] = [redirectable, retry, decompressed]
+
+
 async def requests() -> None:
     request, _ = Pool()
     try:
@@ -336,14 +360,13 @@ async def requests() -> None:
     assert_type(headers, Fields)
     await stacked(request)(
         b'PUT', URL, body=chunked(compressed(rows, b'gzip'), trailers=lambda: [(b'a', b'b')]))
-    retry(request)(b'GET', URL)  # error: unused-coroutine
     'text' + code  # error: operator
 
 
 request, _ = Pool()
 redirectable()  # error: call-arg
-redirectable(b'GET')  # error: arg-type
-redirectable(Pool())  # error: arg-type
+redirectable(b'GET')  # error: type-var
+redirectable(Pool())  # error: type-var
 redirectable(request, max_redirects='3')  # error: arg-type
 retry(request, [(HttpError, 3)])  # error: list-item
 retry(request, intervals=())  # error: call-arg
@@ -357,8 +380,48 @@ with_cookies(request)  # error: call-arg
 decompressed(request, max_length='1')  # error: arg-type
 chunked(streamed(b''), trailers=())  # error: arg-type
 chunked(rows())  # error: arg-type
+chunked(rows)('1')  # error: arg-type
 compressed(rows, 'gzip')  # error: arg-type
+compressed(rows, b'gzip')('1')  # error: arg-type
 '''
+
+
+# The same errors, through each layer. What it returns is a `Request`, as a user may say.
+THROUGH = '''
+
+async def through_layer_{number}(request: Request) -> Request:
+    layered = {layer}
+    code, headers, body = await layered(b'GET', URL, (('a', 1),), [(b'a', b'b')])
+    assert_type(code, bytes)
+    assert_type(headers, Fields)
+    assert_type(body, ResponseBody)
+    async with asyncio.TaskGroup() as group:
+        assert_type(group.create_task(layered(b'GET', URL)), asyncio.Task[Response])
+    await layered(b'PUT', URL, body=rows, body_args=(1,), body_kwargs={{}})
+
+    layered(b'GET', URL)  # error: unused-coroutine
+    await layered('GET', URL)  # error: arg-type
+    await layered(b'GET')  # error: call-arg
+    await layered(b'GET', URL, headers=(('a', 'b'),))  # error: arg-type
+    await layered(b'GET', URL, headers={{b'a': b'b'}})  # error: dict-item
+    await layered(b'GET', URL, body=b'in memory')  # error: arg-type
+    await layered(b'GET', URL, body=rows(1))  # error: arg-type
+    await layered(b'GET', URL, timeout=1)  # error: call-arg
+    return layered
+'''
+LAYERS = (
+    "basic(request, 'user', 'password')",
+    'bearer(request, get_token)',
+    "digest(request, 'user', 'password')",
+    "signed(request, credentials, 's3', 'eu-west-2')",
+    "signed_without_body(request, credentials, 's3', 'eu-west-2')",
+    'with_cookies(request, CookieJar())',
+    'retry(request)',
+    'redirectable(request)',
+    'decompressed(request)',
+)
+STACKED += ''.join(THROUGH.format(number=number, layer=layer)
+                   for number, layer in enumerate(LAYERS))
 FILES = {'user.py': CODE, 'stacked.py': STACKED}
 
 

@@ -237,6 +237,11 @@ def test_the_recommended_order_is_that_of_the_example(credentials):
     assert is_allowed((*RECOMMENDED, credentials))
 
 
+def test_what_the_example_needs_is_what_one_is_told_to_install():
+    [names] = re.findall(r'^pip install \. \./layers/\{(.*)\}$', README.read_text(), re.MULTILINE)
+    assert names.split(',') == re.findall(r'^from lowhaio_(\w+) import', BLOCKS[0], re.MULTILINE)
+
+
 @on_loops
 async def test_credentials_for_two_origins():
     script = Answering(OK)

@@ -15,24 +15,23 @@ import hashlib
 import re
 import secrets
 from base64 import b64encode
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlencode
 
 from lowhaio import HttpConnectionError, empty_async_iterator
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
-Request = Callable[..., Awaitable[Response]]
-# What is returned is a coroutine function to type checkers, too: for asyncio.create_task.
-Layer = Callable[..., Coroutine[Any, Any, Response]]
+# A layer returns the type that it is given: the same arguments, the same body.
+AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 GetToken = Callable[[], Awaitable[str]]
 
 
 # --------------------------------------------------------------------------- basic and bearer
 
-def basic(request: Request, username: str, password: str,
-          *, origin: str | None = None) -> Layer:
+def basic(request: AnyRequest, username: str, password: str,
+          *, origin: str | None = None) -> AnyRequest:
     """A `request` with a user name and a password (RFC 7617).
 
     They go to `origin` only, `'https://example.com'` say, or else to that of the first request.
@@ -48,7 +47,7 @@ def basic(request: Request, username: str, password: str,
     return authorized(request, get_value, origin)
 
 
-def bearer(request: Request, get_token: GetToken, *, origin: str | None = None) -> Layer:
+def bearer(request: AnyRequest, get_token: GetToken, *, origin: str | None = None) -> AnyRequest:
     """A `request` with a token (RFC 6750), which a coroutine function returns as str.
 
     It is called for each request to `origin`, or else to that of the first request.
@@ -63,8 +62,8 @@ def bearer(request: Request, get_token: GetToken, *, origin: str | None = None) 
     return authorized(request, get_value, origin)
 
 
-def authorized(request: Request, get_value: Callable[[], Awaitable[bytes]],
-               origin: str | None) -> Layer:
+def authorized(request: AnyRequest, get_value: Callable[[], Awaitable[bytes]],
+               origin: str | None) -> AnyRequest:
     check_callable(request)
     is_for_us = bound_to(origin)
 
@@ -83,7 +82,7 @@ def authorized(request: Request, get_value: Callable[[], Awaitable[bytes]],
             method, url, params=params, headers=headers, body=body, body_args=body_args,
             body_kwargs=body_kwargs, **kwargs)
 
-    return authorized_request
+    return cast(AnyRequest, authorized_request)
 
 
 # -------------------------------------------------------------------------------------- digest
@@ -101,8 +100,8 @@ PARAMETER = re.compile(
     % ((TOKEN,) * 5))
 
 
-def digest(request: Request, username: str, password: str, *, origin: str | None = None,
-           algorithms: Iterable[str] = ('SHA-256', 'MD5')) -> Layer:
+def digest(request: AnyRequest, username: str, password: str, *, origin: str | None = None,
+           algorithms: Iterable[str] = ('SHA-256', 'MD5')) -> AnyRequest:
     """A `request` that proves that it knows a password (RFC 7616), without sending that.
 
     It does so to `origin` only, `'https://example.com'` say, or else to that of the first
@@ -144,7 +143,7 @@ def digest(request: Request, username: str, password: str, *, origin: str | None
             is_again = True
             await response_body.aclose()
 
-    return digest_request
+    return cast(AnyRequest, digest_request)
 
 
 class Challenge:

@@ -15,13 +15,13 @@ from __future__ import annotations
 import asyncio
 import hmac
 import re
-from collections.abc import AsyncIterator, Awaitable, Callable, Container, Coroutine
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from tempfile import SpooledTemporaryFile
-from typing import IO, Any, TypeVar
+from typing import IO, Any, TypeVar, cast
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
 from lowhaio import HttpConnectionError, empty_async_iterator
@@ -49,12 +49,13 @@ Fields = tuple[tuple[bytes, bytes], ...]
 Headers = Iterable[tuple[bytes, bytes]]
 Params = Mapping[Any, Any] | Sequence[tuple[Any, Any]]
 Credentials = Callable[[], Awaitable[tuple[str, str, Headers]]]
-Response = TypeVar('Response')
+Response = tuple[bytes, Fields, Any]
+# A layer returns the type that it is given: the same arguments, the same body.
+AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 
 
-def signed(request: Callable[..., Awaitable[Response]], credentials: Credentials,
-           service: str, region: str, *, body_hash: str | None = None,
-           ) -> Callable[..., Coroutine[Any, Any, Response]]:
+def signed(request: AnyRequest, credentials: Credentials, service: str, region: str,
+           *, body_hash: str | None = None) -> AnyRequest:
     """A `request` that signs what it sends.
 
     - `credentials`: a coroutine function, called for each request. It returns
@@ -107,7 +108,7 @@ def signed(request: Callable[..., Awaitable[Response]], credentials: Credentials
                 method, f'{origin}{path}?{query}' if query else origin + path, headers=fields,
                 body=body, body_args=body_args, body_kwargs=body_kwargs, **kwargs)
 
-    return signed_request
+    return cast(AnyRequest, signed_request)
 
 
 def aws_sigv4_headers(

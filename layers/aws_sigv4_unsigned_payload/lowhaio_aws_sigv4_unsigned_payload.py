@@ -14,17 +14,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
-
-from lowhaio_aws_sigv4 import Credentials, Response, aws_sigv4_headers
+from lowhaio_aws_sigv4 import AnyRequest, Credentials, aws_sigv4_headers
 from lowhaio_aws_sigv4 import signed as signed_with
 
 __all__ = ['aws_sigv4_headers', 'signed']
 
 
-def signed(request: Callable[..., Awaitable[Response]], credentials: Credentials,
-           service: str, region: str) -> Callable[..., Coroutine[Any, Any, Response]]:
+def signed(request: AnyRequest, credentials: Credentials, service: str,
+           region: str) -> AnyRequest:
     """A `request` that signs what it sends but the body, which is streamed as it comes.
 
     See `lowhaio_aws_sigv4.signed`.

@@ -13,8 +13,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any
+from typing import ParamSpec
 
+# The arguments of a body stay those of what is encoded.
+P = ParamSpec('P')
 Trailers = Callable[[], Iterable[tuple[bytes, bytes]]]
 
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
@@ -24,8 +26,8 @@ FIELD_VALUE = re.compile(rb'[^\x00-\x08\x0a-\x1f\x7f]*')  # RFC 9110 5.5
 NOT_IN_TRAILERS = frozenset((b'content-length', b'host', b'trailer', b'transfer-encoding'))
 
 
-def chunked(body: Callable[..., AsyncIterator[bytes]],
-            *, trailers: Trailers = tuple) -> Callable[..., Chunks]:
+def chunked(body: Callable[P, AsyncIterator[bytes]],
+            *, trailers: Trailers = tuple) -> Callable[P, Chunks]:
     """A `body` that sends what `body` yields as chunks (RFC 9112 7.1), with the last chunk after
     it.
 
@@ -36,7 +38,7 @@ def chunked(body: Callable[..., AsyncIterator[bytes]],
         if not callable(function) or inspect.iscoroutinefunction(function):
             raise TypeError(f'chunked needs functions that are not coroutines, got {function!r}')
 
-    def chunked_body(*args: Any, **kwargs: Any) -> Chunks:
+    def chunked_body(*args: P.args, **kwargs: P.kwargs) -> Chunks:
         return Chunks(body(*args, **kwargs), trailers)
 
     return chunked_body

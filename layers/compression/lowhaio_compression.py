@@ -14,9 +14,16 @@ import asyncio
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from importlib import import_module
-from typing import Any
+from typing import Any, ParamSpec, cast
 
-from lowhaio import HttpConnectionError, HttpDataError, HttpError, empty_async_iterator
+from lowhaio import (
+    Fields,
+    HttpConnectionError,
+    HttpDataError,
+    HttpError,
+    Response,
+    empty_async_iterator,
+)
 
 
 def optional(name: str) -> Any:
@@ -47,8 +54,9 @@ NOT_DECODED = frozenset((b'204', b'206', b'304'))
 REMOVED = frozenset((b'content-encoding', b'content-length', b'content-digest', b'content-md5',
                      b'digest', b'repr-digest'))
 
-Fields = tuple[tuple[bytes, bytes], ...]
-Response = tuple[bytes, Fields, Any]
+AnyResponse = tuple[bytes, Fields, Any]
+# A layer takes the same arguments as what it wraps. Its body may be another one.
+P = ParamSpec('P')
 
 
 # --------------------------------------------------------------------------------- codings
@@ -109,8 +117,8 @@ ACCEPTED = b', '.join(CODINGS)
 # ------------------------------------------------------------------------------- responses
 
 
-def decompressed(request: Callable[..., Awaitable[Response]], *, max_length: int | None = None,
-                 ) -> Callable[..., Coroutine[Any, Any, Response]]:
+def decompressed(request: Callable[P, Awaitable[AnyResponse]], *, max_length: int | None = None,
+                 ) -> Callable[P, Coroutine[Any, Any, Response]]:
     """A `request` that asks for compressed content, and returns it decompressed.
 
     A body that decompresses to more than `max_length` bytes, that is cut short, or that has more
@@ -120,11 +128,12 @@ def decompressed(request: Callable[..., Awaitable[Response]], *, max_length: int
         raise TypeError(f'request must be a coroutine function, got {type(request).__name__}')
     if max_length is not None and (not isinstance(max_length, int) or max_length < 0):
         raise ValueError(f'max_length must be a number of bytes or None, got {max_length!r}')
+    inner: Callable[..., Awaitable[AnyResponse]] = request
 
     async def decompressed_request(
             method: bytes, url: str, params: Any = (),
             headers: Iterable[tuple[bytes, bytes]] = (), body: Any = empty_async_iterator,
-            body_args: Any = (), body_kwargs: Any = (), **kwargs: Any) -> Response:
+            body_args: Any = (), body_kwargs: Any = (), **kwargs: Any) -> AnyResponse:
         try:
             sent = tuple(headers)
             names = {name.lower() for name, _ in sent}
@@ -133,7 +142,7 @@ def decompressed(request: Callable[..., Awaitable[Response]], *, max_length: int
                 'headers must be pairs of name and value, both bytes') from cause
         if b'accept-encoding' not in names and b'range' not in names:
             sent += ((b'accept-encoding', ACCEPTED),)
-        code, fields, response_body = await request(
+        code, fields, response_body = await inner(
             method, url, params=params, headers=sent, body=body, body_args=body_args,
             body_kwargs=body_kwargs, **kwargs)
         codings = codings_of(fields)
@@ -145,7 +154,7 @@ def decompressed(request: Callable[..., Awaitable[Response]], *, max_length: int
         return (code, tuple(field for field in fields if field[0] not in REMOVED),
                 DecompressedBody(response_body, codings, max_length))
 
-    return decompressed_request
+    return cast(Callable[P, Coroutine[Any, Any, Response]], decompressed_request)
 
 
 def codings_of(fields: Fields) -> list[bytes]:
@@ -271,8 +280,8 @@ class Decoder:
 
 # -------------------------------------------------------------------------------- requests
 
-def compressed(body: Callable[..., AsyncIterator[bytes]], coding: bytes,
-               ) -> Callable[..., AsyncIterator[bytes]]:
+def compressed(body: Callable[P, AsyncIterator[bytes]], coding: bytes,
+               ) -> Callable[P, AsyncIterator[bytes]]:
     """A `body` function for a request, whose content is coded as `content-encoding` has to say.
 
     - `coding`: `b'gzip'` or `b'deflate'`, or `b'br'` or `b'zstd'` where they are installed.
@@ -282,7 +291,7 @@ def compressed(body: Callable[..., AsyncIterator[bytes]], coding: bytes,
     if coding not in CODINGS:
         raise ValueError(f'coding must be one of {", ".join(map(repr, CODINGS))}, got {coding!r}')
 
-    def compressed_body(*args: Any, **kwargs: Any) -> CompressedBody:
+    def compressed_body(*args: P.args, **kwargs: P.kwargs) -> CompressedBody:
         return CompressedBody(body(*args, **kwargs), CODINGS[coding][2]())
 
     return compressed_body

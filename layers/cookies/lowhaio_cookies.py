@@ -13,12 +13,12 @@ from __future__ import annotations
 import re
 import time
 from calendar import timegm
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from email.utils import parsedate_tz
 from functools import cache
 from http.cookiejar import Cookie, CookieJar
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import quote
 from urllib.request import Request
 
@@ -42,10 +42,11 @@ SECONDS = re.compile('-?[0-9]+')
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
+# A layer returns the type that it is given: the same arguments, the same body.
+AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 
 
-def with_cookies(request: Callable[..., Awaitable[Response]], jar: CookieJar,
-                 ) -> Callable[..., Coroutine[Any, Any, Response]]:
+def with_cookies(request: AnyRequest, jar: CookieJar) -> AnyRequest:
     """A `request` that sends the cookies of the jar, and keeps those of the responses in it.
 
     Its policy is asked for each cookie that is to be kept. Headers that have a `cookie` are sent
@@ -81,7 +82,7 @@ def with_cookies(request: Callable[..., Awaitable[Response]], jar: CookieJar,
             make_room(jar)
         return code, fields, response_body
 
-    return request_with_cookies
+    return cast(AnyRequest, request_with_cookies)
 
 
 class Place:

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from typing import Any, TypeVar, cast
 
 from lowhaio import HttpConnectionError, HttpDataError, HttpError, empty_async_iterator
 
@@ -25,9 +25,8 @@ MAX_SHOWN = 100
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
-Request = Callable[..., Awaitable[Response]]
-# What is returned is a coroutine function to type checkers, too: for asyncio.create_task.
-Layer = Callable[..., Coroutine[Any, Any, Response]]
+# A layer returns the type that it is given: the same arguments, the same body.
+AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 Transformed = tuple[bytes, Any, Any, Any, Fields]
 Transform = Callable[[bytes, Any, Any, Any, Fields], Transformed]
 TransformHeaders = Callable[[Fields, str, str], Iterable[tuple[bytes, bytes]]]
@@ -97,12 +96,12 @@ DEFAULT_SCHEMES = (('http', 'http'), ('http', 'https'), ('https', 'https'))
 # -------------------------------------------------------------------------------- the layer
 
 def redirectable(
-        request: Request,
+        request: AnyRequest,
         redirects: Iterable[tuple[bytes, Callable[[bytes], Transform]]] = DEFAULT_REDIRECTS,
         max_redirects: int = 20,
         transform_headers: TransformHeaders = strip_if_other_origin,
         *, schemes: Iterable[tuple[str, str]] = DEFAULT_SCHEMES,
-) -> Layer:
+) -> AnyRequest:
     """A `request` that follows redirects.
 
     - `redirects`: pairs of a code and a function, which is called with the method and returns a
@@ -161,7 +160,7 @@ def redirectable(
                 method, body, body_args, body_kwargs, headers)
             headers = tuple(transform_headers(headers, old_origin, origin))
 
-    return redirectable_request
+    return cast(AnyRequest, redirectable_request)
 
 
 def repeatable(values: Any) -> Any:

@@ -15,18 +15,17 @@ import math
 import re
 import time
 from asyncio import sleep
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from email.utils import parsedate
 from random import uniform
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from lowhaio import HttpConnectionError, HttpDataError, HttpError, empty_async_iterator
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
-Request = Callable[..., Awaitable[Response]]
-# What is returned is a coroutine function to type checkers, too: for asyncio.create_task.
-Layer = Callable[..., Coroutine[Any, Any, Response]]
+# A layer returns the type that it is given: the same arguments, the same body.
+AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 ShouldRetry = Callable[[bytes, Exception | None], bool]
 
 # RFC 9110 9.2.2.
@@ -61,14 +60,14 @@ def if_stale(method: bytes, error: Exception | None) -> bool:
 # -------------------------------------------------------------------------------- the layer
 
 def retry(
-        request: Request,
+        request: AnyRequest,
         exception_intervals: Iterable[
             tuple[type[Exception], Iterable[float]]] = DEFAULT_INTERVALS,
         *, code_intervals: Iterable[tuple[bytes, Iterable[float]]] = (),
         should_retry: ShouldRetry = always,
         max_retry_after: float = 60,
         jitter: float = 0,
-) -> Layer:
+) -> AnyRequest:
     """A `request` that is made again, until its intervals are used up. Times are in seconds.
 
     - `exception_intervals`: pairs of a class of exceptions and the times to wait after each of
@@ -119,7 +118,7 @@ def retry(
                 await response_body.aclose()
             await sleep(seconds * uniform(1, 1 + jitter))
 
-    return retrying_request
+    return cast(AnyRequest, retrying_request)
 
 
 def checked(intervals: Iterable[float]) -> tuple[float, ...]:
