@@ -18,7 +18,7 @@ SEARCHES = (
     ('stops', '--every 49 --seed {seed}', ''),
     ('answers', '--examples 100 --seed {seed}', '--minutes 60 --seed {seed}'),
     ('parsers', '--examples 1000 --seed {seed}', '--examples 1000000 --seed {seed}'),
-    ('requests', '--examples 1000 --seed {seed}', '--examples 1000000 --seed {seed}'),
+    ('outgoing', '--examples 1000 --seed {seed}', '--examples 1000000 --seed {seed}'),
     ('soak', None, '--minutes 60 --seed {seed}'),
 )
 
