@@ -6469,9 +6469,10 @@ async def test_reading_a_body_may_have_to_wait_to_send(wants, is_there):
         WantingToWrite.wants = wants
         reading = asyncio.create_task(buffered(body))
         await turns(5)
+        # Not only when something can be read: what the peer waits for may be in our buffers.
+        await until(lambda: WantingToWrite.wants == 0)
         is_waiting.set()
         assert await reading == b'k'
-        assert WantingToWrite.wants == 0
 
 
 class Openssl:
@@ -11647,6 +11648,37 @@ async def test_what_the_server_said_over_tls_before_the_sending_failed_is_the_re
                 code, _, response = await request(
                     b'PUT', server.url, headers=of_length(10 ** 6), body=script.body)
                 assert (code, await buffered(response)) == expected
+
+
+@on_loops
+async def test_a_response_is_not_returned_in_place_of_an_error_of_the_body_or_a_cancellation():
+    """It does not tell why the sending ended."""
+    async def script(peer):
+        await peer.read_head()
+        peer.writer.transport.pause_reading()
+        await peer.send(OK)
+        answered.set()
+        await forever()
+
+    async def failing():
+        yield b'a'
+        await answered.wait()
+        await turns(5)
+        raise OSError('of the disk')
+
+    answered = asyncio.Event()
+    async with Server(script) as server, pool(get_sock=small_sock) as request:
+        error = await failed(
+            uploading(request, server, failing), HttpDataError, OSError,
+            peer_prefix(server, 'PUT') + ', the request body: OSError: of the disk')
+        assert error.response_started
+        answered.clear()
+        task = asyncio.create_task(uploading(request, server, streamed(BLOCKING)))
+        await answered.wait()
+        await turns(5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
 
 
 @on_loops
