@@ -6542,9 +6542,10 @@ async def test_reading_a_body_may_have_to_wait_to_send(wants, is_there):
         WantingToWrite.wants = wants
         reading = asyncio.create_task(buffered(body))
         await turns(5)
+        # Not only when something can be read: what the peer waits for may be in our buffers.
+        await until(lambda: WantingToWrite.wants == 0)
         is_waiting.set()
         assert await reading == b'k'
-        assert WantingToWrite.wants == 0
 
 
 class Openssl:
@@ -7246,6 +7247,36 @@ async def test_close_lets_a_response_end_and_then_closes(scheme):
         _, _, body = await waiting
         assert await buffered(body) == b'ok'
         await until(lambda: ends == [b'', b''])
+
+
+@on_loops
+async def test_a_descriptor_may_be_0():
+    """As in a process that has closed its standard input."""
+    descriptors = []
+
+    def get_sock(family):
+        sock = socket.socket(family)
+        descriptors.append(sock.fileno())
+        return sock
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK[:-1], OK[-1:])
+        await peer.closed()
+        ended.set_result(None)
+
+    ended = asyncio.get_running_loop().create_future()
+    async with Server(script) as server:
+        stdin = os.dup(0)
+        os.close(0)
+        try:
+            async with pool(get_sock=get_sock) as request:
+                assert (await get(request, server.url))[2] == b'ok'
+            await ended
+        finally:
+            os.dup2(stdin, 0)
+            os.close(stdin)
+    assert descriptors == [0]
 
 
 @on_loops
@@ -10078,7 +10109,8 @@ async def test_who_was_served_in_time_leaves_no_timer():
         socks.add(sock)
         return sock
 
-    options = {'max_connections': 1, 'pool_timeout': 1000, 'get_sock': get_sock}
+    options = {'max_connections': 1, 'pool_timeout': 1000, 'socket_timeout': 1000,
+               'keep_alive_timeout': 1000, 'get_sock': get_sock}
     async with Server(Answering(OK)) as server:
         async with pool(**options) as request:
             await asyncio.gather(*[get(request, server.url) for _ in range(3)])
@@ -11737,6 +11769,37 @@ async def test_what_the_server_said_over_tls_before_the_sending_failed_is_the_re
 
 
 @on_loops
+async def test_a_response_is_not_returned_in_place_of_an_error_of_the_body_or_a_cancellation():
+    """It does not tell why the sending ended."""
+    async def script(peer):
+        await peer.read_head()
+        peer.writer.transport.pause_reading()
+        await peer.send(OK)
+        answered.set()
+        await forever()
+
+    async def failing():
+        yield b'a'
+        await answered.wait()
+        await turns(5)
+        raise OSError('of the disk')
+
+    answered = asyncio.Event()
+    async with Server(script) as server, pool(get_sock=small_sock) as request:
+        error = await failed(
+            uploading(request, server, failing), HttpDataError, OSError,
+            peer_prefix(server, 'PUT') + ', the request body: OSError: of the disk')
+        assert error.response_started
+        answered.clear()
+        task = asyncio.create_task(uploading(request, server, streamed(BLOCKING)))
+        await answered.wait()
+        await turns(5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@on_loops
 async def test_what_came_before_a_byte_of_the_request_was_sent_is_not_its_response():
     """It came over an idle connection, after that was looked at."""
     def script(sock):
@@ -11823,29 +11886,38 @@ async def test_watching_for_an_early_response_uses_no_cpu(scheme):
     large = b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b' % (
         len(BLOCKING), BLOCKING)
     responses = (b'', CONTINUE, CONTINUE + HINTS + b'HTTP/1.1 2', OK, OK[:-1], large)
-    bodies = ((forever,), (b'a', forever), (BLOCKING, forever))
-    cases = [(response, steps) for response in responses for steps in bodies]
+    # What is sent before the body waits, and if the server reads it.
+    bodies = (((), False), ((b'a',), False), ((bytes(1_000_000),), True), ((BLOCKING,), False))
+    cases = [(response, *body) for response in responses for body in bodies]
     written = set()
+    waiting = set()
+    to_wait = {number for number, case in enumerate(cases) if BLOCKING not in case[1]}
 
     async def script(peer):
         number = int((await peer.read_head()).split()[1][1:])
-        peer.writer.transport.pause_reading()
-        peer.writer.write(cases[number][0])
+        response, _, reads = cases[number]
+        if not reads:
+            peer.writer.transport.pause_reading()
+        peer.writer.write(response)
         await turns(100)
         written.add(number)
-        await forever()
+        await (peer.closed() if reads else forever())
 
     async def upload(number):
+        async def wait():
+            waiting.add(number)
+            await forever()
+
         async with pool(get_ssl_context=trusting, get_sock=small_sock) as request:
-            await uploading(request, server, Sending(*cases[number][1]), number)
+            await uploading(request, server, Sending(*cases[number][1], wait), number)
 
     async with Server(script, context_of(scheme)) as server:
         tasks = [asyncio.create_task(upload(number)) for number in range(len(cases))]
-        await until(lambda: len(written) == len(cases))
+        await until(lambda: len(written) == len(cases) and waiting == to_wait)
         await asyncio.sleep(0.05)
         cpu = time.thread_time()
         await asyncio.sleep(0.3)
-        assert time.thread_time() - cpu < 0.1
+        assert time.thread_time() - cpu < 0.05
         for task in tasks:
             assert not task.done()
             task.cancel()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-# At the end: one of its modules has the name of a package.
+# At the end: none of its modules is to hide another one.
 sys.path.append(str(Path(__file__).with_name('fuzz')))
 
 from answers import TRANSPORTS, search  # noqa: E402

@@ -2,18 +2,21 @@
 
     python fuzz/soak.py --minutes 1
     python fuzz/soak.py --minutes 480 --loop uvloop
+    python fuzz/soak.py --decks 3 --intervals 6
 
 One pool asks servers in another process, plain and with TLS, for small and large responses and
 uploads. Some requests fail, some are cancelled, some of their bodies are dropped; names move to
 other addresses every second and new names come; once an interval a thousand connections are open
 at once. After each interval, when the idle connections have expired, these are measured:
 
-- memory of the process, and objects that the garbage collector knows;
+- memory of the process, and blocks of it that Python's objects have;
 - open descriptors;
-- CPU, user and system, of a request of the mix.
+- CPU, user and system, of a request of the mix, unless the load is a number of decks.
 
 It exits with 1 if the mean of the last third of the intervals exceeds that of the first by more
 than is tolerated. Before the first, all that is remembered up to a limit is filled to its limit.
+A deck of requests has each kind of them five times, in any order. With `--decks` the load is the
+same on any machine, however slow, and so is what a leak adds up to.
 """
 import argparse
 import asyncio
@@ -49,7 +52,7 @@ CHUNK = LARGE[:65536]
 # What the last third may have more than the first: a share of it, and that much besides.
 TOLERATED = {
     'KiB': (0.03, 2048),
-    'objects': (0.01, 300),
+    'blocks': (0.005, 500),
     'descriptors': (0, 2),
     'µs a request': (0.15, 20),
 }
@@ -156,7 +159,7 @@ class Load:
         return f'http{"s" * is_tls}://{name}.soak.test:{self.ports[is_tls]}{path}'
 
     async def run_deck(self):
-        """Each kind of request once, in any order, a few at a time, and the CPU of all."""
+        """Requests of each kind, in any order, a few at a time, and the CPU of all."""
         start = time.process_time()
         deck = self.deck * 5
         self.random.shuffle(deck)
@@ -241,18 +244,19 @@ class Load:
                            [False, True] * 10)
         await self.many_at_once()
 
-    async def interval(self, seconds):
-        """Its measures, by name."""
+    async def interval(self, seconds, decks):
+        """As many decks, or more in the time. Its measures, by name."""
         end = time.monotonic() + seconds
         self.requests, self.cpu = 0, 0.0
         await self.many_at_once()
-        while not self.requests or time.monotonic() < end:
+        while decks > 0 or time.monotonic() < end:
             await self.run_deck()
+            decks -= 1
         requests, cpu = self.requests, self.cpu
         await asyncio.sleep(KEEP_ALIVE + 0.2)
         gc.collect()
         resident = int(Path('/proc/self/statm').read_text().split()[1]) * resource.getpagesize()
-        return {'KiB': resident // 1024, 'objects': len(gc.get_objects()),
+        return {'KiB': resident // 1024, 'blocks': sys.getallocatedblocks(),
                 'descriptors': len(os.listdir('/proc/self/fd')),
                 'µs a request': round(cpu / requests * 1e6), 'requests': requests}
 
@@ -265,26 +269,31 @@ async def together(coroutines):
 
 # ------------------------------------------------------------------------------------ judging
 
-async def soak(ports, authority, number, minutes, intervals):
-    load = Load(ports, authority, number)
+async def soak(ports, authority, options):
+    load = Load(ports, authority, options.seed)
     await load.fill()
-    seconds = minutes * 60 / (intervals + 1)
-    await load.interval(seconds)
+    seconds = 0 if options.decks else options.minutes * 60 / (options.intervals + 1)
+    decks = options.decks or 1
+    await load.interval(seconds, decks)
     rows = []
-    for index in range(intervals):
-        rows.append(await load.interval(seconds))
+    for index in range(options.intervals):
+        rows.append(await load.interval(seconds, decks))
         print(f'{index + 1:3}  ' + ', '.join(
             f'{value:,} {name}' for name, value in rows[-1].items()), flush=True)
     await load.close()
     third = max(len(rows) // 3, 1)
-    grown = False
+    grown = []
     for name, (share, besides) in TOLERATED.items():
+        if options.decks and name == 'µs a request':
+            continue
         first, last = (statistics.mean(row[name] for row in part)
                        for part in (rows[:third], rows[-third:]))
         is_more = last > first * (1 + share) + besides
-        grown |= is_more
+        grown += [name] * is_more
         print(f'{"BROKEN" if is_more else "kept"}: {name}: {first:,.0f} in the first third, '
               f'{last:,.0f} in the last; tolerated are {first * (1 + share) + besides:,.0f}')
+    requests = sum(row['requests'] for row in rows) + AT_ONCE * len(rows)
+    print(f'soak.py: {requests} requests, and what has grown: {", ".join(grown) or "nothing"}')
     return grown
 
 
@@ -307,6 +316,7 @@ def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--minutes', type=float, default=1)
+    parser.add_argument('--decks', type=int, metavar='N', help='an interval, in place of minutes')
     parser.add_argument('--intervals', type=int, default=9)
     parser.add_argument('--seed', type=int, default=0)
     parser.add_argument('--loop', choices=('asyncio', 'uvloop'), default='asyncio')
@@ -325,8 +335,7 @@ def main():
             try:
                 ports = json.loads(servers.stdout.readline())
                 with asyncio.Runner(loop_factory=factory) as runner:
-                    grown = runner.run(soak(ports, authority, options.seed, options.minutes,
-                                            options.intervals))
+                    grown = runner.run(soak(ports, authority, options))
             except* HttpError as errors:
                 sys.exit(f'BROKEN: a request that should succeed failed: {first_of(errors)}')
             finally:

@@ -1,7 +1,7 @@
 """Searches for a request that arrives as something else than what was asked for.
 
-    python fuzz/requests.py --seed 1
-    python fuzz/requests.py --minutes 60
+    python fuzz/outgoing.py --seed 1
+    python fuzz/outgoing.py --minutes 60
 
 Methods, URLs, params, headers and bodies are anything and almost right, and these promises are
 kept:
