@@ -191,7 +191,7 @@ empty_async_iterator = streamed(b'')
 
 async def buffered(body: AsyncIterator[bytes]) -> bytes:
     """All of a response body, in memory. Its length is not limited."""
-    if isinstance(body, ResponseBody):
+    if isinstance(body, ReceivedBody):
         # Most small bodies came whole with their heads: two steps of an iterator saved.
         whole = body._take_whole()
         if whole is not None:
@@ -240,6 +240,26 @@ def timeout(loop: Loop, seconds: float) -> Iterator[Callable[[], None]]:
 # ------------------------------------------------------------------------------------ Pool
 #
 # Wires the parts below together, and holds no protocol code.
+
+class ResponseBody(Protocol):
+    """The content of a response, as an async iterator of bytes. A layer may have its own."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        """Itself."""
+
+    def __anext__(self) -> Coroutine[Any, Any, bytes]:
+        """What has arrived, at most `recv_bufsize` bytes."""
+
+    @property
+    def trailers(self) -> Fields:
+        """The fields after a chunked body, as pairs like those of the headers, once it ended."""
+
+    def aclose(self) -> Coroutine[Any, Any, None]:
+        """Close the connection, unless the whole response has arrived."""
+
+
+Response = tuple[bytes, Fields, ResponseBody]
+
 
 class Request(Protocol):
     def __call__(
@@ -538,7 +558,7 @@ async def exchange(
         connection.keep_alive = 0 if is_last else keep_alive
         if connection.tls_session is not None:
             connection.keep_session(connection.tls_session)
-        return response.code, response.fields, ResponseBody(connection, decoder, response.data)
+        return response.code, response.fields, ReceivedBody(connection, decoder, response.data)
     except BaseException as cause:
         connection.close()
         if not isinstance(cause, Exception):
@@ -2393,8 +2413,8 @@ class ChunkedDecoder:
 Decoder = LengthDecoder | CloseDecoder | ChunkedDecoder
 
 
-class ResponseBody:
-    """The content of a response, as an async iterator of bytes.
+class ReceivedBody:
+    """A `ResponseBody`: the content of a response, as an async iterator of bytes.
 
     Read, its connection can be reused after the last byte. Closed with `aclose`, or dropped,
     before that, it closes its connection.
@@ -2417,7 +2437,7 @@ class ResponseBody:
         self.trailers = self._decoder.trailers
         connection.release(self._decoder.has_surplus)
 
-    def __aiter__(self) -> ResponseBody:
+    def __aiter__(self) -> ReceivedBody:
         return self
 
     async def __anext__(self) -> bytes:
@@ -2464,9 +2484,6 @@ class ResponseBody:
     def __del__(self) -> None:
         if self._connection is not None:
             self._connection.close_from_anywhere()
-
-
-Response = tuple[bytes, Fields, ResponseBody]
 
 
 # ------------------------------------------------------------------ connection and waiting

@@ -1133,7 +1133,7 @@ async def see_chunks():
     return inspect.signature(Pool).parameters['recv_bufsize'].default
 
 
-@difference('the type of a body', 'async_generator', 'ResponseBody')
+@difference('the type of a body', 'async_generator', 'ReceivedBody')
 async def see_type_of_body():
     async with Server(Answering(OK)) as server:
         request, close = Pool()

@@ -251,6 +251,43 @@ def short_layer(request: Request) -> Request:
     return inner  # error: return-value
 
 
+class CountedBody:
+    def __init__(self, body: ResponseBody) -> None:
+        self.body = body
+        self.count = 0
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    async def __anext__(self) -> bytes:
+        chunk = await anext(self.body)
+        self.count += len(chunk)
+        return chunk
+
+    async def aclose(self) -> None:
+        await self.body.aclose()
+
+    @property
+    def trailers(self) -> Fields:
+        return self.body.trailers
+
+
+def layer_with_a_body(request: Request) -> Request:
+    async def inner(method: bytes, url: str, *args: Any, **kwargs: Any) -> Response:
+        code, headers, body = await request(method, url, *args, **kwargs)
+        return code, headers, CountedBody(body)
+
+    return inner
+
+
+def layer_without_a_body(request: Request) -> Request:
+    async def inner(method: bytes, url: str, *args: Any, **kwargs: Any) -> Response:
+        code, headers, _ = await request(method, url, *args, **kwargs)
+        return code, headers, chunks()  # error: return-value
+
+    return inner
+
+
 async def resolve(
         host: str, record_type: int, get_logger_adapter: object,
 ) -> Iterable[ipaddress.IPv4Address]:
