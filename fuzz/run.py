@@ -11,9 +11,9 @@ import sys
 import time
 
 # Name, arguments of a share, arguments of all of it. The share of the soak leaves CPU out, which
-# can not be told in a short time on a machine that does other things. mutants.py is not among them:
-# it runs all tests once before its first change, and of a few changes of a part that nobody has
-# gone through yet, one may well be a survivor that is no news.
+# can not be told in a short time on a machine that does other things. mutants.py is not among
+# them: it runs all tests once before its first change, and of a few changes of a part that
+# nobody has gone through yet, one may well be a survivor that is no news.
 SEARCHES = (
     ('cancellation', '--every 36 --seed {seed}', ''),
     ('faults', '--every 81 --seed {seed}', ''),
