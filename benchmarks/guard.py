@@ -80,6 +80,18 @@ async def post(request, path):
     return len(await buffered(body))
 
 
+async def chunks():
+    for _ in range(19):
+        yield b'-' * 1024
+    yield b'-' * 1023 + b'!'
+
+
+async def upload(request, path):
+    headers = ((b'content-type', b'text/plain'), (b'content-length', b'20480'))
+    _, _, body = await request(b'POST', 'http://localhost' + path, headers=headers, body=chunks)
+    return len(await buffered(body))
+
+
 async def stream(request, path):
     _, _, body = await request(b'GET', 'http://localhost' + path)
     length = 0
@@ -92,6 +104,7 @@ async def stream(request, path):
 EXCHANGES = {
     'get': (get, '/small', 100),
     'post': (post, '/small', 100),
+    'upload': (upload, '/small', 100),
     'chunked': (stream, '/chunked', 400),
     'connect': (get, '/close', 100),
 }

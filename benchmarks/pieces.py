@@ -1,0 +1,148 @@
+"""What the pieces cost that a request is made of, in nanoseconds: the ground for what was tried.
+
+    python benchmarks/pieces.py
+
+Each figure is the least of several repetitions, less what an empty loop costs. They tell what a
+piece is worth at most: a small request has some 20,000 ns and more.
+"""
+import asyncio
+import platform
+import select
+import socket
+import sys
+import time
+import timeit
+
+SMALL = b'HTTP/1.1 200 OK\r\n' + b'x-field: of a small response\r\n' * 9 + b'\r\n' + bytes(100)
+LARGE = bytes(131072)
+
+
+class Slotted:
+    __slots__ = ('value',)
+
+    def __init__(self):
+        self.value = 1
+
+
+class Plain:
+    def __init__(self):
+        self.value = 1
+
+    def method(self):
+        pass
+
+
+async def coroutine():
+    pass
+
+
+def function():
+    pass
+
+
+def nanoseconds(statement, names, number=20_000, repeat=15):
+    def least(code):
+        timer = timeit.Timer(code, timer=time.thread_time, globals=names)
+        return min(timer.repeat(repeat, number)) / number
+
+    return (least(statement) - least('pass')) * 1e9
+
+
+def in_a_coroutine(names, statement, number=20_000, repeat=15):
+    """The same for a statement that awaits."""
+    scope = {}
+    exec(f'async def run():\n for _ in range({number}):\n  {statement}\n', names, scope)
+
+    def least():
+        times = []
+        for _ in range(repeat):
+            running = scope['run']()
+            start = time.thread_time()
+            try:
+                running.send(None)
+            except StopIteration:
+                times.append(time.thread_time() - start)
+        return min(times) / number
+
+    return least() * 1e9
+
+
+def closure_read():
+    value = 1
+
+    def read():
+        return value
+
+    return read
+
+
+def socket_pieces():
+    ours, other = socket.socketpair()
+    buffer = bytearray(131072)
+    poller = select.poll()
+    poller.register(ours.fileno(), select.POLLIN)
+    for sock in (ours, other):
+        sock.setblocking(False)
+        for option in (socket.SO_SNDBUF, socket.SO_RCVBUF):
+            sock.setsockopt(socket.SOL_SOCKET, option, 2 ** 20)
+    names = {'ours': ours, 'other': other, 'buffer': buffer, 'view': memoryview(buffer),
+             'poller': poller, 'SMALL': SMALL, 'LARGE': LARGE}
+    with ours, other:
+        for what, data, number in (('a small response', 'SMALL', 5000), ('128 KiB', 'LARGE', 200)):
+            into = nanoseconds(f'other.send({data}); ours.recv_into(buffer)', names, number)
+            for way in ('ours.recv(16384)', 'ours.recv(131072)',
+                        'bytes(view[:ours.recv_into(buffer)])'):
+                if data == 'LARGE' and '16384' in way:
+                    way = 'for _ in range(8): ours.recv(16384)'
+                cost = nanoseconds(f'other.send({data})\n{way}', names, number)
+                yield f'{what}: {way}, more than recv_into alone', cost - into
+        yield 'poll(0) of one socket', nanoseconds('poller.poll(0)', names)
+        yield 'recv(1) that finds nothing', nanoseconds(
+            'try:\n ours.recv(1)\nexcept BlockingIOError:\n pass', names)
+
+
+def pieces(loop):
+    names = {'slotted': Slotted(), 'plain': Plain(), 'read': closure_read(), 'loop': loop,
+             'coroutine': coroutine, 'function': function}
+    yield 'an attribute, with slots', nanoseconds('slotted.value', names)
+    yield 'an attribute, without', nanoseconds('plain.value', names)
+    yield 'a function', nanoseconds('function()', names)
+    yield 'a function that reads its closure', nanoseconds('read()', names)
+    yield 'a method', nanoseconds('plain.method()', names)
+    yield 'a coroutine that does not wait, awaited', in_a_coroutine(names, 'await coroutine()')
+    yield 'a future made, and dropped', nanoseconds('loop.create_future()', names)
+    yield 'the time of the loop', nanoseconds('loop.time()', names)
+    yield from socket_pieces()
+
+
+def turn(loop, number=20_000, repeat=5):
+    """A turn of the loop in which one task goes on."""
+    async def run():
+        for _ in range(number):
+            await asyncio.sleep(0)
+
+    def once():
+        start = time.thread_time()
+        loop.run_until_complete(run())
+        return time.thread_time() - start
+
+    return min(once() for _ in range(repeat)) / number * 1e9
+
+
+def main():
+    print(f'{platform.python_implementation()} {platform.python_version()}, {platform.machine()}')
+    loop = asyncio.new_event_loop()
+    for what, cost in (*pieces(loop), ('a turn of the loop', turn(loop))):
+        print(f'{cost:>9,.0f}  {what}')
+    loop.close()
+    try:
+        import uvloop
+    except ImportError:
+        sys.exit()
+    loop = uvloop.new_event_loop()
+    print(f'{turn(loop):>9,.0f}  a turn of uvloop')
+    loop.close()
+
+
+if __name__ == '__main__':
+    main()
