@@ -2821,7 +2821,7 @@ async def test_a_request_whose_coroutine_is_closed_lets_its_generator_clean_up(c
 class Ending:
     """A body function whose generator has yet to end when the request is closed."""
 
-    def __init__(self, first, goes_on=False, cleanup=0):
+    def __init__(self, first, goes_on=0, cleanup=0):
         self.first = first
         self.goes_on = goes_on
         self.cleanup = cleanup
@@ -2831,8 +2831,11 @@ class Ending:
         self.is_open = True
         try:
             yield self.first
-            with contextlib.suppress(*[asyncio.CancelledError] * self.goes_on):
+            if not self.goes_on:
                 await forever()
+            for _ in range(self.goes_on):
+                with contextlib.suppress(asyncio.CancelledError):
+                    await forever()
             yield b'more'
         finally:
             try:
@@ -2843,8 +2846,9 @@ class Ending:
 
 @pytest.mark.parametrize('is_blocked', [True, False], ids=['blocked', 'waits'])
 @pytest.mark.parametrize('goes_on, cleanup', [
-    pytest.param(False, 0, id='ends'), pytest.param(False, 2, id='awaits-as-it-cleans-up'),
-    pytest.param(True, 0, id='goes-on'), pytest.param(True, 2, id='goes-on-and-cleans-up')])
+    pytest.param(0, 0, id='ends'), pytest.param(0, 2, id='awaits-as-it-cleans-up'),
+    pytest.param(1, 0, id='goes-on'), pytest.param(1, 2, id='goes-on-and-cleans-up'),
+    pytest.param(5, 2, id='goes-on-again-and-again')])
 @on_loops
 async def test_a_request_whose_coroutine_is_closed_ends_its_generator_and_sends_no_more(
         is_blocked, goes_on, cleanup):
