@@ -845,8 +845,8 @@ class Steps:
                 return stop.value
 
     def abandon(self) -> None:
-        """Cancel it where nothing can be awaited, and once more if it awaits as it cleans up."""
-        for _ in range(2):
+        """Cancel it where nothing can be awaited, again if it goes on, but not for ever."""
+        for _ in range(10):
             if not self.is_over:
                 self.must_cancel = True
                 with contextlib.suppress(CancelledError, Exception):
