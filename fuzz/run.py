@@ -10,10 +10,10 @@ import subprocess
 import sys
 import time
 
-# Name, arguments of a share, arguments of all of it. The share of the soak leaves CPU out, which
-# can not be told in a short time on a machine that does other things. mutants.py is not among
-# them: it runs all tests once before its first change, and of a few changes of a part that
-# nobody has gone through yet, one may well be a survivor that is no news.
+# Name, arguments of a share, arguments of all of it. The share of the soak leaves CPU out: that
+# can not be told in a short time, on a machine that does other things. mutants.py has no share: it
+# runs all tests once before its first change, and of a few changes, which are others with each
+# commit, one may survive that the commit has nothing to do with.
 SEARCHES = (
     ('cancellation', '--every 36 --seed {seed}', ''),
     ('faults', '--every 81 --seed {seed}', ''),
