@@ -190,7 +190,10 @@ empty_async_iterator = streamed(b'')
 
 
 async def buffered(body: AsyncIterator[bytes]) -> bytes:
-    """All of a response body, in memory. Its length is not limited."""
+    """All of a response body, in memory. Its length is not limited.
+
+    RuntimeError if it has been read before: it would seem to be empty.
+    """
     if isinstance(body, ReceivedBody):
         # Most small bodies came whole with their heads: two steps of an iterator saved.
         whole = body._take_whole()
@@ -2096,24 +2099,34 @@ def parse_fields(data: bytes, start: int, end: int) -> Fields:
         return ()
     section = data[start:end - 1]
     try:
-        return tuple(map(parse_field_line, section.split(b'\n')))
+        return tuple(map(field_of_line, section.split(b'\n')))
     except ValueError:
         unfolded = OBS_FOLD.sub(b' ', section)
         if unfolded == section:
             raise
-        return tuple(map(parse_field_line, unfolded.split(b'\n')))
+        return tuple(map(field_of_line, unfolded.split(b'\n')))
 
 
-# Most lines of a response are those of the last one from there: to parse each line only once
-# halves the cost of a small response. What is kept is bounded by max_header_length a line.
-@lru_cache(maxsize=MAX_FIELD_LINES)
-def parse_field_line(line: bytes) -> tuple[bytes, bytes]:
-    match = FIELD_LINE.fullmatch(line)
-    if match is None:
-        raise ValueError(
-            f'bad field line: expected a token, ":" and a value, got {shown(line)}')
-    name, value = match.groups()
-    return name.lower(), value
+class FieldLines(dict[bytes, tuple[bytes, bytes]]):
+    """What is known of lines, which are parsed when they are asked for first.
+
+    Most lines of a response are those of the last one from there: to parse each line only once
+    halves the cost of a small response. What is kept is bounded by max_header_length a line.
+    """
+
+    def __missing__(self, line: bytes) -> tuple[bytes, bytes]:
+        match = FIELD_LINE.fullmatch(line)
+        if match is None:
+            raise ValueError(
+                f'bad field line: expected a token, ":" and a value, got {shown(line)}')
+        name, value = match.groups()
+        if len(self) >= MAX_FIELD_LINES:
+            self.clear()
+        self[line] = field = name.lower(), value
+        return field
+
+
+field_of_line = FieldLines().__getitem__
 
 
 class ResponseHead:
@@ -2133,8 +2146,10 @@ class ResponseHead:
         self.interims = 0
         self.is_continued = False
         self.is_done = False
-        self.code = self.minor = b''
-        self.fields: Fields = ()
+        # Once it is done.
+        self.code: bytes
+        self.minor: bytes
+        self.fields: Fields
 
     def feed(self, more: bytes) -> None:
         if not more:
@@ -2428,7 +2443,8 @@ class ReceivedBody:
         self._connection: Connection | None = connection
         self._decoder = decoder
         self._error: HttpError | None = None
-        self._chunk = decoder.feed(data)
+        # What has arrived and was not asked for yet. None when it has been read, or closed.
+        self._chunk: bytes | None = decoder.feed(data)
         if decoder.is_done:
             self._finish(connection)
 
@@ -2444,6 +2460,7 @@ class ReceivedBody:
         chunk, self._chunk = self._chunk, b''
         while not chunk:
             if self._connection is None:
+                self._chunk = None
                 if self._error is not None:
                     raise self._error
                 raise StopAsyncIteration
@@ -2471,12 +2488,15 @@ class ReceivedBody:
         """All that is left of the body if it has arrived, or else None."""
         if self._connection is not None or self._error is not None:
             return None
-        chunk, self._chunk = self._chunk, b''
+        if self._chunk is None:
+            raise RuntimeError('the response body has been read, or closed: it can be read once, '
+                               'so keep what buffered() returns')
+        chunk, self._chunk = self._chunk, None
         return chunk
 
     async def aclose(self) -> None:
         """Close the connection, unless the whole response has arrived."""
-        self._chunk = b''
+        self._chunk = None
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()
@@ -2602,14 +2622,14 @@ class Connection:
         try:
             self.sock.connect(address)
         except BlockingIOError:
-            # A peer on the same machine has most often accepted already.
+            # A peer on the same machine has most often accepted already. A failure waits for the
+            # loop, or who tries again and again would leave no turn to others.
             self.poller.register(self.fd, select.POLLOUT)
-            is_writable = bool(self.poller.poll(0))
+            events = self.poller.poll(0)
             self.poller.register(self.fd, select.POLLIN)
-            if not is_writable:
+            if events != [(self.fd, select.POLLOUT)]:
                 self.start_writing()
                 return False
-            self.check_connected()
         return True
 
     def check_connected(self) -> None:
@@ -2683,7 +2703,8 @@ class Connection:
             else:
                 deadline = 0.0
                 self.has_sent = self.has_written = True
-                self.burst += count
+                # The smallest send takes its time, too.
+                self.burst += count + 1024
                 if self.burst >= MAX_BURST:
                     await self.take_turns()
                 if count == len(data):
