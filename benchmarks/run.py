@@ -376,11 +376,14 @@ def draw_bars(results, names, key, factor, title, footer, path):
         values = [median(results, client, name, key) * factor for client in clients]
         colors = ['#999999' if client == 'floor' else '#d62728' if client == 'lowhaio' else
                   '#9ecae1' for client in clients]
-        bars = axes.barh(clients, values, color=colors)
-        axes.bar_label(bars, [f'{value:,.0f}' for value in values], padding=2, fontsize=7)
+        # Or the longest would leave no room to tell the others apart
+        longest = min(max(values), 5 * statistics.median(values))
+        bars = axes.barh(clients, [min(value, longest) for value in values], color=colors)
+        axes.bar_label(bars, [f'{value:,.0f}' + (' (cut short)' if value > longest else '')
+                              for value in values], padding=2, fontsize=7)
         axes.set_title(name, fontsize=9)
         axes.invert_yaxis()
-        axes.margins(x=0.2)
+        axes.margins(x=0.35)
         axes.set_xticks([])
         axes.tick_params(axis='y', labelsize=7)
         axes.spines[['top', 'right', 'bottom']].set_visible(False)
