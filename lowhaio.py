@@ -190,15 +190,17 @@ empty_async_iterator = streamed(b'')
 
 
 async def buffered(body: AsyncIterator[bytes]) -> bytes:
-    """All of a response body, in memory. Its length is not limited.
+    """All that is left of a response body, in memory. Its length is not limited.
 
-    RuntimeError if it has been read before: it would seem to be empty.
+    RuntimeError if this has been asked for before: it would seem to be empty.
     """
     if isinstance(body, ReceivedBody):
         # Most small bodies came whole with their heads: two steps of an iterator saved.
         whole = body._take_whole()
-        if whole is not None:
-            return whole
+        if whole is None:
+            whole = b''.join([chunk async for chunk in body])
+            body._chunk = None
+        return whole
     return b''.join([chunk async for chunk in body])
 
 
@@ -2443,7 +2445,7 @@ class ReceivedBody:
         self._connection: Connection | None = connection
         self._decoder = decoder
         self._error: HttpError | None = None
-        # What has arrived and was not asked for yet. None when it has been read, or closed.
+        # What has arrived and was not asked for yet. None once all has been asked for at once.
         self._chunk: bytes | None = decoder.feed(data)
         if decoder.is_done:
             self._finish(connection)
@@ -2457,10 +2459,11 @@ class ReceivedBody:
         return self
 
     async def __anext__(self) -> bytes:
-        chunk, self._chunk = self._chunk, b''
+        chunk = self._chunk
+        if chunk:
+            self._chunk = b''
         while not chunk:
             if self._connection is None:
-                self._chunk = None
                 if self._error is not None:
                     raise self._error
                 raise StopAsyncIteration
@@ -2489,14 +2492,14 @@ class ReceivedBody:
         if self._connection is not None or self._error is not None:
             return None
         if self._chunk is None:
-            raise RuntimeError('the response body has been read, or closed: it can be read once, '
-                               'so keep what buffered() returns')
+            raise RuntimeError('the response body has been read: it can be read once, so keep '
+                               'what buffered() returned')
         chunk, self._chunk = self._chunk, None
         return chunk
 
     async def aclose(self) -> None:
         """Close the connection, unless the whole response has arrived."""
-        self._chunk = None
+        self._chunk = b''
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.close()

@@ -342,8 +342,8 @@ async def test_buffered_joins_the_chunks_of_any_async_iterator():
 
 
 async def read_before(body):
-    with pytest.raises(RuntimeError, match='^the response body has been read, or closed: it can '
-                                           r'be read once, so keep what buffered\(\) returns$'):
+    with pytest.raises(RuntimeError, match='^the response body has been read: it can be read '
+                                           r'once, so keep what buffered\(\) returned$'):
         await buffered(body)
 
 
@@ -4109,6 +4109,10 @@ async def test_a_body_is_its_own_iterator_and_stays_ended():
         for _ in range(2):
             with pytest.raises(StopAsyncIteration):
                 await anext(body)
+        assert await buffered(body) == b''
+        await read_before(body)
+        with pytest.raises(StopAsyncIteration):
+            await anext(body)
         await read_before(body)
 
 
@@ -4264,7 +4268,7 @@ async def test_a_body_closed_unfinished_closes_its_connection():
                 await body.aclose()
                 with pytest.raises(StopAsyncIteration):
                     await anext(body)
-                await read_before(body)
+                assert await buffered(body) == b''
                 assert body.trailers == ()
             await until(lambda script=script: script.closed)
 
@@ -13398,8 +13402,10 @@ def test_a_pool_that_was_not_closed_is_warned_of_as_the_readme_says(loop_name, p
 
 
 DOWNLOAD = '''
-import asyncio, sys
+import asyncio, signal, sys
 from lowhaio import Pool
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
 
 async def main():
     request, close = Pool()

@@ -217,7 +217,7 @@ class Difference(NamedTuple):
 
 BARE_LF = rb'(?<!\r)\n'
 FOLD = rb'\n[ \t]'
-NO_BODY = rb'^HEAD |HTTP/1\.[01] (204|304)'
+NO_BODY = rb'^HEAD |HTTP/1\.[01] (1[0-9]{2}|204|304)'
 CODE_BELOW_100 = rb'HTTP/1\.[01] 0'
 CODES = 'any three digits are a status code: what it means is for the caller'
 CODING = rb'(?i)\ntransfer-encoding:'
