@@ -557,13 +557,18 @@ async def exchange(
                 await read_head(connection, response, deadline)
         connection.response = NO_RESPONSE
         connection.phase = 'reading the response body'
-        decoder, keep_alive = frame(method, response, connection.settings)
+        received = connection.known = response.head
+        if received.method != method:
+            received.framing = frame(method, received, connection.settings)
+            received.method = method
+        make_decoder, arguments, keep_alive = received.framing
         is_last = (declared.close or not is_sent
                    or connection.requests >= connection.settings.max_requests)
         connection.keep_alive = 0 if is_last else keep_alive
         if connection.tls_session is not None:
             connection.keep_session(connection.tls_session)
-        return response.code, response.fields, ReceivedBody(connection, decoder, response.data)
+        decoder = make_decoder(*arguments)
+        return received.code, received.fields, ReceivedBody(connection, decoder, response.data)
     except BaseException as cause:
         connection.close()
         if not isinstance(cause, Exception):
@@ -2131,27 +2136,46 @@ class FieldLines(dict[bytes, tuple[bytes, bytes]]):
 field_of_line = FieldLines().__getitem__
 
 
+class Head:
+    """Status line and fields of a response, and what they say of its body."""
+
+    __slots__ = ('data', 'minor', 'code', 'fields', 'method', 'framing')
+
+    def __init__(self, data: bytes, minor: bytes, code: bytes, fields: Fields) -> None:
+        self.data = data
+        self.minor = minor
+        self.code = code
+        self.fields = fields
+        # For a request of that method.
+        self.method = b''
+        self.framing: Framing
+
+
 class ResponseHead:
-    """Status line and fields of the first response that is not interim (RFC 9110 15.2)."""
+    """Receives the head of the first response that is not interim (RFC 9110 15.2).
 
-    __slots__ = ('limit', 'may_upgrade', 'data', 'searched', 'fields_at', 'interims',
-                 'is_continued', 'is_done', 'code', 'minor', 'fields')
+    A head that comes again, byte by byte, is not parsed again.
+    """
 
-    def __init__(self, limit: int, may_upgrade: bool) -> None:
+    __slots__ = ('limit', 'may_upgrade', 'known', 'data', 'searched', 'fields_at', 'minor',
+                 'code', 'interims', 'is_continued', 'is_done', 'head')
+
+    def __init__(self, limit: int, may_upgrade: bool, known: Head | None) -> None:
         self.limit = limit
         self.may_upgrade = may_upgrade
+        # The last one of the connection.
+        self.known = known
         # The bytes that have not been used; in the end those after the head.
         self.data = b''
         self.searched = 0
         # Where the fields begin, once the status line has arrived.
         self.fields_at = 0
+        self.minor = self.code = b''
         self.interims = 0
         self.is_continued = False
         self.is_done = False
         # Once it is done.
-        self.code: bytes
-        self.minor: bytes
-        self.fields: Fields
+        self.head: Head
 
     def feed(self, more: bytes) -> None:
         if not more:
@@ -2159,6 +2183,10 @@ class ResponseHead:
                            + (shown(self.data) if self.data else 'no byte of it'))
         while more:
             data = self.data + more if self.data else more
+            known = self.known
+            if known is not None and data.startswith(known.data):
+                self.finish(known, data[len(known.data):])
+                return
             if not self.fields_at and LF in more:
                 line_end = data.index(LF)
                 if line_end < self.limit:
@@ -2172,16 +2200,20 @@ class ResponseHead:
                 self.searched = max(len(data) - 3, 0)
                 self.data = data
                 return
-            self.fields = parse_fields(data, self.fields_at, end)
+            fields = parse_fields(data, self.fields_at, end)
             more = data[body:]
             if not self.code.startswith(b'1') or self.code == b'101':
                 if self.code == b'101' and not self.may_upgrade:
                     raise ValueError(
                         'got 101 Switching Protocols, but the request had no upgrade')
-                self.data = more
-                self.is_done = True
+                self.finish(Head(data[:body], self.minor, self.code, fields), more)
                 return
             self.start_again()
+
+    def finish(self, head: Head, rest: bytes) -> None:
+        self.head = head
+        self.data = rest
+        self.is_done = True
 
     def start_again(self) -> None:
         """After an interim response."""
@@ -2216,14 +2248,15 @@ FIRST_CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\r\n\x00]*)?\r\n
 NEXT_CHUNK_LINE = re.compile(rb'\r\n' + FIRST_CHUNK_LINE.pattern)
 
 
-def frame(method: bytes, response: ResponseHead, settings: Settings) -> tuple[Decoder, float]:
-    """The decoder of the body, and how long the connection may idle afterwards, in seconds."""
+def frame(method: bytes, head: Head, settings: Settings) -> Framing:
+    """What makes the decoder of the body, its arguments, and how long the connection may idle
+    afterwards, in seconds."""
     length: int | None = None
     codings: list[bytes] = []
-    code, minor = response.code, response.minor
+    code, minor = head.code, head.minor
     persists = minor == b'1'
     keep_alive = settings.keep_alive_timeout
-    for name, value in response.fields:
+    for name, value in head.fields:
         if name in FRAMING:
             if name == b'content-length':
                 length = parse_length(value, length)
@@ -2243,21 +2276,21 @@ def frame(method: bytes, response: ResponseHead, settings: Settings) -> tuple[De
         keep_alive = 0
     # RFC 9112 6.3, 1: no body, whatever the fields say.
     if method == b'HEAD' or code == b'204' or code == b'304':
-        return LengthDecoder(0), keep_alive
+        return LengthDecoder, (0,), keep_alive
     # 6.3, 2: a switched protocol has an end of its own. (CONNECT is never sent.)
     if code == b'101':
-        return CloseDecoder(), 0
+        return CloseDecoder, (), 0
     # 6.3, 3 and 4: chunked is stronger than a length.
     if codings:
         if codings != [b'chunked']:
             raise ValueError('bad transfer-encoding: expected chunked, got '
                              f'{shown(b", ".join(codings))}')
-        return ChunkedDecoder(settings.max_header_length), keep_alive
+        return ChunkedDecoder, (settings.max_header_length,), keep_alive
     # 6.3, 5 and 6.
     if length is not None:
-        return LengthDecoder(length), keep_alive
+        return LengthDecoder, (length,), keep_alive
     # 6.3, 8.
-    return CloseDecoder(), 0
+    return CloseDecoder, (), 0
 
 
 def has_token(value: bytes, token: bytes) -> bool:
@@ -2428,6 +2461,7 @@ class ChunkedDecoder:
 
 
 Decoder = LengthDecoder | CloseDecoder | ChunkedDecoder
+Framing = tuple[Callable[..., Decoder], tuple[int, ...], float]
 
 
 class ReceivedBody:
@@ -2519,7 +2553,7 @@ class ReceivedBody:
 # is a deadline that is stored at each wait, and one timer that looks at it now and then.
 
 WANT_READ = (BlockingIOError, ssl.SSLWantReadError)
-NO_RESPONSE = ResponseHead(0, may_upgrade=False)
+NO_RESPONSE = ResponseHead(0, may_upgrade=False, known=None)
 
 
 def wake(waiter: asyncio.Future[None]) -> None:
@@ -2566,8 +2600,8 @@ class Connection:
         'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'where', 'settings', 'connections',
         'share', 'tls_session', 'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
         'deadline', 'timer', 'timer_at', 'is_idle', 'keep_alive',
-        'requests', 'method', 'phase', 'response', 'has_sent', 'has_written', 'has_started',
-        'is_watching', 'has_news', 'watcher', 'burst', 'is_full')
+        'requests', 'method', 'phase', 'response', 'known', 'has_sent', 'has_written',
+        'has_started', 'is_watching', 'has_news', 'watcher', 'burst', 'is_full')
 
     def __init__(self, loop: Loop, sock: socket.socket, origin: Origin, peer: str, where: str,
                  settings: Settings, connections: Connections) -> None:
@@ -2604,6 +2638,8 @@ class Connection:
         self.method = b''
         self.phase = ''
         self.response = NO_RESPONSE
+        # The last head that came.
+        self.known: Head | None = None
         self.has_sent = False
         self.has_written = False
         self.has_started = False
@@ -2677,7 +2713,8 @@ class Connection:
         self.method = method
         self.requests += 1
         self.has_sent = self.has_written = self.has_started = self.has_news = False
-        self.response = response = ResponseHead(self.settings.max_header_length, may_upgrade)
+        self.response = response = ResponseHead(
+            self.settings.max_header_length, may_upgrade, self.known)
         return response
 
     async def send(self, data: bytes | memoryview) -> None:
@@ -2739,7 +2776,7 @@ class Connection:
             self.start_writing()
         else:
             self.is_watching = False
-            if self.response.code >= b'300':
+            if self.response.head.code >= b'300':
                 raise EarlyResponse
         self.phase = phase
 

@@ -4195,6 +4195,46 @@ WHOLE = {
 }
 
 
+OK_AGAIN = OK[:-2] + b'no'
+AGAIN = {
+    # Method, response, code, body: over one connection, which remembers the last head.
+    'the same': [(b'GET', OK, b'200', b'ok'), (b'GET', OK_AGAIN, b'200', b'no')],
+    'for another method': [
+        (b'GET', OK, b'200', b'ok'), (b'HEAD', OK[:-2], b'200', b''), (b'GET', OK, b'200', b'ok')],
+    'after an interim one': [
+        (b'GET', OK, b'200', b'ok'), (b'GET', CONTINUE + OK_AGAIN, b'200', b'no')],
+    'the other line end': [
+        (b'GET', OK, b'200', b'ok'), (b'GET', OK.replace(b'\r\n', b'\n'), b'200', b'ok')],
+    'a longer one': [
+        (b'GET', with_length(), b'200', b'ok'), (b'GET', with_length(b'a: b'), b'200', b'ok'),
+        (b'GET', with_length(), b'200', b'ok')],
+    'another code': [
+        (b'GET', with_length(), b'200', b'ok'),
+        (b'GET', with_length(start=b'HTTP/1.1 404 OK'), b'404', b'ok')],
+    'chunked': [
+        (b'GET', chunked(b'2\r\nok\r\n0\r\n\r\n'), b'200', b'ok'),
+        (b'GET', chunked(b'1\r\n!\r\n0\r\n\r\n'), b'200', b'!')],
+}
+
+
+@pytest.mark.parametrize('exchanges', AGAIN.values(), ids=AGAIN)
+@pytest.mark.parametrize('is_cut', [False, True], ids=['whole', 'byte by byte'])
+@on_one_loop
+async def test_a_head_that_comes_again_is_taken_for_what_it_is(exchanges, is_cut):
+    async def script(peer):
+        for _, response, _, _ in exchanges:
+            await peer.read_head()
+            await peer.send(*([bytes([byte]) for byte in response] if is_cut else [response]))
+        assert await peer.closed() == b''
+
+    async with Server(script) as server, pool() as request:
+        for method, response, code, content in exchanges:
+            got, headers, body = await request(method, server.url)
+            assert (got, await buffered(body)) == (code, content)
+            assert (b'a', b'b') in headers or b'a: b' not in response
+        assert len(server.peers) == 1
+
+
 @on_loops
 async def test_more_different_fields_than_are_remembered():
     fields = tuple((b'a-%d' % number, b'%d' % number) for number in range(1000))

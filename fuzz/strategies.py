@@ -247,6 +247,8 @@ DIFFERENCES = (
                'equal lengths are one (RFC 9110 8.6)'),
     Difference('httptools', '^refused: Invalid character in chunk ext', rb'[0-9A-Fa-f][ \t]*;',
                'chunk extensions are skipped, whatever is in them but CR, LF and NUL'),
+    Difference('httptools', '^refused: Invalid character in chunk size', rb'[0-9A-Fa-f][ \t]+;',
+               'white space before a chunk extension is allowed (RFC 9112 7.1.1)'),
     Difference('h11', '^refused: illegal chunk header', rb'[0-9A-Fa-f][ \t]+;',
                'white space before a chunk extension is allowed (RFC 9112 7.1.1)'),
     Difference('h11', '^refused: .*(Transfer-Encoding|Content-Length)',
