@@ -70,6 +70,10 @@ MAX_FRAMING_OVERHEAD_RATIO = 16
 # is some 0.1 ms of copying), shorter costs throughput.
 MAX_BURST = 384 * 1024
 
+# Asked for by one read, in bytes. From 128 KiB on, glibc and musl take memory from the system for
+# each read, and give it back.
+RECV_BUFSIZE = 120 * 1024
+
 # How much of a first chunk is copied to leave in one send with the head.
 MAX_JOINED_CHUNK = 64 * 1024
 
@@ -79,6 +83,9 @@ MAX_NAMES = 1024
 # Lines of response heads that are remembered with what they say.
 MAX_FIELD_LINES = 512
 MAX_STATUS_LINES = 64
+
+# The content of a TLS record, in bytes (RFC 8446 5.1).
+MAX_TLS_RECORD = 16 * 1024
 
 # Longer times are taken for mistakes: some thirty years.
 MAX_SECONDS = 1e9
@@ -335,7 +342,7 @@ def Pool(
         get_ssl_context: Callable[[], ssl.SSLContext] = get_ssl_context_default,
         http_version: bytes = b'HTTP/1.1',
         keep_alive_timeout: float = 15,
-        recv_bufsize: int = 131072,
+        recv_bufsize: int = RECV_BUFSIZE,
         max_header_length: int = 16384,
         socket_timeout: float = 10,
         max_connections: int | None = None,
@@ -546,18 +553,19 @@ async def exchange(
             is_sent = True
         else:
             is_sent = await send_with_body(
-                connection, head, declared, body, body_args, body_kwargs)
+                connection, response, head, declared, body, body_args, body_kwargs)
         if not response.is_done:
             connection.phase = READING_HEAD
             deadline = connection.in_time()
             if not connection.has_started:
                 # Nothing can have come yet: a read would find nothing.
-                response.feed(await connection.wait_data(deadline))
+                await connection.wait_data(deadline)
             if not response.is_done:
                 await read_head(connection, response, deadline)
-        connection.response = NO_RESPONSE
         connection.phase = 'reading the response body'
-        received = connection.known = response.head
+        received = response.head
+        if received is not response.known:
+            remember(connection.connections.heads, connection.origin.name, received)
         if received.method != method:
             received.framing = frame(method, received, connection.settings)
             received.method = method
@@ -1041,7 +1049,7 @@ class Share:
 
 class Connections:
     __slots__ = ('max_connections', 'max_per_origin', 'pool_timeout', 'shares', 'opened',
-                 'places', 'idle', 'queue', 'tickets', 'sessions', 'is_closed')
+                 'places', 'idle', 'queue', 'tickets', 'sessions', 'heads', 'is_closed')
 
     def __init__(self, max_connections: int | None, max_connections_per_origin: int | None,
                  pool_timeout: float | None) -> None:
@@ -1060,7 +1068,9 @@ class Connections:
         # of the first of these.
         self.queue: list[tuple[float, Share]] = []
         self.tickets: Iterator[float] = itertools.count()
+        # By the name of the origin: what its next responses may have in common with the last.
         self.sessions: dict[str, TlsSession] = {}
+        self.heads: dict[str, Head] = {}
         self.is_closed = False
 
     def share(self, origin: Origin) -> Share:
@@ -2001,13 +2011,13 @@ class RequestBody(Steps):
 
 
 async def send_with_body(
-        connection: Connection, head: bytes, declared: Declared,
+        connection: Connection, response: ResponseHead, head: bytes, declared: Declared,
         body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
         body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> bool:
     """Send all of it, or as much as the server wants: False if it answers before the end."""
     if declared.expects and declared.has_body:
         await connection.send(head)
-        if await is_answered(connection):
+        if await is_answered(connection, response):
             return False
         head = b''
     request_body = RequestBody(connection, head, body, body_args, body_kwargs, declared)
@@ -2032,14 +2042,13 @@ async def send_with_body(
         connection.stop_watching()
 
 
-async def is_answered(connection: Connection) -> bool:
+async def is_answered(connection: Connection, response: ResponseHead) -> bool:
     """Wait for 100 Continue, but not for long. A final response may come instead."""
     connection.phase = 'waiting for 100 Continue'
-    response = connection.response
     deadline = min(connection.loop.time() + CONTINUE_TIMEOUT, connection.in_time())
     with contextlib.suppress(TimeoutError):
         while not response.is_continued and not response.is_done:
-            response.feed(await connection.read(deadline))
+            await connection.read(deadline)
     return response.is_done
 
 
@@ -2049,8 +2058,8 @@ def hear_out(connection: Connection, error: OSError) -> Exception:
     Not when no send has succeeded: what came then is no response to this request.
     """
     try:
-        while not connection.response.is_done:
-            connection.response.feed(connection.receive())
+        while not connection.receiver.is_done:
+            connection.receive()
     except ssl.SSLError as said:
         return said if 'ALERT' in (said.reason or '') else error
     except (OSError, EOFError, ValueError):
@@ -2163,7 +2172,7 @@ class ResponseHead:
     def __init__(self, limit: int, may_upgrade: bool, known: Head | None) -> None:
         self.limit = limit
         self.may_upgrade = may_upgrade
-        # The last one of the connection.
+        # The last one of the origin.
         self.known = known
         # The bytes that have not been used; in the end those after the head.
         self.data = b''
@@ -2178,9 +2187,6 @@ class ResponseHead:
         self.head: Head
 
     def feed(self, more: bytes) -> None:
-        if not more:
-            raise EOFError('the peer closed the connection, after '
-                           + (shown(self.data) if self.data else 'no byte of it'))
         while more:
             data = self.data + more if self.data else more
             known = self.known
@@ -2210,6 +2216,10 @@ class ResponseHead:
                 return
             self.start_again()
 
+    def feed_end(self) -> None:
+        raise EOFError('the peer closed the connection, after '
+                       + (shown(self.data) if self.data else 'no byte of it'))
+
     def finish(self, head: Head, rest: bytes) -> None:
         self.head = head
         self.data = rest
@@ -2232,7 +2242,7 @@ async def read_head(connection: Connection, response: ResponseHead, deadline: fl
         if response.interims > interims:
             interims = response.interims
             deadline = connection.in_time()
-        response.feed(await connection.read(deadline))
+        await connection.read(deadline)
 
 
 # ------------------------------------------------------------------------ framing and body
@@ -2481,6 +2491,7 @@ class ReceivedBody:
         self._error: HttpError | None = None
         # What has arrived and was not asked for yet. None once all has been asked for at once.
         self._chunk: bytes | None = decoder.feed(data)
+        connection.receiver = decoder
         if decoder.is_done:
             self._finish(connection)
 
@@ -2506,8 +2517,7 @@ class ReceivedBody:
 
     async def _read(self, connection: Connection) -> bytes:
         try:
-            data = await connection.read()
-            chunk = self._decoder.feed(data) if data else self._decoder.feed_end()
+            chunk: bytes = await connection.read()
             if self._decoder.is_done:
                 self._finish(connection)
             return chunk
@@ -2553,7 +2563,6 @@ class ReceivedBody:
 # is a deadline that is stored at each wait, and one timer that looks at it now and then.
 
 WANT_READ = (BlockingIOError, ssl.SSLWantReadError)
-NO_RESPONSE = ResponseHead(0, may_upgrade=False, known=None)
 
 
 def wake(waiter: asyncio.Future[None]) -> None:
@@ -2600,8 +2609,8 @@ class Connection:
         'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'where', 'settings', 'connections',
         'share', 'tls_session', 'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
         'deadline', 'timer', 'timer_at', 'is_idle', 'keep_alive',
-        'requests', 'method', 'phase', 'response', 'known', 'has_sent', 'has_written',
-        'has_started', 'is_watching', 'has_news', 'watcher', 'burst', 'is_full')
+        'requests', 'method', 'phase', 'receiver', 'has_sent', 'has_written', 'has_started',
+        'is_watching', 'has_news', 'watcher', 'burst', 'recv_bufsize', 'is_full')
 
     def __init__(self, loop: Loop, sock: socket.socket, origin: Origin, peer: str, where: str,
                  settings: Settings, connections: Connections) -> None:
@@ -2623,7 +2632,7 @@ class Connection:
         # Until the first response.
         self.tls_session: TlsSession | None = None
         # What waits for the socket to be readable and writable. It may be one future.
-        self.data_waiter: asyncio.Future[bytes] | None = None
+        self.data_waiter: asyncio.Future[Any] | None = None
         self.reader: asyncio.Future[None] | None = None
         self.writer: asyncio.Future[None] | None = None
         self.is_reading = False
@@ -2637,9 +2646,7 @@ class Connection:
         self.requests = 0
         self.method = b''
         self.phase = ''
-        self.response = NO_RESPONSE
-        # The last head that came.
-        self.known: Head | None = None
+        self.receiver: ResponseHead | Decoder
         self.has_sent = False
         self.has_written = False
         self.has_started = False
@@ -2648,6 +2655,9 @@ class Connection:
         self.has_news = False
         self.watcher: asyncio.Future[None] | None = None
         self.burst = 0
+        # Over TLS, a read gives one record at most.
+        self.recv_bufsize = min(settings.recv_bufsize, MAX_TLS_RECORD) if origin.is_tls else \
+            settings.recv_bufsize
         self.is_full = False
         connections.opened.add(self)
 
@@ -2713,8 +2723,9 @@ class Connection:
         self.method = method
         self.requests += 1
         self.has_sent = self.has_written = self.has_started = self.has_news = False
-        self.response = response = ResponseHead(
-            self.settings.max_header_length, may_upgrade, self.known)
+        self.receiver = response = ResponseHead(
+            self.settings.max_header_length, may_upgrade,
+            self.connections.heads.get(self.origin.name))
         return response
 
     async def send(self, data: bytes | memoryview) -> None:
@@ -2753,7 +2764,7 @@ class Connection:
 
     def start_watching(self) -> None:
         """For a response that comes while the body is being sent."""
-        self.is_watching = not self.response.is_done
+        self.is_watching = not self.receiver.is_done
         if self.is_watching and not self.is_reading:
             self.start_reading()
 
@@ -2768,20 +2779,20 @@ class Connection:
         self.has_news = False
         phase, self.phase = self.phase, READING_HEAD
         try:
-            while not self.response.is_done:
-                self.response.feed(self.receive())
+            while not self.receiver.is_done:
+                self.receive()
         except WANT_READ:
             self.start_reading()
         except ssl.SSLWantWriteError:
             self.start_writing()
         else:
             self.is_watching = False
-            if self.response.head.code >= b'300':
+            if isinstance(self.receiver, ResponseHead) and self.receiver.head.code >= b'300':
                 raise EarlyResponse
         self.phase = phase
 
-    async def read(self, deadline: float | None = None) -> bytes:
-        """What is there, or what comes first; `b''` at the end."""
+    async def read(self, deadline: float | None = None) -> Any:
+        """What the receiver makes of what is there, or of what comes first."""
         if self.burst >= MAX_BURST:
             await self.take_turns()
         if self.fd < 0:
@@ -2790,24 +2801,22 @@ class Connection:
             raise RuntimeError('the body is being read by another task')
         try:
             # Not through the loop: TLS may hold bytes that a selector can not see.
-            data = self.receive()
+            return self.receive()
         except WANT_READ:
-            data = await self.wait_data(deadline or self.in_time())
+            pass
         except ssl.SSLWantWriteError:
             self.start_writing()
-            data = await self.wait_data(deadline or self.in_time())
-        else:
-            # The smallest read takes its time, too.
-            self.burst += len(data) + 1024
-        return data
+        return await self.wait_data(deadline or self.in_time())
 
-    def receive(self) -> bytes:
-        size = self.settings.recv_bufsize
-        data = self.sock.recv(size)
-        self.is_full = len(data) == size
-        if data:
-            self.has_started = True
-        return data
+    def receive(self) -> Any:
+        data = self.sock.recv(self.recv_bufsize)
+        self.is_full = len(data) == self.recv_bufsize
+        if not data:
+            return self.receiver.feed_end()
+        self.has_started = True
+        # The smallest read takes its time, too.
+        self.burst += len(data) + 1024
+        return self.receiver.feed(data)
 
     async def take_turns(self) -> None:
         """Give other tasks theirs: this one has moved many bytes without waiting."""
@@ -2868,7 +2877,7 @@ class Connection:
     def in_time(self) -> float:
         return self.loop.time() + self.settings.socket_timeout
 
-    def wait_data(self, deadline: float) -> asyncio.Future[bytes]:
+    def wait_data(self, deadline: float) -> asyncio.Future[Any]:
         if not self.is_reading:
             self.start_reading()
         self.set_deadline(deadline)
@@ -2933,11 +2942,11 @@ class Connection:
             if waiter is not None:
                 wake(waiter)
 
-    def deliver(self, waiter: asyncio.Future[bytes]) -> None:
+    def deliver(self, waiter: asyncio.Future[Any]) -> None:
         """Read for whoever waits: until it runs, the loop would find the same bytes again."""
+        self.burst = 0
         try:
-            data = self.receive()
-            self.burst = len(data)
+            received = self.receive()
         except WANT_READ:
             return
         except ssl.SSLWantWriteError:
@@ -2950,7 +2959,7 @@ class Connection:
                 waiter.set_exception(error)
         else:
             if not waiter.done():
-                waiter.set_result(data)
+                waiter.set_result(received)
         self.data_waiter = None
 
     def on_writable(self) -> None:

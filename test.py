@@ -4197,7 +4197,7 @@ WHOLE = {
 
 OK_AGAIN = OK[:-2] + b'no'
 AGAIN = {
-    # Method, response, code, body: over one connection, which remembers the last head.
+    # Method, response, code, body: of one origin, whose last head is remembered.
     'the same': [(b'GET', OK, b'200', b'ok'), (b'GET', OK_AGAIN, b'200', b'no')],
     'for another method': [
         (b'GET', OK, b'200', b'ok'), (b'HEAD', OK[:-2], b'200', b''), (b'GET', OK, b'200', b'ok')],
@@ -4219,20 +4219,26 @@ AGAIN = {
 
 @pytest.mark.parametrize('exchanges', AGAIN.values(), ids=AGAIN)
 @pytest.mark.parametrize('is_cut', [False, True], ids=['whole', 'byte by byte'])
+@pytest.mark.parametrize('is_kept', [False, True], ids=['many connections', 'one connection'])
 @on_one_loop
-async def test_a_head_that_comes_again_is_taken_for_what_it_is(exchanges, is_cut):
+async def test_a_head_that_comes_again_is_taken_for_what_it_is(exchanges, is_cut, is_kept):
+    responses = iter(exchanges)
+
     async def script(peer):
-        for _, response, _, _ in exchanges:
+        for _, response, _, _ in responses:
             await peer.read_head()
             await peer.send(*([bytes([byte]) for byte in response] if is_cut else [response]))
+            if not is_kept:
+                break
         assert await peer.closed() == b''
 
-    async with Server(script) as server, pool() as request:
+    options = {} if is_kept else {'keep_alive_timeout': 0}
+    async with Server(script) as server, pool(**options) as request:
         for method, response, code, content in exchanges:
             got, headers, body = await request(method, server.url)
             assert (got, await buffered(body)) == (code, content)
             assert (b'a', b'b') in headers or b'a: b' not in response
-        assert len(server.peers) == 1
+        assert len(server.peers) == (1 if is_kept else len(exchanges))
 
 
 @on_loops

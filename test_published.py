@@ -1128,7 +1128,7 @@ async def see_cut_off():
         return result
 
 
-@difference('the longest chunk of a body', 16384, 131072)
+@difference('the longest chunk of a body', 16384, 122880)
 async def see_chunks():
     return inspect.signature(Pool).parameters['recv_bufsize'].default
 

@@ -90,7 +90,7 @@ def socket_pieces():
     with ours, other:
         for what, data, number in (('a small response', 'SMALL', 5000), ('128 KiB', 'LARGE', 200)):
             into = nanoseconds(f'other.send({data}); ours.recv_into(buffer)', names, number)
-            for way in ('ours.recv(16384)', 'ours.recv(131072)',
+            for way in ('ours.recv(16384)', 'ours.recv(122880)', 'ours.recv(131072)',
                         'bytes(view[:ours.recv_into(buffer)])'):
                 if data == 'LARGE' and '16384' in way:
                     way = 'for _ in range(8): ours.recv(16384)'
