@@ -70,9 +70,12 @@ MAX_FRAMING_OVERHEAD_RATIO = 16
 # is some 0.1 ms of copying), shorter costs throughput.
 MAX_BURST = 384 * 1024
 
-# Asked for by one read, in bytes. From 128 KiB on, glibc and musl take memory from the system for
-# each read, and give it back.
+# Asked for by one read, in bytes. From 128 KiB on, some allocators map memory for each read.
 RECV_BUFSIZE = 120 * 1024
+# glibc, too, takes memory from the system and gives it back with each read, until it has seen a
+# larger block freed (mallopt(3), M_MMAP_THRESHOLD).
+_ = bytes(1024 * 1024)
+del _
 
 # How much of a first chunk is copied to leave in one send with the head.
 MAX_JOINED_CHUNK = 64 * 1024
@@ -2655,8 +2658,8 @@ class Connection:
         self.has_news = False
         self.watcher: asyncio.Future[None] | None = None
         self.burst = 0
-        # Over TLS, a read gives one record at most.
-        self.recv_bufsize = min(settings.recv_bufsize, MAX_TLS_RECORD) if origin.is_tls else \
+        # A read gives one TLS record at most: with one byte more it is never filled by that.
+        self.recv_bufsize = min(settings.recv_bufsize, MAX_TLS_RECORD + 1) if origin.is_tls else \
             settings.recv_bufsize
         self.is_full = False
         connections.opened.add(self)
@@ -2799,13 +2802,14 @@ class Connection:
             raise ConnectionAbortedError('the connection was closed meanwhile')
         if self.data_waiter is not None:
             raise RuntimeError('the body is being read by another task')
-        try:
-            # Not through the loop: TLS may hold bytes that a selector can not see.
-            return self.receive()
-        except WANT_READ:
-            pass
-        except ssl.SSLWantWriteError:
-            self.start_writing()
+        # A read that was filled may have left bytes in TLS, where no look at the socket sees them.
+        if self.is_full or self.poller.poll(0):
+            try:
+                return self.receive()
+            except WANT_READ:
+                pass
+            except ssl.SSLWantWriteError:
+                self.start_writing()
         return await self.wait_data(deadline or self.in_time())
 
     def receive(self) -> Any:
