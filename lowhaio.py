@@ -2804,8 +2804,8 @@ class Connection:
             raise ConnectionAbortedError('the connection was closed meanwhile')
         if self.data_waiter is not None:
             raise RuntimeError('the body is being read by another task')
-        # A read that was filled may have left bytes in TLS, where no look at the socket sees them.
-        if self.is_full or self.poller.poll(0):
+        # TLS may hold bytes that no look at the socket sees.
+        if self.poller.poll(0) or isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
             try:
                 return self.receive()
             except WANT_READ:
