@@ -190,13 +190,21 @@ def get_resolver_logger_adapter_default(extra: dict[str, Any]) -> GetAdapter:
     return get_logger_adapter
 
 
-def streamed(data: bytes) -> Callable[[], AsyncIterator[bytes]]:
-    """A `body` function for a request that sends `data`, which is held in memory."""
-    async def body() -> AsyncIterator[bytes]:
-        if data:
-            yield data
+class streamed:
+    """A `body` function for a request that sends `data`, which is held in memory.
 
-    return body
+    It is a class, so that a layer that needs the whole content before it is sent can tell that it
+    is there: `isinstance(body, streamed)`, and then `body.data`.
+    """
+
+    __slots__ = ('data', '__weakref__')
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    async def __call__(self) -> AsyncIterator[bytes]:
+        if self.data:
+            yield self.data
 
 
 empty_async_iterator = streamed(b'')

@@ -318,6 +318,15 @@ def test_the_errors_have_their_two_branches_and_their_two_facts(kind, base):
 
 
 @on_loops
+async def test_layers_can_tell_what_is_streamed_from_memory():
+    data = bytearray(b'abc')
+    assert isinstance(streamed(data), streamed)
+    assert streamed(data).data is data
+    assert isinstance(empty_async_iterator, streamed)
+    assert empty_async_iterator.data == b''
+
+
+@on_loops
 async def test_streamed_yields_its_data_to_each_request_and_no_empty_chunk():
     body = streamed(b'abc')
     for _ in range(2):
