@@ -48,7 +48,8 @@ from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
 from os import strerror
-from typing import Any, Protocol
+from typing import Any, ParamSpec, Protocol
+from weakref import WeakValueDictionary
 
 # ---------------------------------------------------------------------------------- limits
 
@@ -99,6 +100,7 @@ MAX_SECONDS = 1e9
 # How much of what came is shown in an error, in bytes.
 MAX_SHOWN = 60
 
+P = ParamSpec('P')
 Fields = tuple[tuple[bytes, bytes], ...]
 Address = IPv4Address | IPv6Address
 Loop = asyncio.AbstractEventLoop
@@ -208,6 +210,121 @@ class streamed:
 
 
 empty_async_iterator = streamed(b'')
+
+
+def repeatable(body: Callable[P, AsyncIterator[bytes]],
+               wrap: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]] | None = None,
+               ) -> Callable[P, AsyncIterator[bytes]]:
+    """A `body` function that refuses to be called again if `body` can be called only once.
+
+    For layers, so that no request is sent without the content that it had before:
+
+    - A layer that makes a request again wraps the `body` of each request that it is given.
+    - One that encodes a body returns `repeatable(body, wrap)`. `wrap` is called with the async
+      iterator that `body` has returned, and returns that of what is sent.
+
+    A call raises ValueError if `body` returns the async iterator of an earlier call, or an async
+    generator that has ended. An iteration raises it at its end if it yielded no byte, although
+    that of an earlier call for the same request did. Iterators are remembered by weak references;
+    of those that allow none, the last one is held. `streamed(data)` is returned as it is, and so
+    is what is no function.
+    """
+    if wrap is not None:
+        return RepeatableBody(body, wrap, WeakValueDictionary(), of_one_request=False)
+    if isinstance(body, RepeatableBody):
+        return body.for_one_request()
+    is_safe = isinstance(body, streamed) or not callable(body)
+    return body if is_safe else RepeatableBody(
+        body, None, WeakValueDictionary(), of_one_request=True)
+
+
+class RepeatableBody:
+    """See `repeatable`."""
+
+    __slots__ = ('body', 'wrap', 'returned', 'last', 'of_one_request', 'has_yielded')
+
+    def __init__(self, body: Callable[..., AsyncIterator[bytes]],
+                 wrap: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]] | None,
+                 returned: WeakValueDictionary[int, AsyncIterator[bytes]],
+                 *, of_one_request: bool) -> None:
+        self.body = body
+        self.wrap = wrap
+        # By their id: they may compare in any way, and not be hashable.
+        self.returned = returned
+        self.last: AsyncIterator[bytes] | None = None
+        # Several requests may have a function in common, and to be empty for one of them is no
+        # mistake then. So each has its own, as far as that is concerned.
+        self.of_one_request = of_one_request
+        self.has_yielded = False
+
+    def for_one_request(self) -> RepeatableBody:
+        if self.of_one_request:
+            return self
+        inner = self.body.for_one_request() if isinstance(self.body, RepeatableBody) else self.body
+        return RepeatableBody(inner, self.wrap, self.returned, of_one_request=True)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
+        chunks = iterator_of(self.body(*args, **kwargs))
+        if getattr(chunks, 'ag_frame', chunks) is None:
+            raise ValueError(f'{NOT_NEW}, got one that has ended')
+        if chunks is self.last or self.returned.get(id(chunks)) is chunks:
+            raise ValueError(f'{NOT_NEW}, got that of an earlier call')
+        try:
+            self.returned[id(chunks)] = chunks
+        except TypeError:
+            self.last = chunks
+        # Only the innermost tells if there is content: what encodes makes some bytes of nothing.
+        if self.of_one_request and not isinstance(self.body, RepeatableBody):
+            chunks = WatchedChunks(chunks, self)
+        return chunks if self.wrap is None else self.wrap(chunks)
+
+
+NOT_NEW = 'body must return a new async iterator at each call'
+
+
+class WatchedChunks:
+    """The chunks of one call. Once one of them has bytes, no more time is spent on them."""
+
+    __slots__ = ('chunks', 'body', 'is_empty')
+
+    def __init__(self, chunks: AsyncIterator[bytes], body: RepeatableBody) -> None:
+        self.chunks = chunks
+        self.body = body
+        self.is_empty = True
+
+    def __aiter__(self) -> WatchedChunks:
+        return self
+
+    def __anext__(self) -> Awaitable[bytes]:
+        return self.watch() if self.is_empty else self.chunks.__anext__()
+
+    async def watch(self) -> bytes:
+        try:
+            chunk = await self.chunks.__anext__()
+        except StopAsyncIteration:
+            if self.body.has_yielded:
+                raise ValueError(f'{NOT_NEW}, got one that yielded nothing, unlike that of an '
+                                 'earlier call') from None
+            raise
+        # Whoever asked judges what is no bytes.
+        if not isinstance(chunk, bytes) or chunk:
+            self.is_empty = False
+            self.body.has_yielded = True
+        return chunk
+
+    async def aclose(self) -> None:
+        if hasattr(self.chunks, 'aclose'):
+            await self.chunks.aclose()
+
+
+def iterator_of(chunks: Any) -> AsyncIterator[bytes]:
+    """Of what a `body` function has returned."""
+    if not hasattr(chunks, '__aiter__'):
+        if isinstance(chunks, types.CoroutineType):
+            chunks.close()
+        raise TypeError('body must return an async iterator of bytes, as an async function '
+                        f'that yields does, got {type(chunks).__name__}')
+    return aiter(chunks)
 
 
 async def buffered(body: AsyncIterator[bytes]) -> bytes:
@@ -1904,13 +2021,7 @@ class RequestBody(Steps):
         if not callable(body):
             raise TypeError('body must be a function that returns an async iterator of bytes, as '
                             f'streamed(data) is, got {type(body).__name__}')
-        chunks = body(*body_args, **dict(body_kwargs))
-        if not hasattr(chunks, '__aiter__'):
-            if isinstance(chunks, types.CoroutineType):
-                chunks.close()
-            raise TypeError('body must return an async iterator of bytes, as an async function '
-                            f'that yields does, got {type(chunks).__name__}')
-        self.chunks = aiter(chunks)
+        self.chunks = iterator_of(body(*body_args, **dict(body_kwargs)))
         # Until it has been sent.
         self.head = head
         self.declared = declared
@@ -2495,7 +2606,8 @@ class ReceivedBody:
     before that, it closes its connection.
     """
 
-    __slots__ = ('trailers', '_chunk', '_connection', '_decoder', '_error')
+    # A weak reference to it can be made, as `repeatable` does if it is sent on.
+    __slots__ = ('trailers', '_chunk', '_connection', '_decoder', '_error', '__weakref__')
 
     def __init__(self, connection: Connection, decoder: Decoder, data: bytes) -> None:
         self.trailers: Fields = ()

@@ -66,6 +66,7 @@ from lowhaio import (
     Pool,
     buffered,
     empty_async_iterator,
+    repeatable,
     streamed,
     timeout,
 )
@@ -333,6 +334,199 @@ async def test_streamed_yields_its_data_to_each_request_and_no_empty_chunk():
         assert [chunk async for chunk in body()] == [b'abc']
     assert [chunk async for chunk in streamed(b'')()] == []
     assert [chunk async for chunk in empty_async_iterator()] == []
+
+
+class OnlyOnce:
+    """An async iterator that is its own, not hashable, and equal to all that there is."""
+
+    def __init__(self, *chunks):
+        self.chunks = list(chunks)
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.chunks:
+            raise StopAsyncIteration
+        return self.chunks.pop(0)
+
+    def __eq__(self, other):
+        return True
+
+
+class OnlyOnceWithSlots:
+    __slots__ = ('left',)
+
+    def __init__(self):
+        self.left = 1
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.left:
+            raise StopAsyncIteration
+        self.left -= 1
+        return b'abc'
+
+
+class EachTime:
+    async def __aiter__(self):
+        yield b'abc'
+
+
+async def wrapping(chunks):
+    async for chunk in chunks:
+        yield chunk
+
+
+async def ended_generator():
+    chunks = yielding(b'abc')
+    await buffered(chunks)
+    return chunks
+
+
+def returning(chunks):
+    return lambda: chunks
+
+
+async def read_chunks(chunks):
+    return [chunk async for chunk in chunks]
+
+
+NEW_EACH_TIME = 'body must return a new async iterator at each call, got '
+GIVEN_BEFORE = NEW_EACH_TIME + 'that of an earlier call'
+HAS_ENDED = NEW_EACH_TIME + 'one that has ended'
+WAS_EMPTY = NEW_EACH_TIME + 'one that yielded nothing, unlike that of an earlier call'
+
+# Functions that make a body, and what the second request of it fails with, if it does.
+REPEATED = {
+    'streamed': (lambda: streamed(b'abc'), None),
+    'generator-function': (lambda: lambda: yielding(b'abc'), None),
+    'iterable': (lambda: returning(EachTime()), None),
+    'iterator-with-slots': (lambda: OnlyOnceWithSlots, None),
+    'empty-each-time': (lambda: yielding, None),
+    'one-generator': (lambda: returning(yielding(b'abc')), HAS_ENDED),
+    'one-iterator': (lambda: returning(OnlyOnce(b'abc')), GIVEN_BEFORE),
+    'one-iterator-with-slots': (lambda: returning(OnlyOnceWithSlots()), GIVEN_BEFORE),
+    'wrapped-generator': (lambda: functools.partial(wrapping, yielding(b'abc')), WAS_EMPTY),
+    'wrapped-empty-chunk': (
+        lambda: functools.partial(wrapping, OnlyOnce(b'', bytearray(b'abc'))), WAS_EMPTY),
+}
+
+
+@pytest.mark.parametrize('wrap', [None, wrapping], ids=['bare', 'wrapped'])
+@pytest.mark.parametrize('make, refused', REPEATED.values(), ids=REPEATED)
+@on_loops
+async def test_repeatable_lets_a_body_be_sent_again_only_if_it_can_be_made_again(
+        make, refused, wrap):
+    body = make() if wrap is None else repeatable(make(), wrap)
+    body = repeatable(body)
+    assert repeatable(body) is body
+    first = await read_chunks(body())
+    if refused is None:
+        for _ in range(2):
+            assert await read_chunks(body()) == first
+    else:
+        for _ in range(2):
+            with pytest.raises(ValueError, match=f'^{refused}$'):
+                await read_chunks(body())
+
+
+@on_loops
+async def test_repeatable_refuses_at_the_call_what_was_returned_before_or_has_ended():
+    chunks = yielding(b'a', b'b')
+    body = repeatable(returning(chunks), wrapping)
+    before = body()
+    assert await anext(before) == b'a'
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f'^{GIVEN_BEFORE}$'):
+            body()
+    assert await anext(before) == b'b'
+    await before.aclose()
+    with pytest.raises(ValueError, match=f'^{HAS_ENDED}$'):
+        repeatable(returning(await ended_generator()))()
+
+
+@on_loops
+async def test_one_repeatable_body_serves_requests_with_other_content():
+    body = repeatable(yielding, wrapping)
+    iterators = [body(b'a'), body(b'b'), body(), body(b'c')]
+    read = await asyncio.gather(*map(read_chunks, iterators))
+    assert read == [[b'a'], [b'b'], [], [b'c']]
+    assert await read_chunks(body()) == []
+    # As for two requests of a layer that makes them again, each of them on its own.
+    assert await read_chunks(repeatable(body)(b'a')) == [b'a']
+    assert await read_chunks(repeatable(body)()) == []
+    # What was seen by one request was seen by all.
+    one = repeatable(returning(OnlyOnce(b'a')), wrapping)
+    assert await read_chunks(repeatable(one)()) == [b'a']
+    with pytest.raises(ValueError, match=f'^{GIVEN_BEFORE}$'):
+        repeatable(one)()
+
+
+@on_loops
+async def test_repeatable_of_what_wraps_twice_looks_at_the_innermost():
+    async def encoding(chunks):
+        async for chunk in chunks:
+            yield chunk
+        yield b'end'
+
+    for inner in (encoding, wrapping):
+        once = functools.partial(wrapping, yielding(b'a'))
+        body = repeatable(repeatable(repeatable(once, inner), encoding))
+        assert (await read_chunks(body()))[::2] in ([b'a'], [b'a', b'end'])
+        with pytest.raises(ValueError, match=f'^{WAS_EMPTY}$'):
+            await read_chunks(body())
+
+
+@on_loops
+async def test_repeatable_keeps_nothing_alive_that_can_be_referred_to_weakly():
+    body = repeatable(yielding)
+    references = []
+    for _ in range(3):
+        chunks = body(b'a')
+        references.append(weakref.ref(chunks.chunks))
+        await read_chunks(chunks)
+    del chunks
+    gc.collect()
+    assert [reference() for reference in references] == [None] * 3
+
+
+@on_loops
+async def test_repeatable_closes_what_can_be_closed():
+    async def body():
+        try:
+            yield b'a'
+        finally:
+            closed.append(True)
+
+    closed = []
+    chunks = repeatable(body)()
+    assert await anext(chunks) == b'a'
+    await chunks.aclose()
+    assert closed == [True]
+    await repeatable(returning(OnlyOnce()))().aclose()
+
+
+@pytest.mark.parametrize('body', [streamed(b'abc'), empty_async_iterator, b'abc', None, [b'abc']])
+def test_repeatable_returns_what_is_in_memory_and_what_the_request_refuses(body):
+    assert repeatable(body) is body
+
+
+@on_loops
+async def test_a_body_that_can_not_be_made_again_is_refused_before_anything_is_sent():
+    for make, refused in REPEATED.values():
+        if refused is not None:
+            body = repeatable(make())
+            script = Answering(OK)
+            async with Server(script) as server, pool() as request:
+                await request(b'PUT', server.url, headers=of_length(3), body=body)
+                with pytest.raises(HttpConnectionError) as caught:
+                    await request(b'PUT', server.url, headers=of_length(3), body=body)
+                assert str(caught.value) == at(server, f'the request body: {refused}')
+            assert type(caught.value.__cause__) is ValueError
+            assert len(script.heads) == 1
 
 
 @on_loops

@@ -154,6 +154,7 @@ from lowhaio import (
     ResponseBody,
     buffered,
     empty_async_iterator,
+    repeatable,
     streamed,
     timeout,
 )
@@ -228,6 +229,12 @@ async def requests(request: Request, close: Close, body: ResponseBody) -> None:
     await request(b'PUT', URL, body_args=1)  # error: arg-type
     await request(b'PUT', URL, timeout=1)  # error: call-arg
     streamed('in memory')  # error: arg-type
+    await request(b'PUT', URL, body=repeatable(chunks), body_args=(1,))
+    assert_type(await buffered(repeatable(chunks)(1, 2)), bytes)
+    assert_type(await buffered(repeatable(chunks, lambda chunks: chunks)(1, 2)), bytes)
+    repeatable(chunks)('1')  # error: arg-type
+    repeatable(chunks())  # error: arg-type
+    repeatable(strings)  # error: arg-type
 
     request(b'GET', URL)  # error: unused-coroutine
     close()  # error: unused-coroutine
