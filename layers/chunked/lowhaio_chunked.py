@@ -13,7 +13,10 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import AsyncIterator, Callable, Iterable
+from functools import partial
 from typing import ParamSpec
+
+from lowhaio import repeatable
 
 # The arguments of a body stay those of what is encoded.
 P = ParamSpec('P')
@@ -27,7 +30,7 @@ NOT_IN_TRAILERS = frozenset((b'content-length', b'host', b'trailer', b'transfer-
 
 
 def chunked(body: Callable[P, AsyncIterator[bytes]],
-            *, trailers: Trailers = tuple) -> Callable[P, Chunks]:
+            *, trailers: Trailers = tuple) -> Callable[P, AsyncIterator[bytes]]:
     """A `body` that sends what `body` yields as chunks (RFC 9112 7.1), with the last chunk after
     it.
 
@@ -38,19 +41,18 @@ def chunked(body: Callable[P, AsyncIterator[bytes]],
         if not callable(function) or inspect.iscoroutinefunction(function):
             raise TypeError(f'chunked needs functions that are not coroutines, got {function!r}')
 
-    def chunked_body(*args: P.args, **kwargs: P.kwargs) -> Chunks:
-        return Chunks(body(*args, **kwargs), trailers)
-
-    return chunked_body
+    # A second call is to see if the content can be made a second time. Without it, the last chunk
+    # alone would be sent.
+    return repeatable(body, partial(Chunks, trailers=trailers))
 
 
 class Chunks:
     """The encoded body, as an async iterator of bytes."""
 
-    __slots__ = ('_data', '_trailers', '_is_done')
+    __slots__ = ('_data', '_trailers', '_is_done', '__weakref__')
 
     def __init__(self, data: AsyncIterator[bytes], trailers: Trailers) -> None:
-        self._data = aiter(data)
+        self._data = data
         self._trailers = trailers
         self._is_done = False
 

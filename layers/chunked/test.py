@@ -206,7 +206,7 @@ async def test_what_is_no_bytes_is_an_error(chunk):
 @on_loops
 async def test_what_returns_no_async_iterator_is_an_error():
     async with posting(OK) as (post, _):
-        with pytest.raises(HttpError, match='async iterable|__aiter__'):
+        with pytest.raises(HttpError, match='must return an async iterator of bytes'):
             await post(chunked(lambda: [b'a']))
 
 

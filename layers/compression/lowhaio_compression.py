@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from functools import partial
 from importlib import import_module
 from typing import Any, ParamSpec, cast
 
@@ -23,6 +24,7 @@ from lowhaio import (
     HttpError,
     Response,
     empty_async_iterator,
+    repeatable,
 )
 
 
@@ -172,7 +174,7 @@ class DecompressedBody:
     It has what a response body has: `aclose` and `trailers`, and it may be dropped.
     """
 
-    __slots__ = ('_body', '_decoders', '_codings', '_error')
+    __slots__ = ('_body', '_decoders', '_codings', '_error', '__weakref__')
 
     def __init__(self, body: Any, codings: list[bytes], max_length: int | None) -> None:
         self._body = body
@@ -291,18 +293,16 @@ def compressed(body: Callable[P, AsyncIterator[bytes]], coding: bytes,
     if coding not in CODINGS:
         raise ValueError(f'coding must be one of {", ".join(map(repr, CODINGS))}, got {coding!r}')
 
-    def compressed_body(*args: P.args, **kwargs: P.kwargs) -> CompressedBody:
-        return CompressedBody(body(*args, **kwargs), CODINGS[coding][2]())
-
-    return compressed_body
+    # A second call is to see if the content can be made a second time.
+    return repeatable(body, partial(CompressedBody, coding=coding))
 
 
 class CompressedBody:
-    __slots__ = ('_chunks', '_compressor')
+    __slots__ = ('_chunks', '_compressor', '__weakref__')
 
-    def __init__(self, chunks: AsyncIterator[bytes], compressor: Any) -> None:
-        self._chunks = aiter(chunks)
-        self._compressor = compressor
+    def __init__(self, chunks: AsyncIterator[bytes], coding: bytes) -> None:
+        self._chunks = chunks
+        self._compressor = CODINGS[coding][2]()
 
     def __aiter__(self) -> CompressedBody:
         return self
