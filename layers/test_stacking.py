@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import functools
 import gc
 import gzip
 import itertools
@@ -37,7 +38,7 @@ from lowhaio_cookies import with_cookies
 from lowhaio_redirect import redirectable
 from lowhaio_retry import retry
 
-from lowhaio import HttpError, buffered, streamed
+from lowhaio import HttpConnectionError, HttpDataError, HttpError, buffered, streamed
 
 README = pathlib.Path(__file__).with_name('README.md')
 BLOCKS = python_blocks(README)
@@ -253,6 +254,92 @@ async def test_credentials_for_two_origins():
                 await get(request, f'http://{host}/')
     assert [values_of(head, b'authorization') for head in script.heads] == [
         [b'Basic YTph'], [b'Basic Yjpi'], []]
+
+
+# ----------------------------------------------------------- what can be sent only once
+
+CONTENT = b'The content, '
+
+
+async def reading(chunks):
+    async for chunk in chunks:
+        yield chunk
+
+
+def once():
+    """Functions that make a body, which can be made once, and how it is framed."""
+    async def rest():
+        yield CONTENT
+
+    def wrapped():
+        return functools.partial(reading, rest())
+
+    def same():
+        generator = rest()
+        return lambda: generator
+
+    coded, length = (b'transfer-encoding', b'chunked'), (b'content-length', b'13')
+    return [
+        (chunked(same()), coded), (chunked(wrapped()), coded),
+        (chunked(compressed(same(), b'gzip')), coded),
+        (chunked(compressed(wrapped(), b'gzip')), coded),
+        (same(), length), (wrapped(), length),
+    ]
+
+
+CHALLENGE = b'www-authenticate: Digest realm="r", nonce="n", qop="auth"'
+AGAIN = {
+    'retry': (lambda request: retry(request, (), code_intervals=((b'503', (0,)),)), response(503)),
+    'redirect': (redirectable, response(307, b'', b'location: /')),
+    'digest': (lambda request: digest(request, 'user', 'password'),
+               response(401, b'', CHALLENGE)),
+}
+
+
+@pytest.mark.parametrize('index', range(len(once())))
+@pytest.mark.parametrize('layer', AGAIN)
+@on_loops
+async def test_a_body_that_can_be_made_once_is_not_sent_empty(layer, index):
+    around, first = AGAIN[layer]
+    body, framing = once()[index]
+    script = Answering(first, OK)
+    async with Server(script) as server, pool() as request:
+        with pytest.raises(HttpDataError, match='body must return a new async iterator at each '
+                           'call, got ') as caught:
+            await around(request)(b'PUT', server.url, headers=(framing,), body=body)
+        assert isinstance(caught.value.__cause__, HttpConnectionError)
+        assert isinstance(caught.value.__cause__.__cause__, ValueError)
+        assert caught.value.response_started
+    assert len(script.heads) == 1
+
+
+@pytest.mark.parametrize('layer', AGAIN)
+@on_loops
+async def test_a_body_that_can_be_made_again_is_sent_again(layer):
+    around, first = AGAIN[layer]
+    script = Answering(first, OK)
+    body = chunked(compressed(streamed(CONTENT), b'gzip'))
+    async with Server(script) as server, pool() as request:
+        for _ in range(2):
+            code, _, _ = await around(request)(
+                b'PUT', server.url, headers=((b'transfer-encoding', b'chunked'),), body=body)
+            assert code == b'200'
+    assert len(set(script.bodies)) == 1
+    assert len(script.heads) == 3
+
+
+@pytest.mark.parametrize('index', range(len(once())))
+@on_loops
+async def test_a_body_that_has_been_sent_is_not_signed_as_an_empty_one(index):
+    body, _ = once()[index]
+    script = Answering(response(503), OK)
+    async with Server(script) as server, pool() as request:
+        request = retry(signed(request, get_credentials, 's3', 'eu-west-2'),
+                        code_intervals=((b'503', (0,)),))
+        with pytest.raises(HttpDataError, match='body must return a new async iterator at each '
+                           'call, got '):
+            await request(b'PUT', server.url, body=body)
+    assert len(script.heads) == 1
 
 
 # ---------------------------------------------------------------- what is not read to its end

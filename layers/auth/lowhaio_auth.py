@@ -19,7 +19,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlencode
 
-from lowhaio import HttpConnectionError, empty_async_iterator
+from lowhaio import HttpConnectionError, HttpDataError, empty_async_iterator, repeatable
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
@@ -71,7 +71,7 @@ def authorized(request: AnyRequest, get_value: Callable[[], Awaitable[bytes]],
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        headers = repeatable(headers)
+        headers = reiterable(headers)
         if is_for_us(url) and not has_authorization(headers):
             try:
                 headers = (*headers, (b'authorization', await get_value()))
@@ -120,7 +120,8 @@ def digest(request: AnyRequest, username: str, password: str, *, origin: str | N
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
         nonlocal challenge
-        headers, body_args, body_kwargs = map(repeatable, (headers, body_args, body_kwargs))
+        headers, body_args, body_kwargs = map(reiterable, (headers, body_args, body_kwargs))
+        body = repeatable(body)
         is_ours = is_for_us(url) and not has_authorization(headers)
         is_again = False
         while True:
@@ -132,9 +133,14 @@ def digest(request: AnyRequest, username: str, password: str, *, origin: str | N
                 except (TypeError, ValueError) as cause:
                     raise not_sent(method, url, f'refused: {cause}') from cause
                 sent = {'url': whole_url, 'headers': (*headers, (b'authorization', answer))}
-            code, response_headers, response_body = await request(
-                method, **sent, body=body, body_args=body_args, body_kwargs=body_kwargs,
-                **kwargs)
+            try:
+                code, response_headers, response_body = await request(
+                    method, **sent, body=body, body_args=body_args, body_kwargs=body_kwargs,
+                    **kwargs)
+            except HttpConnectionError as error:
+                if is_again:
+                    raise as_answered(error) from error
+                raise
             is_asked = is_ours and not is_again and code == b'401'
             new = best_challenge(response_headers, accepted) if is_asked else None
             if new is None:
@@ -144,6 +150,14 @@ def digest(request: AnyRequest, username: str, password: str, *, origin: str | N
             await response_body.aclose()
 
     return cast(AnyRequest, digest_request)
+
+
+def as_answered(error: HttpConnectionError) -> HttpDataError:
+    """Whoever retries must know that the request has reached its server, and was refused there."""
+    answered = HttpDataError(f'after a first answer, 401: {error}')
+    answered.reused = error.reused
+    answered.response_started = True
+    return answered
 
 
 class Challenge:
@@ -298,6 +312,6 @@ def not_sent(method: bytes, url: str, why: str) -> HttpConnectionError:
     return HttpConnectionError(f'{name} {origin_of(url)}, {why}')
 
 
-def repeatable(values: Any) -> Any:
+def reiterable(values: Any) -> Any:
     """What can be iterated over only once would be missing in the second request."""
     return tuple(values) if isinstance(values, Iterator) else values

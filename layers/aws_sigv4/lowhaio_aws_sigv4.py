@@ -24,7 +24,7 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, Any, TypeVar, cast
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
-from lowhaio import HttpConnectionError, empty_async_iterator
+from lowhaio import HttpConnectionError, empty_async_iterator, repeatable
 
 # Bytes of a body that are held in memory. More of it is held in a temporary file.
 MAX_IN_MEMORY = 1024 * 1024
@@ -90,7 +90,8 @@ def signed(request: AnyRequest, credentials: Credentials, service: str, region: 
                 this_hash = body_hash or sha256().hexdigest()
                 if body_hash is None and body is not empty_async_iterator:
                     check_framing(fields)
-                    this_hash = await fill(spool, body(*body_args, **dict(body_kwargs)))
+                    chunks = repeatable(body)(*body_args, **dict(body_kwargs))
+                    this_hash = await fill(spool, chunks)
                     if b'content-length' not in names_of(fields):
                         fields += ((b'content-length', b'%d' % spool.tell()),)
                     body, body_args, body_kwargs = partial(chunks_of, spool), (), ()

@@ -14,7 +14,13 @@ import re
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 
-from lowhaio import HttpConnectionError, HttpDataError, HttpError, empty_async_iterator
+from lowhaio import (
+    HttpConnectionError,
+    HttpDataError,
+    HttpError,
+    empty_async_iterator,
+    repeatable,
+)
 
 # Bytes of a redirect's own body that are read, so that its connection can be used again. Each
 # read counts as a kibibyte more: the smallest takes its time, too.
@@ -128,7 +134,8 @@ def redirectable(
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        headers, body_args, body_kwargs = map(repeatable, (headers, body_args, body_kwargs))
+        headers, body_args, body_kwargs = map(reiterable, (headers, body_args, body_kwargs))
+        body = repeatable(body)
         followed = 0
         while True:
             try:
@@ -163,7 +170,7 @@ def redirectable(
     return cast(AnyRequest, redirectable_request)
 
 
-def repeatable(values: Any) -> Any:
+def reiterable(values: Any) -> Any:
     """What can be iterated over only once would be missing in the second request."""
     return tuple(values) if isinstance(values, Iterator) else values
 

@@ -20,7 +20,13 @@ from email.utils import parsedate
 from random import uniform
 from typing import Any, TypeVar, cast
 
-from lowhaio import HttpConnectionError, HttpDataError, HttpError, empty_async_iterator
+from lowhaio import (
+    HttpConnectionError,
+    HttpDataError,
+    HttpError,
+    empty_async_iterator,
+    repeatable,
+)
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
@@ -95,9 +101,11 @@ def retry(
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        headers, body_args, body_kwargs = map(repeatable, (headers, body_args, body_kwargs))
+        headers, body_args, body_kwargs = map(reiterable, (headers, body_args, body_kwargs))
+        body = repeatable(body)
         after_class = {kind: iter(intervals) for kind, intervals in by_class.items()}
         after_code = {code: iter(intervals) for code, intervals in by_code.items()}
+        sent = 0
         while True:
             try:
                 response = await request(
@@ -107,7 +115,10 @@ def retry(
                 fits = (left for kind, left in after_class.items() if isinstance(error, kind))
                 seconds = next(next(fits, iter(())), None)
                 if seconds is None or not should_retry(method, error):
+                    if sent and isinstance(error, HttpConnectionError):
+                        raise as_sent(error, sent) from error
                     raise
+                sent += not isinstance(error, HttpConnectionError)
             else:
                 code, response_headers, response_body = response
                 seconds = next(after_code.get(code, iter(())), None)
@@ -115,10 +126,19 @@ def retry(
                 if seconds is None or told > max_retry_after or not should_retry(method, None):
                     return response
                 seconds = max(seconds, told)
+                sent += 1
                 await response_body.aclose()
             await sleep(seconds * uniform(1, 1 + jitter))
 
     return cast(AnyRequest, retrying_request)
+
+
+def as_sent(error: HttpConnectionError, sent: int) -> HttpDataError:
+    """Whoever retries around us must know that a server may have received the request."""
+    raised = HttpDataError(f'after {sent} requests that were sent: {error}')
+    raised.reused = error.reused
+    raised.response_started = True
+    return raised
 
 
 def checked(intervals: Iterable[float]) -> tuple[float, ...]:
@@ -129,7 +149,7 @@ def checked(intervals: Iterable[float]) -> tuple[float, ...]:
     return intervals
 
 
-def repeatable(values: Any) -> Any:
+def reiterable(values: Any) -> Any:
     """What can be iterated over only once would be missing in the second request."""
     return tuple(values) if isinstance(values, Iterator) else values
 
