@@ -339,7 +339,11 @@ async def buffered(body: AsyncIterator[bytes]) -> bytes:
             whole = b''.join([chunk async for chunk in body])
             body._chunk = None
         return whole
-    return b''.join([chunk async for chunk in body])
+    chunks = aiter(body)
+    if isinstance(chunks, ReceivedBody):
+        # The body of a layer that changes nothing of the content, and has only more to tell.
+        return await buffered(chunks)
+    return b''.join([chunk async for chunk in chunks])
 
 
 @contextlib.contextmanager

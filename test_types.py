@@ -359,7 +359,7 @@ from lowhaio_aws_sigv4_unsigned_payload import signed as signed_without_body
 from lowhaio_chunked import chunked
 from lowhaio_compression import compressed, decompressed
 from lowhaio_cookies import with_cookies
-from lowhaio_redirect import HttpTooManyRedirects, redirectable
+from lowhaio_redirect import Hop, HttpTooManyRedirects, hops, redirectable
 from lowhaio_retry import if_idempotent, retry
 
 URL = 'https://www.example.com/'
@@ -386,7 +386,7 @@ def stacked(request: Request) -> Request:
     request = signed_without_body(request, credentials, 's3', 'eu-west-2')
     request = with_cookies(request, CookieJar())
     request = retry(request, [(HttpError, [0, 0.5])], should_retry=if_idempotent, jitter=0.5)
-    request = redirectable(request, max_redirects=3)
+    request = redirectable(request, max_redirects=3, keep=[b'upload-offset'])
     return decompressed(request, max_length=1024)
 
 
@@ -396,10 +396,13 @@ as_layers: list[Callable[[Request], Request]] = [redirectable, retry, decompress
 async def requests() -> None:
     request, _ = Pool()
     try:
-        code, headers, _ = await redirectable(retry(request))(b'GET', URL)
+        code, headers, body = await redirectable(retry(request))(b'GET', URL)
     except HttpTooManyRedirects as error:
         assert_type(error.response_started, bool)
+        assert_type(error.hops, tuple[Hop, ...])
         return
+    assert_type(hops(body)[-1].url, str)
+    assert_type(hops(body)[-1].code, bytes)
     assert_type(code, bytes)
     assert_type(headers, Fields)
     await stacked(request)(
@@ -412,6 +415,7 @@ redirectable()  # error: call-arg
 redirectable(b'GET')  # error: type-var
 redirectable(Pool())  # error: type-var
 redirectable(request, max_redirects='3')  # error: arg-type
+redirectable(request, keep=['upload-offset'])  # error: list-item
 retry(request, [(HttpError, 3)])  # error: list-item
 retry(request, intervals=())  # error: call-arg
 retry(request, should_retry=True)  # error: arg-type

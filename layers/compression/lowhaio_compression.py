@@ -187,6 +187,10 @@ class DecompressedBody:
         trailers: Fields = self._body.trailers
         return trailers
 
+    def __getattr__(self, name: str) -> Any:
+        """What else the body tells of its response, that of other layers included."""
+        return getattr(self._body, name)
+
     def __aiter__(self) -> DecompressedBody:
         return self
 

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import gc
+import gzip
+import logging
 import pathlib
 
 import pytest
@@ -29,12 +31,15 @@ from lowhaio import (
     HttpConnectionError,
     HttpDataError,
     HttpError,
+    HttpLoggerAdapter,
     buffered,
     streamed,
 )
+from lowhaio_compression import decompressed
 from lowhaio_redirect import (
     HttpRedirectError,
     HttpTooManyRedirects,
+    hops,
     redirectable,
     unchanged,
 )
@@ -109,7 +114,8 @@ async def test_the_body_function_is_called_again_with_its_arguments():
 
 @pytest.mark.parametrize('raw', [
     pytest.param(response(302), id='without-location'),
-    pytest.param(response(302, b'', b'location: /a', b'location: /a'), id='two-locations'),
+    pytest.param(response(302, b'', b'location: /a', b'location: /b'), id='two-locations'),
+    pytest.param(response(302, b'', b'location: /a', b'location: /A'), id='locations-alike'),
     pytest.param(response(300, b'', b'location: /a'), id='multiple-choices'),
     pytest.param(response(304, b'', b'location: /a'), id='not-modified'),
     pytest.param(response(200, b'', b'location: /a'), id='ok'),
@@ -126,14 +132,176 @@ async def test_what_is_no_redirect_is_returned_as_it_is(raw):
 
 
 @on_loops
-async def test_the_body_of_the_last_response_is_that_of_the_pool():
-    raw = (b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n'
-           b'2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n')
-    async with redirected(redirect(b'/b'), raw) as (request, _):
+async def test_equal_locations_count_as_one():
+    raw = response(302, b'', b'location: /b', b'x: y', b'Location:  /b')
+    async with redirected(raw, OK) as (request, script):
+        assert (await get(request, 'http://a.example/'))[2] == b'ok'
+    assert script.lines == ['GET /', 'GET /b']
+
+
+@on_loops
+async def test_with_no_redirects_allowed_they_are_returned():
+    async with redirected(redirect(b'/b', 307, b'to b'), max_redirects=0) as (request, script):
+        code, headers, body = await get(request, 'http://a.example/')
+    assert (code, headers[0], body) == (b'307', (b'location', b'/b'), b'to b')
+    assert len(script.heads) == 1
+
+
+# ---------------------------------------------------------------------------------- what is told
+
+
+CODED = (b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n'
+         b'2\r\nok\r\n0\r\nx-sum: 1\r\n\r\n')
+
+
+@on_loops
+async def test_the_body_of_the_last_response_is_as_that_of_the_pool():
+    async with redirected(redirect(b'/b'), CODED) as (request, _):
         _, _, body = await request(b'GET', 'http://a.example/')
         assert await buffered(body) == b'ok'
         assert body.trailers == ((b'x-sum', b'1'),)
+        with pytest.raises(RuntimeError, match='the response body has been read'):
+            await buffered(body)
+        with pytest.raises(AttributeError, match="'ReceivedBody' .* 'other'"):
+            _ = body.other
         await body.aclose()
+        _, _, body = await request(b'GET', 'http://a.example/')
+        assert await anext(body) == b'ok'
+        with pytest.raises(StopAsyncIteration):
+            await anext(body)
+
+
+@on_loops
+async def test_the_body_of_a_response_without_redirect_is_that_of_the_pool():
+    async def same(method, url, **kwargs):
+        return answer
+
+    async with redirected(OK) as (request, _):
+        answer = await request(b'GET', 'http://a.example/')
+        assert await redirectable(same)(b'GET', 'http://a.example/') is answer
+        assert hops(answer[2]) == ()
+        assert await buffered(answer[2]) == b'ok'
+
+
+@pytest.mark.parametrize('url, locations, expected', [
+    ('http://a.example/x/y?q', [b'z', b'?r', b'//b.example:81'],
+     ['http://a.example/x/z', 'http://a.example/x/z?r', 'http://b.example:81']),
+    # The fragment is inherited until there is another one: RFC 9110 10.2.2.
+    ('http://a.example/#f', [b'/b', b'/c#', b'/d', b'#g', b'', b'?e#h?i/j'],
+     ['http://a.example/b#f', 'http://a.example/c#', 'http://a.example/d#',
+      'http://a.example/d#g', 'http://a.example/d#g', 'http://a.example/d?e#h?i/j']),
+    ('http://a.example/', ['/\u00e9 #\u00e9'.encode(), b'/\xe9'],
+     ['http://a.example/\u00e9 #\u00e9', 'http://a.example/%E9#\u00e9']),
+])
+@on_loops
+async def test_the_redirects_are_told(url, locations, expected):
+    codes = [(b'301', b'302', b'307', b'308')[number % 4] for number in range(len(locations))]
+    raws = [redirect(location, int(code)) for code, location in zip(codes, locations, strict=True)]
+    async with redirected(*raws, OK) as (request, script):
+        _, _, body = await request(b'GET', url)
+        assert hops(body) == tuple(zip(codes, expected, strict=True))
+        assert body.hops[-1].url == expected[-1]
+        assert body.hops[0].code == b'301'
+        assert await buffered(body) == b'ok'
+    assert not any('#' in line for line in script.lines)
+
+
+@on_loops
+async def test_the_redirects_are_told_through_other_bodies():
+    content = gzip.compress(b'ok')
+    raw = response(200, content, b'content-encoding: gzip')
+    async with redirected(redirect(b'/b'), raw) as (request, _):
+        _, _, body = await decompressed(request)(b'GET', 'http://a.example/')
+        assert hops(body) == ((b'302', 'http://a.example/b'),)
+        assert await buffered(body) == b'ok'
+
+
+@on_loops
+async def test_a_body_of_another_layer_keeps_what_it_has():
+    async def request(method, url, **kwargs):
+        return b'302' if url.endswith('/') else b'200', ((b'location', b'/b'),), inner
+
+    inner = Body([])
+    inner.send = object()
+    _, _, body = await redirectable(request)(b'GET', 'http://a.example/')
+    assert body.send is inner.send
+    inner.sizes = [1, 2]
+    assert await buffered(body) == bytes(3)
+    inner.is_closed = False
+    await body.aclose()
+    assert inner.is_closed
+
+
+@pytest.mark.parametrize('responses, kwargs, expected', [
+    ([redirect(b'/b?secret'), redirect(b'/c#f', 301)], {'max_redirects': 1},
+     ((b'302', 'http://a.example/b?secret'), (b'301', 'http://a.example/c#f'))),
+    ([redirect(b'ftp://b.example/')], {}, ((b'302', 'ftp://b.example/'),)),
+    ([redirect(b'//u:p@b.example/')], {}, ((b'302', 'http://u:p@b.example/'),)),
+    ([redirect(b'//b.example:0/')], {}, ((b'302', 'http://b.example:0/'),)),
+    ([redirect(b'/b'), redirect(b'/c'), None], {},
+     ((b'302', 'http://a.example/b'), (b'302', 'http://a.example/c'))),
+    ([None], {}, ()),
+])
+@on_loops
+async def test_the_redirects_before_an_error_are_told(responses, kwargs, expected):
+    async with redirected(*responses, **kwargs) as (request, _):
+        with pytest.raises(HttpDataError) as error:
+            await request(b'GET', 'http://a.example/')
+    assert hops(error.value) == expected
+    assert 'secret' not in str(error.value)
+    if isinstance(error.value, HttpRedirectError):
+        assert error.value.hops == expected
+
+
+STRIPPED = ('authorization', 'x-token')
+TO_B = [redirect(b'/a?secret'), redirect(b'//b.example/b?secret'), redirect(b'/c'), OK]
+
+
+async def get_secretly(request, **kwargs):
+    assert (await get(request, 'http://a.example/x?secret', headers=(
+        (b'Authorization', b'secret'), (b'accept', b'secret'), (b'X-Token', b'secret'),
+        (b'x-token', b'secret')), **kwargs))[2] == b'ok'
+
+
+@on_loops
+async def test_fields_that_are_left_out_are_logged(caplog):
+    caplog.set_level('INFO', 'lowhaio')
+    async with redirected(*TO_B) as (request, script):
+        await get_secretly(request)
+    assert [(record.levelname, record.message) for record in caplog.records
+            if record.name == 'lowhaio.redirect'] == [
+        ('INFO', "[http:GET,http://a.example/a] Redirected to 'http://b.example:80', without the "
+         'fields authorization, x-token')]
+    assert 'secret' not in caplog.text
+
+
+@on_loops
+async def test_they_are_logged_by_the_adapter_of_the_request(caplog):
+    def get_logger_adapter(extra):
+        extras.append(extra)
+        return HttpLoggerAdapter(logging.getLogger('mine'), {'job': 'nightly', **extra})
+
+    extras = []
+    caplog.set_level('INFO')
+    async with redirected(*TO_B) as (request, script):
+        await get_secretly(request, get_logger_adapter=get_logger_adapter)
+    [message] = [record.message for record in caplog.records
+                 if record.name == 'mine' and 'Redirected' in record.message]
+    assert message.startswith('[http:nightly,GET,http://a.example/a] Redirected to ')
+    assert {'lowhaio_method': 'GET', 'lowhaio_url': 'http://a.example/a?secret'} in extras
+    assert not any(record.name.startswith('lowhaio') for record in caplog.records)
+
+
+@pytest.mark.parametrize('responses', [
+    pytest.param([redirect(b'/b'), OK], id='same-origin'),
+    pytest.param([redirect(b'//b.example/'), OK], id='nothing-to-leave-out'),
+])
+@on_loops
+async def test_nothing_is_logged_where_nothing_is_left_out(responses, caplog):
+    caplog.set_level('DEBUG')
+    async with redirected(*responses) as (request, _):
+        await get(request, 'http://a.example/', headers=((b'accept', b'a'),))
+    assert not [record for record in caplog.records if record.name == 'lowhaio.redirect']
 
 
 # ------------------------------------------------------------------------------- the location
@@ -264,6 +432,17 @@ async def test_what_was_stripped_stays_stripped_when_the_chain_comes_back():
 
 
 @on_loops
+async def test_other_origins_get_the_fields_that_are_to_be_kept():
+    async with redirected(redirect(b'//b.example/'), redirect(b'//c.example/'), OK,
+                          keep=iter([b'X-Token', b'authorization', b'unused'])) as (
+            request, script):
+        await get(request, 'http://a.example/', headers=(*SECRET, *HARMLESS))
+    kept = {name.lower() for name, _ in HARMLESS} | {b'host', b'x-token', b'authorization'}
+    assert names(script.heads[1]) == names(script.heads[2]) == kept
+    assert values_of(script.heads[2], b'x-token') == [b'4']
+
+
+@on_loops
 async def test_another_origin_gets_the_body_and_its_fields():
     async with redirected(redirect(b'//b.example/', 307), OK) as (request, script):
         await request(b'PUT', 'http://a.example/', headers=(*BODY_FIELDS, *SECRET),
@@ -330,7 +509,7 @@ async def test_https_to_http_is_refused_unless_asked_for():
     assert names(script.heads[2]) == {b'host'}
 
 
-@pytest.mark.parametrize('max_redirects', [0, 1, 2, 20])
+@pytest.mark.parametrize('max_redirects', [1, 2, 20])
 @on_loops
 async def test_more_than_max_redirects_are_an_error(max_redirects):
     async with redirected(redirect(b'/loop'), max_redirects=max_redirects) as (request, script):
@@ -347,7 +526,7 @@ async def test_more_than_max_redirects_are_an_error(max_redirects):
 
 
 @pytest.mark.parametrize('location', [
-    b'http://', b'http:g', b'http:///g', b'//user:hunter2@b.example/', b'//b.example:x/',
+    b'http://', b'http:g', b'http:///g', b'//b.example:x/',
     b'//b.example:0/', b'//b.example:99999/', b'//b.example:' + b'9' * 5000, b'//[::1/',
     b'/a\tb', b'//b c/', b'//a.example:80:80/',
 ])
@@ -360,7 +539,59 @@ async def test_a_location_that_can_not_be_requested_is_an_error_of_the_redirect(
     assert isinstance(error.value.__cause__, HttpConnectionError)
     assert error.value.response_started
     assert not error.value.reused
-    assert 'hunter2' not in str(error.value)
+    assert len(script.heads) == 1
+
+
+@pytest.mark.parametrize('location', [
+    b'//user:hunter2@b.example/', b'http://hunter2@b.example', b'http://:@b.example?a',
+    b'//hunter2@b@b.example#a', b'http://@b.example/',
+])
+@on_loops
+async def test_a_location_with_userinfo_is_refused(location):
+    async with redirected(redirect(location)) as (request, script):
+        with pytest.raises(HttpRedirectError) as error:
+            await request(b'GET', 'http://a.example/')
+    assert str(error.value) == (
+        "GET http://a.example:80: the redirect to 'http://b.example:80' is refused, for the "
+        'userinfo (user:password@) before its host')
+    assert error.value.response_started
+    assert len(script.heads) == 1
+
+
+@pytest.mark.parametrize('location', [b'/@', b'//b.example/@', b'?http://u@c/', b'#//u@c/'])
+@on_loops
+async def test_an_at_sign_elsewhere_is_no_userinfo(location):
+    async with redirected(redirect(location), OK) as (request, _):
+        assert (await get(request, 'http://a.example/'))[2] == b'ok'
+
+
+def raising(*_):
+    raise KeyError('secret')
+
+
+class RaisingAdapter(logging.LoggerAdapter):
+    def info(self, message, *args):
+        if message.startswith('Redirected'):
+            raising()
+
+
+@pytest.mark.parametrize('options, kwargs', [
+    ({'redirects': ((b'302', raising),)}, {}),
+    ({'redirects': ((b'302', lambda method: raising),)}, {}),
+    ({'redirects': ((b'302', lambda method: lambda *args: ()),)}, {}),
+    ({'transform_headers': raising}, {}),
+    ({}, {'get_logger_adapter': lambda extra: RaisingAdapter(logging.getLogger(), extra)}),
+])
+@on_loops
+async def test_a_function_of_the_caller_that_raises_is_an_error_of_the_redirect(options, kwargs):
+    async with redirected(redirect(b'//b.example/'), OK, **options) as (request, script):
+        with pytest.raises(HttpRedirectError) as error:
+            await request(b'GET', 'http://a.example/', headers=((b'a', b'b'),), **kwargs)
+    cause = error.value.__cause__
+    assert isinstance(cause, (KeyError, ValueError))
+    assert str(error.value) == (
+        "GET http://a.example:80: the redirect to 'http://b.example:80' could not be made a "
+        f'request: {type(cause).__name__}')
     assert len(script.heads) == 1
 
 
@@ -474,6 +705,26 @@ async def test_a_redirect_that_trickles_is_not_read_for_long():
 
 
 @on_loops
+async def test_the_body_of_a_redirect_that_does_not_come_is_not_waited_for(monkeypatch):
+    async def script(peer):
+        head = await peer.read_head()
+        if b'/b ' in head:
+            await peer.send(OK)
+        else:
+            await peer.send(CHUNKED + chunks(1))
+            await peer.closed()
+            closed.set()
+
+    monkeypatch.setattr(lowhaio_redirect, 'DRAIN_TIMEOUT', 0.01)
+    closed = asyncio.Event()
+    # With that of the pool alone, the test would not end.
+    async with Server(script) as server, pool(socket_timeout=1000, max_connections=1) as request:
+        assert (await get(redirectable(request), server.url))[2] == b'ok'
+        await closed.wait()
+    assert asyncio.current_task().cancelling() == 0
+
+
+@on_loops
 async def test_cancelled_while_it_drains_it_closes_the_connection():
     async def script(peer):
         await peer.read_head()
@@ -538,7 +789,7 @@ async def test_other_keywords_are_passed_on():
         return b'302' if len(calls) == 1 else b'200', ((b'location', b'/b'),), body
 
     body = Body([])
-    assert (await redirectable(request)(b'GET', 'http://a.example/', x=1))[2] is body
+    await redirectable(request)(b'GET', 'http://a.example/', x=1)
     assert [kwargs['x'] for kwargs in calls] == [1, 1]
 
 
@@ -553,6 +804,10 @@ async def test_other_keywords_are_passed_on():
     ((get,), {'transform_headers': None}),
     ((get,), {'schemes': None}),
     ((get,), {'schemes': ('https', 'http')}),
+    ((get,), {'keep': None}),
+    ((get,), {'keep': b'upload-offset'}),
+    ((get,), {'keep': ('upload-offset',)}),
+    ((get,), {'keep': (b'upload-offset',), 'transform_headers': lambda headers, *_: headers}),
 ])
 def test_a_bad_argument_fails_at_once(args, kwargs):
     with pytest.raises((TypeError, ValueError)):
@@ -571,10 +826,15 @@ def test_the_errors_are_errors_of_lowhaio(kind, bases):
 BLOCKS = python_blocks(pathlib.Path(__file__).with_name('README.md'))
 
 
-@pytest.mark.parametrize('block', BLOCKS, ids=['redirectable', 'redirects'])
-def test_a_block_of_the_readme_runs_as_it_stands(block, capsys):
+@pytest.mark.parametrize('block, shown', [
+    (BLOCKS[0], "b'200' b'Hello'\n"),
+    (BLOCKS[1], "b'302' https://www.example.com/new\nhttps://www.example.com/new b'Hello'\n"),
+    (BLOCKS[2], "b'200' b'Hello'\n"),
+], ids=['redirectable', 'hops', 'redirects'])
+def test_a_block_of_the_readme_runs_as_it_stands(block, shown, capsys):
     script = Answering(redirect(b'/new'), response(200, b'Hello'))
     with internet(script):
         run_block(block)
-    assert capsys.readouterr().out == "b'200' b'Hello'\n"
+    assert capsys.readouterr().out == shown
+    assert len(BLOCKS) == 3
     assert script.lines == ['GET /old', 'GET /new']
