@@ -156,7 +156,7 @@ CODED = (b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n'
 
 @on_loops
 async def test_the_body_of_the_last_response_is_as_that_of_the_pool():
-    async with redirected(redirect(b'/b'), CODED) as (request, _):
+    async with redirected(*[redirect(b'/b'), CODED] * 2) as (request, _):
         _, _, body = await request(b'GET', 'http://a.example/')
         assert await buffered(body) == b'ok'
         assert body.trailers == ((b'x-sum', b'1'),)
