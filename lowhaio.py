@@ -84,6 +84,11 @@ del _
 # How much of a first chunk is copied to leave in one send with the head.
 MAX_JOINED_CHUNK = 64 * 1024
 
+# By how many later requests, for each of max_connections, one that waits may be overtaken, so
+# that connections are reused: it waits longer by the time of some ten responses. With four times
+# as many requests as places, more would not save another connection (connections.py).
+MAX_OVERTAKING = 10
+
 # Host names whose addresses are remembered by one pool, and origins whose TLS sessions are.
 MAX_NAMES = 1024
 
@@ -525,8 +530,9 @@ def Pool(
     - `socket_timeout`: for the lookup, connecting and the TLS handshake, together; for each
       progress of sending; for the whole head of a response; for each read of its body.
     - `max_connections`, `max_connections_per_origin`: idle, in use and being opened. Requests
-      beyond them wait for a connection, the first come first, for at most `pool_timeout`. None:
-      no limit.
+      beyond them wait for a connection, for at most `pool_timeout`: those of one origin the
+      first come first. Another origin's may overtake, but never more than 10 of them for each of
+      `max_connections`. None: no limit.
     - `max_requests_per_connection`: after which it is closed. None: no limit.
     - `get_logger_adapter(extra)` returns a logger adapter for one request, or for the pool;
       `get_resolver_logger_adapter(extra)` returns such a function for the resolver.
@@ -1152,8 +1158,14 @@ def current_task() -> asyncio.Task[Any]:
 #
 # By origin. Within an origin the idle connection that was released last is reused first, so
 # that those not needed expire. Each connection, idle, in use or being opened, has a place; when
-# there are as many as allowed, requests wait for one, and who has waited longest is first. So
-# where somebody waits whose origin has room, no connection is idle and no place is free.
+# there are as many as allowed, requests wait for one. Invariant: while a request waits and its
+# origin has room, nothing is idle and no place is free.
+#
+# A place that becomes free goes to the request that has waited longest. A connection that has
+# become idle goes to the one of its own origin that has waited longest, unless another origin's
+# came so much earlier that it has been overtaken often enough: then the connection closes, and
+# its place goes there. Tickets count the requests that wait, so the distance of two tickets is
+# the bound: nobody is overtaken by more than MAX_OVERTAKING requests for each place.
 
 class Share:
     """One origin's part of the connections, and the requests that wait for one of them."""
@@ -1233,15 +1245,15 @@ class Connections:
         return share is not None and bool(share.idle) and ':' in next(reversed(share.idle)).peer
 
     def keep(self, connection: Connection) -> None:
-        """Let it idle, or hand it to who has waited longest."""
+        """Let it idle, or hand it to a request that waits."""
         share = connection.share
         if self.is_closed or share is None:
             connection.close()
             return
         if share.waiters or self.queue:
             ticket = share.first_ticket()
-            if self.first_queued() < ticket:
-                # It gives way to one of another origin.
+            if self.first_queued() + MAX_OVERTAKING * self.max_connections < ticket:
+                # It gives way to a request of another origin.
                 connection.close()
                 return
             if ticket < inf:

@@ -10138,12 +10138,33 @@ ORDERS = {
 }
 
 
-@pytest.mark.parametrize('reuse', [
-    {}, {'keep_alive_timeout': 0}, {'max_requests_per_connection': 2}], ids=str)
+# The same, of connections that are used again.
+REUSING_ORDERS = {
+    **{case: ORDERS[case] for case in (
+        'one connection', 'one origin', 'two of one origin, after one of each of two others',
+        'an origin that is full does not stand in the way, at once')},
+    'one connection for three origins': (
+        {'max_connections': 1}, 'a1 b1 a2 c1 b2 a3 a4', 'a1 a2 a3 a4 b1 b2',
+        'a1, a2, a3, a4, b1, b2, c1'),
+    'two connections for three origins': (
+        {'max_connections': 2}, 'a1 b1 a2 c1 b2 a3 b3', 'b1 a1 b2 b3 a2',
+        'a1 b1, b2, a2, b3, c1, a3'),
+    'an origin that is full does not stand in the way, later': (
+        BOTH, 'a1 b1 a2 a3 c1 d1', 'b1 a1 a2', 'a1 b1, c1, a2, a3'),
+    'the longest waiter is first, whatever its origin, where no connection is left': (
+        {'max_connections': 1}, 'a1 b1 c1 b2 a2', 'a1 a2 b1 b2', 'a1, a2, b1, b2, c1'),
+}
+
+
+@pytest.mark.parametrize('orders, reuse', [
+    (ORDERS, {'keep_alive_timeout': 0}), (ORDERS, {'max_requests_per_connection': 1}),
+    (REUSING_ORDERS, {}), (REUSING_ORDERS, {'max_requests_per_connection': 10})],
+    ids=['not reused', 'one request', 'reused', 'ten requests'])
 @on_loops
-async def test_who_came_first_is_served_first(reuse):
+async def test_a_freed_place_is_for_the_longest_waiter_and_a_connection_for_that_of_its_origin(
+        orders, reuse):
     async def check(case):
-        limits, paths, ends, arrivals = ORDERS[case]
+        limits, paths, ends, arrivals = orders[case]
         script = Holding()
         options = {**limits, **reuse, 'get_dns_resolver': named_origins()}
         first, *others = [arrival.split() for arrival in arrivals.split(', ')]
@@ -10162,7 +10183,54 @@ async def test_who_came_first_is_served_first(reuse):
                     tasks)
             assert sorted(script.paths) == sorted(paths.split())
 
-    await asyncio.gather(*[check(case) for case in ORDERS])
+    await asyncio.gather(*[check(case) for case in orders])
+
+
+@pytest.mark.parametrize('number', [1, 3])
+@on_loops
+async def test_nobody_is_overtaken_by_more_than_ten_requests_for_each_connection(number):
+    """However many of another origin there are, and for as long as they come."""
+    async def ask_on():
+        while not late.done():
+            await get(request, url_of(server, 'a'))
+
+    async def answer(peer):
+        while True:
+            asked.append((await peer.read_head()).split()[1])
+            await go_on.wait()
+            await peer.send(OK)
+
+    asked = []
+    go_on = asyncio.Event()
+    options = {'max_connections': number, 'get_dns_resolver': named_origins()}
+    async with Server(answer) as server, pool(**options) as request:
+        late = asyncio.get_running_loop().create_future()
+        # As many as there are places, and as many that wait before the one of another origin.
+        tasks = [asyncio.create_task(ask_on()) for _ in range(2 * number)]
+        await until(lambda: len(asked) == number)
+        [late] = await begin(request, server, 'b')
+        go_on.set()
+        await asyncio.gather(late, *tasks)
+        # While it connects, those of the other connections go on.
+        overtaking = asked.index(b'/b') - 2 * number
+        assert 10 * number <= overtaking < 10 * number + number
+        # One of the connections gave way to it, and it to one again.
+        assert len(server.peers) == number + 2
+
+
+@on_loops
+async def test_requests_that_wait_for_connections_of_many_origins_share_them():
+    async def work():
+        for origin in origins:
+            await get(request, url_of(server, origin))
+
+    origins = iter('abcdefghijklmnopqrst' * 25)
+    answering = Answering(OK)
+    options = {'max_connections': 10, 'get_dns_resolver': named_origins()}
+    async with Server(answering) as server, pool(**options) as request:
+        await asyncio.gather(*[work() for _ in range(40)])
+        assert len(answering.connections) == 500
+        assert len(server.peers) < 300
 
 
 @pytest.mark.parametrize('limit', ['max_connections', 'max_connections_per_origin'])
@@ -10200,8 +10268,8 @@ async def test_a_released_connection_gives_way_to_another_origin():
         await until(lambda: script.paths == ['a1'])
         script.let_go('a1', 'b1', 'a2')
         await asyncio.gather(*tasks)
-    assert script.paths == ['a1', 'b1', 'a2']
-    assert script.connections == [0, 1, 2]
+    assert script.paths == ['a1', 'a2', 'b1']
+    assert script.connections == [0, 0, 1]
 
 
 # Waiting: what ends it.
@@ -10825,7 +10893,7 @@ async def test_a_place_is_free_once_its_connection_could_not_be_made(free):
 async def test_one_cancelled_in_the_lookup_after_its_wait_gives_back_what_it_got():
     async def resolve(host):
         names.append(host)
-        if len(names) > 1:
+        if names.count('a.test') > 1 and host == 'a.test':
             await asyncio.Event().wait()
         return [ipaddress.IPv4Address('127.0.0.1')]
 
@@ -10836,12 +10904,12 @@ async def test_one_cancelled_in_the_lookup_after_its_wait_gives_back_what_it_got
         async with Server(script) as server, pool(**options) as request:
             async with holding_the_only_place(request, server) as bodies:
                 first, second = (asyncio.create_task(get(request, url)) for url in (
-                    url_of(server, 'a'), server.url))
+                    url_of(server, 'a'), url_of(server, 'b')))
                 await turns(3)
                 script.go_on.set()
                 await script.is_whole.wait()
                 await free(script, bodies)
-                await until(lambda: len(names) == 2)  # noqa: B023
+                await until(lambda: names.count('a.test') == 2)  # noqa: B023
                 assert len(script.connections) == 1
                 first.cancel()
                 assert (await second)[2] == b'ok'

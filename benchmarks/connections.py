@@ -6,6 +6,8 @@ saves.
 at once      CPU of a small request while 1 to 1,000 are made at once: each over a connection of
              its own; all over 10 connections, so that the others wait; and one at a time, with as
              many connections idle, each of an origin of its own
+in turn      how many connections the requests to 20 origins need when 10 may be open, and how long
+             one waits; the server of this one is in the same process, and takes 5 to 15 ms
 resumption   CPU and time of a new connection with its request over TLS, with the session of the
              one before and without, in TLS 1.2 and 1.3
 
@@ -15,6 +17,8 @@ Needs lowhaio and trustme.
 """
 import argparse
 import asyncio
+import contextlib
+import random
 import ssl
 import statistics
 import tempfile
@@ -23,7 +27,7 @@ from pathlib import Path
 
 from server import nginx, pin
 
-from lowhaio import Pool, buffered
+from lowhaio import Pool, buffered, get_sock_default
 
 NUMBERS = (1, 10, 100, 1000)
 
@@ -65,6 +69,42 @@ async def measure_beside_idle(url, number, requests):
     cpu = time.process_time() - start
     await close()
     return cpu / requests * 1e6
+
+
+async def answer(reader, writer):
+    # Until the client or the measurement ends
+    with contextlib.suppress(asyncio.IncompleteReadError, asyncio.CancelledError), \
+            contextlib.closing(writer):
+        while True:
+            await reader.readuntil(b'\r\n\r\n')
+            await asyncio.sleep(random.uniform(0.005, 0.015))
+            writer.write(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok')
+
+
+async def measure_in_turn(tasks, origins, requests, places):
+    """How many connections they need; and the median and longest time of a request, in ms."""
+    connections = 0
+    times = []
+
+    def get_sock(family):
+        nonlocal connections
+        connections += 1
+        return get_sock_default(family)
+
+    async def work():
+        for number in numbers:
+            start = time.perf_counter()
+            _, _, body = await request(b'GET', f'http://127.0.1.{number}:{port}/')
+            await buffered(body)
+            times.append((time.perf_counter() - start) * 1e3)
+
+    numbers = iter([random.randint(1, origins) for _ in range(requests)])
+    async with await asyncio.start_server(answer, '0.0.0.0', 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        request, close = Pool(max_connections=places, get_sock=get_sock)
+        await asyncio.gather(*[work() for _ in range(tasks)])
+        await close()
+    return connections, statistics.median(times), max(times)
 
 
 class Forgetful(ssl.SSLSocket):
@@ -126,6 +166,16 @@ def show_at_once(args, origins):
         print(f'{way:34}' + ''.join(f'{figure:8.1f}' for figure in figures), flush=True)
 
 
+def show_in_turn(args):
+    print(f'\n{"2,000 requests, 20 origins, 10 places":40}'
+          f'{"connections":>12}{"median, ms":>12}{"longest, ms":>13}')
+    for tasks in (10, 40, 400):
+        rows = [asyncio.run(measure_in_turn(tasks, 20, 2000, 10)) for _ in range(args.rounds)]
+        connections, median, longest = map(statistics.median, zip(*rows, strict=True))
+        print(f'{tasks:>4} tasks{"":30}{connections:12,.0f}{median:12.1f}{longest:13.1f}',
+              flush=True)
+
+
 def show_resumption(args, origins, root):
     url = origins['https'] + '/small'
     print(f'\n{"a new connection and its request":34}'
@@ -155,6 +205,7 @@ def main():
         with nginx(Path(directory), 1024) as origins:
             pin(1)
             show_at_once(args, origins)
+            show_in_turn(args)
             show_resumption(args, origins, Path(directory))
 
 
