@@ -43,6 +43,7 @@ from asyncio import CancelledError
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from collections.abc import Mapping
+from errno import EMFILE, ENFILE
 from functools import lru_cache, partial
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
@@ -470,6 +471,8 @@ def get_ssl_context_default() -> ssl.SSLContext:
     """Verifies certificates and names against the authorities that the system trusts."""
     context = ssl.create_default_context()
     context.hostname_checks_common_name = False
+    # Some systems' builds of Python leave it to a file of OpenSSL's, and that may leave it open.
+    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
     context.set_alpn_protocols(['http/1.1'])
     return context
 
@@ -581,7 +584,7 @@ def Pool(
         connection = None if peers is None else connections.take(origin, peers, now)
         if connection is None:
             connection = await Opening(
-                opener, loop, method, origin,
+                opener, loop, method, origin, logger,
                 partial(get_resolver_logger_adapter, logger_extra(method, url))).run(peers)
         response = await exchange(
             connection, method, head, declared, body, body_args, body_kwargs)
@@ -674,6 +677,8 @@ def shown(data: bytes) -> str:
 
 def reason(cause: BaseException) -> str:
     text = str(cause)
+    if isinstance(cause, OSError) and cause.errno in (EMFILE, ENFILE):
+        text += ' (max_connections bounds the descriptors of a pool)'
     return text if isinstance(cause, (ValueError, EOFError)) and text else \
         f'{type(cause).__name__}: {text}' if text else type(cause).__name__
 
@@ -1287,6 +1292,14 @@ class Connections:
         self.shares[share.name] = share
         return share
 
+    def why_none(self, origin: Origin) -> str:
+        """Why there is no place for a new connection."""
+        share = self.share(origin)
+        if share.places >= self.max_per_origin:
+            return (f'{share.places} in use for {share.name}, and max_connections_per_origin is '
+                    f'{self.max_per_origin}')
+        return f'{self.places} in use, and max_connections is {self.max_connections}'
+
     async def wait(self, loop: Loop, origin: Origin) -> Share | Connection:
         """A place, or a connection that has just become idle and has one."""
         share = self.share(origin)
@@ -1423,14 +1436,17 @@ class Opener:
 class Opening:
     """Finds or makes the connection for one request."""
 
-    __slots__ = ('opener', 'loop', 'method', 'origin', 'get_resolver_adapter', 'deadline')
+    __slots__ = ('opener', 'loop', 'method', 'origin', 'logger', 'get_resolver_adapter',
+                 'deadline')
 
     def __init__(self, opener: Opener, loop: Loop, method: bytes, origin: Origin,
-                 get_resolver_adapter: Callable[[], GetAdapter]) -> None:
+                 logger: Adapter | None, get_resolver_adapter: Callable[[], GetAdapter]) -> None:
         self.opener = opener
         self.loop = loop
         self.method = method
         self.origin = origin
+        # None if nobody listens.
+        self.logger = logger
         self.get_resolver_adapter = get_resolver_adapter
         self.deadline = inf
 
@@ -1479,8 +1495,12 @@ class Opening:
             self.loop, self.origin.host, dns().TYPES.AAAA, self.get_resolver_adapter)
 
     async def wait(self) -> Share | Connection:
+        connections = self.opener.connections
         try:
-            return await self.opener.connections.wait(self.loop, self.origin)
+            if self.logger is not None:
+                # What waits for ever raises nothing: this line is all that there is of it.
+                self.logger.info('Waiting for a connection: %s', connections.why_none(self.origin))
+            return await connections.wait(self.loop, self.origin)
         except Exception as cause:
             raise HttpConnectionError(
                 f'{self.describe()}: waiting for a connection failed: {reason(cause)}') from cause
@@ -1716,9 +1736,17 @@ def connect_cause(failures: list[tuple[str, Exception]]) -> Exception | None:
         causes[0] if causes else None
 
 
+# OpenSSL's codes for what a certificate lacks only where X509_V_FLAG_X509_STRICT is set, from
+# X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA to X509_V_ERR_EXTENSIONS_REQUIRE_VERSION_3.
+STRICT_VERDICTS = range(80, 94)
+
+
 def tls_hint(cause: Exception) -> str:
     """What OpenSSL's words for it do not tell."""
     name = getattr(cause, 'reason', None) or ''
+    if getattr(cause, 'verify_code', 0) in STRICT_VERDICTS:
+        return (' (Python 3.13 and later ask for what RFC 5280 does: issue the certificate anew, '
+                'or clear ssl.VERIFY_X509_STRICT in the verify_flags of your own context)')
     return ' (the peer does not speak TLS)' if name == 'WRONG_VERSION_NUMBER' else \
         ' (the peer may want a client certificate)' if name.endswith('HANDSHAKE_FAILURE') else ''
 

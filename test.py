@@ -25,6 +25,7 @@ import os
 import pathlib
 import random
 import re
+import resource
 import select
 import signal
 import socket
@@ -10272,7 +10273,104 @@ async def test_a_released_connection_gives_way_to_another_origin():
     assert script.connections == [0, 0, 1]
 
 
-# Waiting: what ends it.
+# Waiting: what is told of it, and what ends it.
+
+
+@on_loops
+async def test_a_request_that_waits_says_so_and_for_what(caplog):
+    caplog.set_level(logging.INFO, 'lowhaio')
+    script = Holding()
+    options = {'max_connections': 3, 'max_connections_per_origin': 2,
+               'get_dns_resolver': named_origins()}
+    async with Server(script) as server, pool(**options) as request:
+        tasks = await begin(request, server, 'a1', 'a2', 'a3?SECRET', 'b1', 'b2', 'a4')
+        url = f'http://a.test:{server.port}'
+        of_origin = f'2 in use for {url}'
+        assert caplog.record_tuples == [
+            ('lowhaio', logging.INFO, text) for text in (
+                f'[http:GET,{url}/a3] Waiting for a connection: {of_origin}, and '
+                'max_connections_per_origin is 2',
+                f'[http:GET,http://b.test:{server.port}/b2] Waiting for a connection: 3 in use, '
+                'and max_connections is 3',
+                f'[http:GET,{url}/a4] Waiting for a connection: {of_origin}, and '
+                'max_connections_per_origin is 2')]
+        caplog.clear()
+        script.let_go('a1', 'a2', 'a3?SECRET', 'b1', 'b2', 'a4')
+        await asyncio.gather(*tasks)
+        assert not [text for *_, text in caplog.record_tuples if 'Waiting' in text]
+
+
+@on_loops
+async def test_who_waits_is_logged_by_the_adapter_of_its_request():
+    class Keeping(logging.LoggerAdapter):
+        def log(self, level, message, *args, **kwargs):
+            said.append((level, message % args))
+
+    said = []
+    async with Server(Halves()) as server, pool(max_connections=1) as request:
+        async with holding_the_only_place(request, server):
+            task = asyncio.create_task(get(request, server.url, get_logger_adapter=lambda extra: (
+                Keeping(logging.getLogger('quiet'), extra))))
+            await turns(3)
+            assert said == [
+                (logging.INFO, 'Waiting for a connection: 1 in use, and max_connections is 1')]
+        await task
+
+
+@on_loops
+async def test_an_adapter_that_raises_when_its_request_waits_fails_the_request():
+    class Raising(logging.LoggerAdapter):
+        def log(self, level, message, *args, **kwargs):
+            raise LookupError('no')
+
+    async with Server(Halves()) as server, pool(max_connections=1) as request:
+        async with holding_the_only_place(request, server):
+            await failed(
+                request(b'GET', server.url, get_logger_adapter=lambda extra: Raising(
+                    logging.getLogger('quiet'), extra)), HttpConnectionError, LookupError,
+                f'GET {server.origin}: {WAITING}LookupError: no')
+        assert (await get(request, server.url))[2] == b'ok'
+
+
+@contextlib.contextmanager
+def no_descriptor_left():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+TOO_MANY = system_error(OSError, errno.EMFILE)
+
+
+@on_loops
+async def test_an_error_for_want_of_descriptors_names_max_connections(nameserver):
+    async def get_connection(scheme, host, port):
+        return socket.socket()
+
+    async def failing(request, host, kind, begin):
+        with no_descriptor_left():
+            error = await failed(request(b'GET', f'http://{host}:{server.port}/'), kind, OSError)
+        assert str(error).startswith(f'GET http://{host}:{server.port}: {begin}: {TOO_MANY}')
+        assert str(error).endswith(' (max_connections bounds the descriptors of a pool)')
+
+    options = {'get_dns_resolver': asking((5, nameserver.address)), 'keep_alive_timeout': 0}
+    async with Server(Answering(OK)) as server:
+        async with pool() as request:
+            host = '127.0.0.1'
+            await failing(request, host, HttpConnectionError, f'connecting failed: {host}')
+            # The files of the resolver.
+            await failing(request, 'a.test', HttpDnsError, 'resolving a.test failed')
+        async with pool(get_connection=get_connection) as request:
+            await failing(request, 'a.test', HttpConnectionError, 'get_connection failed')
+        async with pool(**options) as request:
+            await get(request, f'http://name.test:{server.port}/')
+            # The socket of the resolver.
+            await failing(request, 'other.test', HttpDnsError, 'resolving other.test failed')
 
 
 @contextlib.asynccontextmanager
@@ -11357,6 +11455,117 @@ async def test_by_default_a_common_name_is_not_where_a_name_is_looked_for(monkey
                 request(b'GET', f'https://name.test:{server.port}/'), HttpTlsError,
                 ssl.SSLCertVerificationError)
     assert answering.socks == []
+
+
+def without(left_out, *extensions):
+    """Pairs of an extension and whether it is critical, but for one of them by its class, which
+    is left out or, if it is the basic constraints, not critical."""
+    return [(extension, is_critical and type(extension) is not left_out)
+            for extension, is_critical in extensions
+            if type(extension) is not left_out or left_out is x509.BasicConstraints]
+
+
+def issued(key, subject, issuer, issuer_key, extensions):
+    def named(name):
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(named(subject)).issuer_name(named(issuer)).public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1)))
+    for extension, is_critical in extensions:
+        builder = builder.add_extension(extension, is_critical)
+    return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def private_authority(name, left_out=None):
+    """The PEM of an authority as textbooks make it, and a server's context with a certificate of
+    it for the name. One extension may be missing."""
+    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    identifier = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
+    usage = dict.fromkeys((
+        'digital_signature', 'content_commitment', 'key_encipherment', 'data_encipherment',
+        'key_agreement', 'encipher_only', 'decipher_only'), False)
+    root = issued(authority_key, 'Our authority', 'Our authority', authority_key, without(
+        left_out, (x509.BasicConstraints(ca=True, path_length=None), True), (identifier, False),
+        (x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), True)))
+    leaf = issued(key, 'A server', 'Our authority', authority_key, without(
+        left_out, (x509.SubjectAlternativeName([x509.DNSName(name)]), False),
+        (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), False)))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(leaf + key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption()))
+        file.flush()
+        context.load_cert_chain(file.name)
+    return root.decode(), context
+
+
+def strict_context(root):
+    """That of Python 3.13 and later, in earlier ones, too."""
+    context = ssl.create_default_context(cadata=root)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    return context
+
+
+# What a private authority or its certificates lack, and what OpenSSL says to that.
+LACKING = {
+    x509.KeyUsage: 'CA cert does not include key usage extension',
+    x509.SubjectKeyIdentifier: 'Missing Subject Key Identifier',
+    x509.AuthorityKeyIdentifier: 'Missing Authority Key Identifier',
+    x509.BasicConstraints: 'Basic Constraints of CA cert not marked critical',
+}
+STRICT_HINT = (' (Python 3.13 and later ask for what RFC 5280 does: issue the certificate anew, '
+               'or clear ssl.VERIFY_X509_STRICT in the verify_flags of your own context)')
+
+
+@pytest.mark.parametrize('left_out', LACKING)
+@on_loops
+async def test_a_private_authority_that_is_too_lax_for_new_pythons_says_what_to_do(left_out):
+    root, server_side = private_authority('name.test', left_out)
+
+    def lax_context():
+        context = strict_context(root)
+        context.verify_flags &= ~ssl.VERIFY_X509_STRICT
+        return context
+
+    with ThreadServer(AnsweringInThreads(), server_side) as server:
+        url = f'https://name.test:{server.port}/'
+        options = {'get_dns_resolver': always('127.0.0.1')}
+        async with pool(get_ssl_context=lambda: strict_context(root), **options) as request:
+            error = await failed(request(b'GET', url), HttpTlsError, ssl.SSLCertVerificationError)
+            assert as_printed(error) == (
+                f'HttpTlsError: GET {url[:-1]} (peer 127.0.0.1:{server.port}): the TLS handshake '
+                'failed: [SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: '
+                f'{LACKING[left_out]}{STRICT_HINT}')
+        async with pool(get_ssl_context=lax_context, **options) as request:
+            assert (await get(request, url))[2] == b'ok'
+
+
+@on_loops
+async def test_a_private_authority_as_the_readme_makes_it_is_trusted_by_new_pythons():
+    root, server_side = private_authority('name.test')
+    with ThreadServer(AnsweringInThreads(), server_side) as server:
+        async with pool(get_ssl_context=lambda: strict_context(root),
+                        get_dns_resolver=always('127.0.0.1')) as request:
+            assert (await get(request, f'https://name.test:{server.port}/'))[2] == b'ok'
+
+
+@pytest.mark.parametrize('least, expected', [
+    (ssl.TLSVersion.MINIMUM_SUPPORTED, TLS_1_2), (TLS_1_2, TLS_1_2), (TLS_1_3, TLS_1_3)])
+def test_the_least_version_of_tls_is_1_2_or_what_the_system_says(monkeypatch, least, expected):
+    """Debian's builds of Python leave it to OpenSSL's configuration."""
+    def create_default_context():
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.minimum_version = least
+        return context
+
+    monkeypatch.setattr(ssl, 'create_default_context', create_default_context)
+    assert default_of('get_ssl_context')().minimum_version == expected
 
 
 @on_loops
@@ -13708,17 +13917,33 @@ async def troubles_of_tls(address):
     yield await said_to_tls('example.com')
     yield await said_to_tls(
         'www.example.com', options={'get_ssl_context': ssl.create_default_context})
+    root, server_side = private_authority('www.example.com', x509.KeyUsage)
+    async with Server(Answering(OK), server_side) as server:
+        yield await said(
+            ('127.0.0.1', server.port), url='https://www.example.com/',
+            options={'get_ssl_context': lambda: strict_context(root)})
 
 
 async def troubles_of_responses(address):
+    class Keeping(HttpLoggerAdapter):
+        def log(self, level, message, *args, **kwargs):
+            logged.append(f'{self.prefix(level)} {message % args}')
+
+    def adapter(extra):
+        return Keeping(logging.getLogger('quiet'), extra)
+
+    logged = []
     async with Server(Peer.closed) as server:
         yield await said(('127.0.0.1', server.port), options={'socket_timeout': 0.05})
     url = 'http://www.example.com/'
     async with Server(Answering(UNFINISHED)) as server, routed(
             ('127.0.0.1', server.port), max_connections=1, pool_timeout=0.05) as request:
         _, _, body = await request(b'GET', url)
-        yield as_printed(await failure(request(b'GET', url)))
+        yield as_printed(await failure(request(b'GET', url, get_logger_adapter=adapter)))
+        yield logged[0]
         await body.aclose()
+    with no_descriptor_left():
+        yield await said(address, options={'get_sock': default_of('get_sock')})
     async with routed(address) as request:
         _, _, body = await request(b'GET', url)
         assert await buffered(body) == b'ok'
