@@ -23,7 +23,7 @@ from typing import NamedTuple
 from urllib.parse import quote, unquote_plus
 from xml.etree import ElementTree
 
-from lowhaio_aws_sigv4 import signed
+from lowhaio_aws_sigv4 import object_url, signed
 from lowhaio_retry import retry
 from tqdm import tqdm
 
@@ -81,7 +81,7 @@ class Bucket:
         self.url = f'{endpoint}/{bucket}'
 
     def url_of(self, name):
-        return f'{self.url}/{quote(self.prefix + name)}'
+        return object_url(self.url, self.prefix + name)
 
     async def files(self, on_error):
         """ListObjectsV2, page by page."""

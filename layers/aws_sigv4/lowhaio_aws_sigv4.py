@@ -7,13 +7,15 @@
 
     request, close = Pool()
     signed_request = signed(request, credentials, 's3', 'eu-west-2')
-    code, headers, body = await signed_request(b'GET', 'https://my-bucket.s3.amazonaws.com/key')
+    url = object_url('https://my-bucket.s3.eu-west-2.amazonaws.com', 'my key')
+    code, headers, body = await signed_request(b'GET', url)
 """
 
 from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping
 from collections.abc import Sequence
@@ -24,21 +26,34 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, Any, TypeVar, cast
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
-from lowhaio import HttpConnectionError, empty_async_iterator, repeatable
+from lowhaio import HttpConnectionError, empty_async_iterator, repeatable, streamed
+
+LOGGER = logging.getLogger('lowhaio_aws_sigv4')
 
 # Bytes of a body that are held in memory. More of it is held in a temporary file.
 MAX_IN_MEMORY = 1024 * 1024
 READ_SIZE = 64 * 1024
+# Bytes that are hashed between two turns of the loop for others: a millisecond or two.
+MAX_HASHED = 1024 * 1024
 
 # Their paths are encoded once, and not normalised: a key may be `a//../b`.
 S3 = frozenset(('s3', 's3-object-lambda', 's3-outposts'))
 
-# Left out of the signature: what may change, or be removed, on its way to the server.
+# Left out of the signature: what may change, or be removed, on its way to the server. To those
+# that botocore leaves out are added what gateways and proxies write themselves.
 NOT_SIGNED = frozenset((
-    b'baggage', b'connection', b'expect', b'keep-alive', b'proxy-authenticate',
-    b'proxy-authorization', b'te', b'traceparent', b'tracestate', b'trailer',
-    b'transfer-encoding', b'upgrade', b'user-agent', b'x-amzn-trace-id'))
+    b'accept-encoding', b'baggage', b'connection', b'expect', b'forwarded', b'keep-alive',
+    b'max-forwards', b'proxy-authenticate', b'proxy-authorization', b'proxy-connection', b'te',
+    b'traceparent', b'tracestate', b'trailer', b'transfer-encoding', b'upgrade', b'user-agent',
+    b'via', b'x-amzn-trace-id', b'x-forwarded-for', b'x-forwarded-host', b'x-forwarded-port',
+    b'x-forwarded-proto', b'x-real-ip'))
+FRAMING = frozenset((b'content-length', b'transfer-encoding'))
 ADDED = frozenset((b'authorization', b'x-amz-date', b'x-amz-content-sha256'))
+
+# Their content has a meaning, so that there is none is told (RFC 9110 8.6). S3 answers 411 else.
+WITH_CONTENT = frozenset((b'PATCH', b'POST', b'PUT'))
+
+EMPTY_HASH = sha256().hexdigest()
 
 NAME = re.compile(r'[A-Za-z0-9._-]+')
 URL = re.compile(r'(https?)://(\[[^\[\]/?#@]*\]|[^:\[\]/?#@]+)(:[0-9]{0,5})?(?![^/?#])'
@@ -48,6 +63,7 @@ CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
 Fields = tuple[tuple[bytes, bytes], ...]
 Headers = Iterable[tuple[bytes, bytes]]
 Params = Mapping[Any, Any] | Sequence[tuple[Any, Any]]
+Body = Callable[..., AsyncIterator[bytes]]
 Credentials = Callable[[], Awaitable[tuple[str, str, Headers]]]
 Response = tuple[bytes, Fields, Any]
 # A layer returns the type that it is given: the same arguments, the same body.
@@ -55,15 +71,20 @@ AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 
 
 def signed(request: AnyRequest, credentials: Credentials, service: str, region: str,
-           *, body_hash: str | None = None) -> AnyRequest:
-    """A `request` that signs what it sends.
+           *, body_hash: str | None = None,
+           origin: str | Iterable[str] | None = None) -> AnyRequest:
+    """A `request` that signs what it sends to an origin. To others it sends what it is given.
 
     - `credentials`: a coroutine function, called for each request. It returns
       `(access_key_id, secret_access_key, ((name, value), …))`: two strings, and pairs of bytes
       that are added to the headers, such as `x-amz-security-token`.
     - `service`, `region`: as in `'s3', 'eu-west-2'`.
     - `body_hash`: sent and signed in place of the body's SHA-256, such as `'UNSIGNED-PAYLOAD'`.
-      Without it the body is read, and held, before anything is sent.
+      Without it the body is read, and held, before anything is sent. One of
+      `lowhaio.streamed(data)` is not read, since it is held already.
+    - `origin`: `'https://my-bucket.s3.eu-west-2.amazonaws.com'` say, or several of these, each
+      with `*.` in front of the host to mean all below it. `'*'` is any origin, and None that of
+      the first request.
 
     Raises an `HttpConnectionError` if the request can not be signed: its cause tells why.
     """
@@ -75,39 +96,49 @@ def signed(request: AnyRequest, credentials: Credentials, service: str, region: 
             raise ValueError(f'{name} must be a str of letters, digits, "-", "_" and ".", got '
                              f'{value!r}')
 
+    is_for_us = bound_to(origin)
+
     async def signed_request(
             method: bytes, url: str, params: Params = (), headers: Headers = (),
-            body: Callable[..., AsyncIterator[bytes]] = empty_async_iterator,
-            body_args: Iterable[Any] = (),
+            body: Body = empty_async_iterator, body_args: Iterable[Any] = (),
             body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
             **kwargs: Any) -> Response:
         with SpooledTemporaryFile(MAX_IN_MEMORY) as spool:
             try:
-                origin, host, path, query = split_url(url, params, service)
-                access_key_id, secret_access_key, more = await credentials()
-                more = tuple(more)
-                fields = without(headers, ADDED | names_of(more)) + more
-                this_hash = body_hash or sha256().hexdigest()
-                if body_hash is None and body is not empty_async_iterator:
-                    check_framing(fields)
-                    chunks = repeatable(body)(*body_args, **dict(body_kwargs))
-                    this_hash = await fill(spool, chunks)
-                    if b'content-length' not in names_of(fields):
-                        fields += ((b'content-length', b'%d' % spool.tell()),)
-                    body, body_args, body_kwargs = partial(chunks_of, spool), (), ()
-                # Given, so that the host that is signed is the one that is sent.
-                if b'host' not in names_of(fields):
-                    fields = ((b'host', host), *fields)
-                fields += sign(access_key_id, secret_access_key, fields, service, region,
-                               method.decode('ascii'), canonical_path(path, service), query,
-                               this_hash)
+                is_ours = is_for_us(url)
+                fields = tuple(headers)
+                framing = FRAMING & names_of(fields)
+                this_hash, length = body_hash or EMPTY_HASH, None
+                if body is empty_async_iterator:
+                    length = 0 if method in WITH_CONTENT else None
+                # Where it is not signed, it still has no length but that of this layer.
+                elif body_hash is None and (is_ours or not framing):
+                    check_framing(framing)
+                    this_hash, length, body, body_args, body_kwargs = await hashed(
+                        spool, body, body_args, body_kwargs)
+                elif isinstance(body, streamed):
+                    length = len(body.data)
+                if length is not None and not framing:
+                    fields += ((b'content-length', b'%d' % length),)
+                if is_ours:
+                    origin, host, path, query = split_url(url, params, service)
+                    access_key_id, secret_access_key, more = await credentials()
+                    more = tuple(more)
+                    fields = without(fields, ADDED | names_of(more)) + more
+                    # Given, so that the host that is signed is the one that is sent.
+                    if b'host' not in names_of(fields):
+                        fields = ((b'host', host), *fields)
+                    fields += sign(access_key_id, secret_access_key, fields, service, region,
+                                   method.decode('ascii'), canonical_path(path, service), query,
+                                   this_hash)
+                    url, params = f'{origin}{path}?{query}' if query else origin + path, ()
             except Exception as cause:
                 raise HttpConnectionError(
                     f'signing a request for {service} in {region} failed: '
                     f'{type(cause).__name__}: {cause}') from cause
             return await request(
-                method, f'{origin}{path}?{query}' if query else origin + path, headers=fields,
-                body=body, body_args=body_args, body_kwargs=body_kwargs, **kwargs)
+                method, url, params=params, headers=fields, body=body, body_args=body_args,
+                body_kwargs=body_kwargs, **kwargs)
 
     return cast(AnyRequest, signed_request)
 
@@ -128,12 +159,66 @@ def aws_sigv4_headers(
                 urlencode(params, doseq=True, quote_via=quote), body_hash) + fields
 
 
+def object_url(bucket_url: str, key: str) -> str:
+    """The URL of the object that has this very key, whatever characters that has.
+
+    `bucket_url` is `'https://my-bucket.s3.eu-west-2.amazonaws.com'` say, or that of a server with
+    the bucket as its path. One slash at its end does not count. ValueError if it has a query or a
+    fragment, or if the key is empty: that is the bucket.
+    """
+    matched(bucket_url)
+    if '?' in bucket_url or '#' in bucket_url:
+        raise ValueError('bucket_url must not have a query or a fragment')
+    if not isinstance(key, str) or not key:
+        raise ValueError('key must be a str that is not empty')
+    return f'{bucket_url.removesuffix("/")}/{quote(key)}'
+
+
 def names_of(fields: Headers) -> frozenset[bytes]:
     return frozenset(name.lower() for name, _ in fields)
 
 
 def without(fields: Headers, names: Container[bytes]) -> Fields:
     return tuple((name, value) for name, value in fields if name.lower() not in names)
+
+
+# ----------------------------------------------------------------------- where credentials go
+
+def bound_to(origin: str | Iterable[str] | None) -> Callable[[str], bool]:
+    """If a URL is of one of these origins. None stands for that of the first URL."""
+    bound = None
+    if origin is not None:
+        patterns = map(pattern_of, (origin,) if isinstance(origin, str) else origin)
+        bound = re.compile('|'.join(patterns))
+
+    def is_for_us(url: str) -> bool:
+        nonlocal bound
+        asked = origin_of(url)
+        bound = bound or re.compile(re.escape(asked))
+        if bound.fullmatch(asked):
+            if '#' in url:
+                raise ValueError('url must not have a "#", since what follows it is not sent. In '
+                                 'a key it is "%23": object_url makes the URL of any key')
+            return True
+        LOGGER.info('A request to %s is not signed: it is not the origin of signed(…)', asked)
+        return False
+
+    return is_for_us
+
+
+def pattern_of(origin: str) -> str:
+    if origin == '*':
+        return '.*'
+    host, path = matched(origin).group(2, 4)
+    if '*' in host.removeprefix('*.') or path not in ('', '/') or '?' in origin or '#' in origin:
+        raise ValueError("origin must be a scheme and a host, like 'https://example.com' or "
+                         "'https://*.example.com'")
+    return re.escape(origin_of(origin)).replace(r'://\*\.', r'://[^/:]+\.')
+
+
+def origin_of(url: str) -> str:
+    scheme, host, port = matched(url).group(1, 2, 3)
+    return f'{scheme.lower()}://{host_field(scheme.lower(), host, port).decode()}'
 
 
 # ----------------------------------------------------------------------------- what is sent
@@ -144,11 +229,7 @@ def without(fields: Headers, names: Container[bytes]) -> Fields:
 
 def split_url(url: str, params: Params, service: str) -> tuple[str, bytes, str, str]:
     """The origin, the `host` field, the path and the query."""
-    match = None if CONTROL.search(url) else URL.match(url)
-    if match is None:
-        raise ValueError('url must start with http:// or https:// and a host, without userinfo, '
-                         'and have no control characters')
-    scheme, host, port, path, query = match.groups()
+    scheme, host, port, path, query = matched(url).groups()
     # To S3 an encoded slash is a slash of the key. To others it is none.
     path = recoded(path, '/') if service in S3 else '/'.join(map(recoded, path.split('/')))
     # In a query, a plus sign is a space to all but a few.
@@ -157,6 +238,14 @@ def split_url(url: str, params: Params, service: str) -> tuple[str, bytes, str, 
     more = urlencode(params, doseq=True, quote_via=quote)
     return (f'{scheme}://{host}{port or ""}', host_field(scheme.lower(), host, port), path or '/',
             f'{query}&{more}' if query and more else query or more)
+
+
+def matched(url: str) -> re.Match[str]:
+    match = None if CONTROL.search(url) else URL.match(url)
+    if match is None:
+        raise ValueError('url must start with http:// or https:// and a host, without userinfo, '
+                         'and have no control characters')
+    return match
 
 
 def recoded(text: str, safe: str = '') -> str:
@@ -171,10 +260,31 @@ def host_field(scheme: str, host: str, port: str | None) -> bytes:
     return name if is_default else b'%b:%d' % (name, int(digits))
 
 
-def check_framing(fields: Fields) -> None:
-    if b'transfer-encoding' in names_of(fields):
+def check_framing(framing: Container[bytes]) -> None:
+    if b'transfer-encoding' in framing:
         raise ValueError('headers must not have transfer-encoding when the body is signed: its '
                          'length is known, and sent')
+
+
+async def hashed(
+        spool: IO[bytes], body: Body, body_args: Iterable[Any],
+        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]],
+) -> tuple[str, int, Body, Iterable[Any], Any]:
+    """SHA-256 and length of a body, and the body to be sent."""
+    if isinstance(body, streamed):
+        return await hash_of(body.data), len(body.data), body, body_args, body_kwargs
+    this_hash = await fill(spool, repeatable(body)(*body_args, **dict(body_kwargs)))
+    return this_hash, spool.tell(), partial(chunks_of, spool), (), ()
+
+
+async def hash_of(data: bytes) -> str:
+    digest = sha256()
+    with memoryview(data) as octets:
+        for start in range(0, len(octets), MAX_HASHED):
+            if start:
+                await asyncio.sleep(0)
+            digest.update(octets[start:start + MAX_HASHED])
+    return digest.hexdigest()
 
 
 async def fill(spool: IO[bytes], body: AsyncIterator[bytes]) -> str:

@@ -8,22 +8,25 @@
     request, close = Pool()
     signed_request = signed(request, credentials, 's3', 'eu-west-2')
     code, headers, body = await signed_request(
-        b'PUT', 'https://my-bucket.s3.amazonaws.com/key',
-        headers=((b'content-length', b'3'),), body=streamed(b'abc'))
+        b'PUT', object_url('https://my-bucket.s3.eu-west-2.amazonaws.com', 'my key'),
+        headers=((b'content-length', b'3'),), body=three_bytes)
 """
 
 from __future__ import annotations
 
-from lowhaio_aws_sigv4 import AnyRequest, Credentials, aws_sigv4_headers
+from collections.abc import Iterable
+
+from lowhaio_aws_sigv4 import AnyRequest, Credentials, aws_sigv4_headers, object_url
 from lowhaio_aws_sigv4 import signed as signed_with
 
-__all__ = ['aws_sigv4_headers', 'signed']
+__all__ = ['aws_sigv4_headers', 'object_url', 'signed']
 
 
-def signed(request: AnyRequest, credentials: Credentials, service: str,
-           region: str) -> AnyRequest:
+def signed(request: AnyRequest, credentials: Credentials, service: str, region: str,
+           *, origin: str | Iterable[str] | None = None) -> AnyRequest:
     """A `request` that signs what it sends but the body, which is streamed as it comes.
 
     See `lowhaio_aws_sigv4.signed`.
     """
-    return signed_with(request, credentials, service, region, body_hash='UNSIGNED-PAYLOAD')
+    return signed_with(request, credentials, service, region, body_hash='UNSIGNED-PAYLOAD',
+                       origin=origin)

@@ -90,10 +90,39 @@ async def test_the_arguments_of_the_body_are_passed_on():
 
 @on_loops
 async def test_a_body_without_framing_is_refused():
+    async def body():
+        yield b'abc'
+
     async with Server(Answering(OK)) as server, pool() as request:
         with pytest.raises(HttpConnectionError, match='no content-length'):
-            await signed(request, credentials, 's3', 'eu-west-2')(
-                b'PUT', server.url, body=streamed(b'abc'))
+            await signed(request, credentials, 's3', 'eu-west-2')(b'PUT', server.url, body=body)
+
+
+@on_loops
+async def test_the_length_of_what_is_in_memory_is_known():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        send = signed(request, credentials, 's3', 'eu-west-2')
+        await send(b'PUT', server.url, body=streamed(b'abc'))
+        await send(b'PUT', server.url)
+        await send(b'GET', server.url)
+    assert script.bodies == [b'abc', b'', b'']
+    assert [value(head, b'content-length') for head in script.heads] == [b'3', b'0', None]
+    for head in script.heads:
+        check_signature(head)
+
+
+@on_loops
+async def test_credentials_are_bound_to_an_origin():
+    script = Answering(OK)
+    async with Server(script) as server, Server(script) as other, pool() as request:
+        for origin, heads in ((None, 1), (other.origin, 1), ((server.origin, other.origin), 2),
+                              ('*', 2)):
+            script.heads.clear()
+            send = signed(request, credentials, 's3', 'eu-west-2', origin=origin)
+            for url in (server.url, other.url):
+                await send(b'GET', url)
+            assert sum(b'authorization' in head for head in script.heads) == heads
 
 
 def test_bad_arguments_fail_at_once():
@@ -101,7 +130,8 @@ def test_bad_arguments_fail_at_once():
         signed(print, None, 's3', 'eu-west-2')
 
 
-def test_the_headers_alone_are_made_by_the_same_function():
+def test_what_needs_no_body_is_the_same():
+    assert lowhaio_aws_sigv4_unsigned_payload.object_url is lowhaio_aws_sigv4.object_url
     assert (lowhaio_aws_sigv4_unsigned_payload.aws_sigv4_headers
             is lowhaio_aws_sigv4.aws_sigv4_headers)
 
