@@ -139,6 +139,10 @@ class HttpError(Exception):
     response_started = False
     """A byte of the response, interim responses included, had arrived."""
 
+    phase = ''
+    """Where it failed, if a retry would not help: 'refused', for the arguments or the state of the
+    pool; 'pool', waiting for a place in it. Otherwise ''."""
+
 
 class HttpConnectionError(HttpError):
     """Not one byte of the request was handed to the kernel: it is always safe to retry."""
@@ -669,7 +673,9 @@ def refusal(method: bytes, url: str, cause: Exception) -> HttpConnectionError:
         where = f' {parse_url(url)[0].name}'
     except (TypeError, ValueError):
         where = ''
-    return HttpConnectionError(f'{shown_method(method)}{where}, refused: {cause}')
+    error = HttpConnectionError(f'{shown_method(method)}{where}, refused: {cause}')
+    error.phase = 'refused'
+    return error
 
 
 def shown_method(method: bytes) -> str:
@@ -1510,8 +1516,10 @@ class Opening:
                 self.logger.info('Waiting for a connection: %s', connections.why_none(self.origin))
             return await connections.wait(self.loop, self.origin)
         except Exception as cause:
-            raise HttpConnectionError(
-                f'{self.describe()}: waiting for a connection failed: {reason(cause)}') from cause
+            error = HttpConnectionError(
+                f'{self.describe()}: waiting for a connection failed: {reason(cause)}')
+            error.phase = 'pool'
+            raise error from cause
 
     async def connect(self, peers: Peers) -> Connection:
         connection = await (Race(self, peers).run() if self.opener.get_connection is None else

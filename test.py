@@ -313,8 +313,9 @@ OK = b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok'
     (HttpConnectionClosedError, HttpDataError),
     (HttpHeaderTooLong, HttpDataError),
 ])
-def test_the_errors_have_their_two_branches_and_their_two_facts(kind, base):
+def test_the_errors_have_their_two_branches_and_their_three_facts(kind, base):
     assert kind.__bases__ == (base,)
+    assert kind('text').phase == ''
     assert kind('text').reused is False
     assert kind('text').response_started is False
 
@@ -973,6 +974,7 @@ async def test_a_request_after_close_is_refused():
     with pytest.raises(HttpConnectionError) as caught:
         await request(b'GET', 'http://example.com/SECRET')
     assert str(caught.value) == 'GET http://example.com:80, refused: the pool is closed'
+    assert caught.value.phase == 'refused'
     assert type(caught.value.__cause__) is RuntimeError
     assert unused.uses == []
 
@@ -1384,6 +1386,7 @@ def test_what_a_caller_gives_is_refused_before_any_dns_query_or_byte(changes, ki
                  'params': {'SECRET': 'SECRET'}, 'headers': ((b'authorization', b'SECRET'),)}
     error = refusal(**{**arguments, **changes})
     assert str(error) == message
+    assert error.phase == 'refused'
     assert isinstance(error.__cause__, kind)
     assert message.endswith(f'refused: {error.__cause__}')
 
@@ -10426,6 +10429,7 @@ async def test_waiting_ends_after_pool_timeout(limit, seconds):
             assert seconds * 0.8 <= time.monotonic() - begun < 5
             for error in errors:
                 assert (error.reused, error.response_started) == (False, False)
+                assert error.phase == 'pool'
             assert script.connections == [0]
         assert (await get(request, server.url))[2] == b'ok'
         # Nor does one wait for an idle connection.
