@@ -11,6 +11,8 @@ No library for clients that is still kept has digest apart from an HTTP client o
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import re
 import secrets
@@ -19,7 +21,18 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
 from urllib.parse import quote, urlencode
 
-from lowhaio import HttpConnectionError, HttpDataError, empty_async_iterator, repeatable
+from lowhaio import (
+    HttpConnectionError,
+    HttpDataError,
+    HttpError,
+    empty_async_iterator,
+    repeatable,
+)
+
+# Bytes of a 401's own body that are read, and seconds for them, so that its connection can be used
+# again. Each read counts as a kibibyte more: the smallest takes its time, too.
+MAX_DRAINED = 64 * 1024
+DRAIN_TIMEOUT = 1
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
@@ -147,9 +160,22 @@ def digest(request: AnyRequest, username: str, password: str, *, origin: str | N
                 return code, response_headers, response_body
             challenge = new
             is_again = True
-            await response_body.aclose()
+            await drain(response_body)
 
     return cast(AnyRequest, digest_request)
+
+
+async def drain(body: Any) -> None:
+    left = MAX_DRAINED
+    try:
+        with contextlib.suppress(HttpError, TimeoutError):
+            async with asyncio.timeout(DRAIN_TIMEOUT):
+                async for chunk in body:
+                    left -= len(chunk) + 1024
+                    if left < 0:
+                        break
+    finally:
+        await body.aclose()
 
 
 def as_answered(error: HttpConnectionError) -> HttpDataError:

@@ -34,6 +34,7 @@ from harness import (
 )
 from werkzeug.serving import make_server
 
+import lowhaio_auth
 from lowhaio import HttpConnectionError, HttpDataError, buffered, streamed
 from lowhaio_auth import basic, bearer, digest
 
@@ -342,20 +343,42 @@ async def test_digest_calls_the_body_function_again():
     assert script.bodies == [b'abc'] * 4
 
 
+UNAUTHORIZED = b'HTTP/1.1 401 No\r\ncontent-length: %d\r\n' + CHALLENGE + b'\r\n\r\n'
+
+
+@pytest.mark.parametrize('length, connections', [(4000, 1), (1_000_000, 2)])
 @on_loops
-async def test_digest_closes_a_401_that_has_no_end():
+async def test_digest_uses_the_connection_of_a_401_again_if_its_body_is_short(
+        length, connections):
+    async def script(peer):
+        while True:
+            if b'authorization' in await peer.read_head():
+                await peer.send(OK)
+            else:
+                # The body comes after its head.
+                await peer.send(UNAUTHORIZED % length, bytes(length))
+
+    async with Server(script) as server, pool() as request:
+        assert (await get(digest(request, 'user', 'password'), server.url))[2] == b'ok'
+        assert len(server.peers) == connections
+
+
+@on_loops
+async def test_digest_closes_a_401_that_has_no_end(monkeypatch):
+    assert lowhaio_auth.DRAIN_TIMEOUT == 1
+    monkeypatch.setattr(lowhaio_auth, 'DRAIN_TIMEOUT', 0.01)
+
     async def script(peer):
         head = await peer.read_head()
         if b'authorization' in head:
             await peer.send(OK)
         else:
-            await peer.send(b'HTTP/1.1 401 No\r\ncontent-length: 1000\r\n' + CHALLENGE
-                            + b'\r\n\r\n')
+            await peer.send(UNAUTHORIZED % 1000)
             await peer.closed()
             closed.set()
 
     closed = asyncio.Event()
-    async with Server(script) as server, pool(max_connections=1) as request:
+    async with Server(script) as server, pool(max_connections=1, socket_timeout=1000) as request:
         assert (await get(digest(request, 'user', 'password'), server.url))[2] == b'ok'
         await closed.wait()
 
