@@ -72,6 +72,9 @@ class HttpRedirectError(HttpDataError):
 
     Unlike the message, they show whole URLs."""
 
+    is_lasting = True
+    """lowhaio-retry does not try again, unless a cause could be another one the next time."""
+
 
 class HttpTooManyRedirects(HttpRedirectError):
     """More than `max_redirects` in a row."""
@@ -306,6 +309,7 @@ def raise_as_answered(error: HttpError, followed: tuple[Hop, ...]) -> None:
     if isinstance(error, HttpConnectionError):
         answered = HttpRedirectError(f'after {len(followed)} redirects: {error}')
         answered.reused = error.reused
+        answered.is_lasting = False
         raise told(answered, followed) from error
     told(error, followed)
 
