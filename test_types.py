@@ -246,6 +246,7 @@ def layer(request: Request) -> Request:
             return await request(method, url, *args, **kwargs)
         except HttpError as error:
             assert_type(error.reused or error.response_started, bool)
+            assert_type(error.phase, str)
             raise
 
     return inner
@@ -386,6 +387,10 @@ def stacked(request: Request) -> Request:
     request = signed_without_body(request, credentials, 's3', 'eu-west-2')
     request = with_cookies(request, CookieJar())
     request = retry(request, [(HttpError, [0, 0.5])], should_retry=if_idempotent, jitter=0.5)
+    request = retry(
+        request, should_retry_response=lambda method, code, headers: (b'a', b'b') in headers,
+        max_total=30, max_buffered=1000,
+        on_retry=lambda attempt, seconds, outcome: print(attempt + 1, seconds / 2, outcome))
     request = redirectable(request, max_redirects=3, keep=[b'upload-offset'])
     return decompressed(request, max_length=1024)
 
@@ -419,6 +424,8 @@ redirectable(request, keep=['upload-offset'])  # error: list-item
 retry(request, [(HttpError, 3)])  # error: list-item
 retry(request, intervals=())  # error: call-arg
 retry(request, should_retry=True)  # error: arg-type
+retry(request, on_retry=1)  # error: arg-type
+retry(request, max_buffered='1')  # error: arg-type
 basic(request, b'user', b'password')  # error: arg-type
 bearer(request, 'token')  # error: arg-type
 digest(request, 'user')  # error: call-arg

@@ -289,7 +289,7 @@ def once():
 
 CHALLENGE = b'www-authenticate: Digest realm="r", nonce="n", qop="auth"'
 AGAIN = {
-    'retry': (lambda request: retry(request, (), code_intervals=((b'503', (0,)),)), response(503)),
+    'retry': (lambda request: retry(request, code_intervals=((b'503', (0, 0)),)), response(503)),
     'redirect': (redirectable, response(307, b'', b'location: /')),
     'digest': (lambda request: digest(request, 'user', 'password'),
                response(401, b'', CHALLENGE)),

@@ -20,6 +20,7 @@ from harness import (
     python_blocks,
     response,
     run_block,
+    server_context,
     turns,
 )
 
@@ -29,10 +30,14 @@ from lowhaio import (
     HttpConnectionError,
     HttpDataError,
     HttpError,
+    HttpTlsError,
+    Pool,
     buffered,
+    repeatable,
     streamed,
 )
-from lowhaio_retry import always, if_idempotent, if_stale, retry
+from lowhaio_redirect import redirectable
+from lowhaio_retry import always, if_idempotent, if_stale, is_lasting, retry
 
 NOW = 1_800_000_000
 ANSWER = (b'200', (), None)
@@ -60,6 +65,33 @@ async def retried(*responses, **options):
     async with Server(script) as server, pool() as request:
         again = retry(request, **options)
         yield lambda method=b'GET', **kwargs: again(method, server.url, **kwargs), script
+
+
+class Content:
+    """A response body, whose chunks are given. An exception is raised, and None waits for ever."""
+
+    hops = ('a fact of another layer',)
+    trailers = ((b'a', b'b'),)
+
+    def __init__(self, *chunks):
+        self.chunks = list(chunks)
+        self.is_closed = False
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        if not self.chunks:
+            raise StopAsyncIteration
+        chunk = self.chunks.pop(0)
+        if chunk is None:
+            await asyncio.Event().wait()
+        if isinstance(chunk, BaseException):
+            raise chunk
+        return chunk
+
+    async def aclose(self):
+        self.is_closed = True
 
 
 def failing(*errors):
@@ -110,14 +142,51 @@ async def test_the_last_exception_leaves_as_it_came(slept):
     assert slept == [0, 1, 2, 4]
 
 
+@pytest.mark.parametrize('method', [b'GET', b'POST'])
 @on_loops
-async def test_what_can_not_be_connected_to_is_tried_again_three_times_at_once(slept):
+async def test_what_can_not_be_connected_to_is_tried_again_after_0_and_some_half_and_whole_second(
+        slept, method):
     async with Server(None) as server:
         url = server.url
     async with pool() as request:
         with pytest.raises(HttpConnectionError, match='connecting failed'):
-            await retry(request)(b'GET', url)
-    assert slept == [0, 0, 0]
+            await retry(request)(method, url)
+    first, second, third = slept
+    assert first == 0
+    assert 0.5 < second < 1 < third < 2
+
+
+@on_loops
+async def test_a_post_that_may_have_been_received_is_not_made_again(slept):
+    async with retried(None, OK) as (request, script):
+        with pytest.raises(HttpConnectionClosedError):
+            await request(b'POST')
+    assert len(script.heads) == 1
+    assert slept == []
+
+
+@pytest.mark.parametrize('first, times, before, started', [
+    (HttpDataError('cut off'), 1, 'cut off', False),
+    (HttpDataError('cut off'), 4, 'not connected', False),
+    ((b'503', (), Content()), 1, '503', True),
+    ((b'503', (), Content()), 4, 'not connected', True),
+])
+@on_loops
+async def test_what_is_not_sent_after_something_was_says_so(
+        slept, first, times, before, started):
+    last = HttpConnectionError('not connected')
+    last.reused = True
+    request, made = failing(first, *[last] * times)
+    again = retry(
+        request, ((HttpConnectionError, (0,) * (times - 1)), (HttpDataError, (0,))),
+        should_retry=always, code_intervals=((b'503', (0,)),))
+    with pytest.raises(HttpDataError) as raised:
+        await again(b'POST', 'http://a/')
+    assert str(raised.value) == f'not connected (the attempt before: {before})'
+    assert raised.value.__cause__ is last
+    assert raised.value.reused is True
+    assert raised.value.response_started is started
+    assert len(made) == times + 1
 
 
 @pytest.mark.parametrize('intervals, errors, waited, attempts', [
@@ -244,9 +313,10 @@ def error(kind, reused=False, response_started=False):
     (b'PATCH', error(HttpDataError), False, False),
     (b'get', error(HttpDataError), False, False),
     (b'POST', error(HttpConnectionError), True, True),
-    (b'POST', error(HttpDataError, True, False), False, True),
-    (b'POST', error(HttpDataError, True, True), False, False),
-    (b'POST', error(HttpDataError, False, True), False, False),
+    (b'POST', error(HttpConnectionClosedError, True, False), False, True),
+    (b'POST', error(HttpDataError, True, False), False, False),
+    (b'POST', error(HttpConnectionClosedError, True, True), False, False),
+    (b'POST', error(HttpConnectionClosedError, False, False), False, False),
     (b'GET', None, True, False),
     (b'POST', None, False, False),
     (b'GET', ValueError(), True, False),
@@ -295,6 +365,142 @@ async def test_should_retry_is_asked_with_each_exception_and_none_for_a_code(sle
     assert isinstance(raised, HttpConnectionClosedError)
     assert second == (b'POST', None)
     assert slept == [0, 7]
+
+
+# ------------------------------------------------------------------- what is never made again
+
+
+class ProxyError(Exception):
+    code = b'407'
+
+
+class ServerError(Exception):
+    code = b'502'
+
+
+def raising(error):
+    async def get_connection(scheme, host, port):
+        raise error
+
+    return get_connection
+
+
+async def refused(request, close, server):
+    return request, server.url, {'headers': ((b'a', b'\n'),)}
+
+
+async def closed(request, close, server):
+    await close()
+    return request, server.url, {}
+
+
+async def busy(request, close, server):
+    _, _, BUSY[request] = await request(b'GET', server.url)
+    return request, server.url, {}
+
+
+async def once(request, close, server):
+    generator = streamed(b'ok')()
+    body = repeatable(lambda: generator)
+    async for _ in generator:
+        pass
+    return request, server.url, {
+        'body': body, 'headers': ((b'content-length', b'2'),)}
+
+
+async def too_long(request, close, server):
+    return request, server.url + 'long', {}
+
+
+async def in_circles(request, close, server):
+    return redirectable(request), server.url + 'circle', {}
+
+
+async def to_another_scheme(request, close, server):
+    return redirectable(request), server.url + 'ftp', {}
+
+
+async def to_what_is_refused(request, close, server):
+    return redirectable(request), server.url + 'refused', {}
+
+
+async def to_nothing(request, close, server):
+    return redirectable(request), server.url + 'nothing', {}
+
+
+async def plainly(request, close, server):
+    return request, server.url, {}
+
+
+BUSY = {}
+ANSWERS = {
+    '/': b'HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n',
+    '/long': b'HTTP/1.1 200 OK\r\nx: ' + bytes(20000).replace(b'\0', b'a'),
+    '/circle': response(302, b'', b'location: /circle'),
+    '/ftp': response(302, b'', b'location: ftp://a/'),
+    '/refused': response(302, b'', b'location: http://a:99999/'),
+    '/nothing': response(302, b'', b'location: http://127.0.0.1:1/'),
+}
+NEVER_AGAIN = {
+    'refused': (refused, {}, 'refused: '),
+    'closed': (closed, {}, 'refused: the pool is closed'),
+    'pool_timeout': (busy, {'max_connections': 1, 'pool_timeout': 0.01}, 'pool_timeout'),
+    'body': (once, {}, 'body must return a new async iterator'),
+    'too-long': (too_long, {}, 'max_header_length'),
+    'too-many-redirects': (in_circles, {}, 'max_redirects'),
+    'redirect-to-another-scheme': (to_another_scheme, {}, 'for its scheme'),
+    'redirect-to-what-is-refused': (to_what_is_refused, {}, 'refused: '),
+    'proxy-407': (plainly, {'get_connection': raising(ProxyError('no'))}, 'ProxyError'),
+    'type-error': (plainly, {'get_connection': raising(TypeError('no'))}, 'TypeError'),
+}
+AGAIN = {
+    'redirect-to-nothing': (to_nothing, {}, 'connecting failed'),
+    'proxy-502': (plainly, {'get_connection': raising(ServerError('no'))}, 'ServerError'),
+    'get_connection': (plainly, {'get_connection': raising(OSError('no'))}, 'OSError'),
+}
+
+
+@pytest.mark.parametrize('given, options, text, attempts', [
+    pytest.param(*row, attempts, id=name) for rows, attempts in ((NEVER_AGAIN, 1), (AGAIN, 3))
+    for name, row in rows.items()])
+@on_loops
+async def test_what_would_fail_in_the_same_way_is_never_made_again(
+        slept, given, options, text, attempts):
+    async def script(peer):
+        while True:
+            head = await peer.read_head()
+            await peer.send(ANSWERS[head.split(b' ')[1].decode()])
+
+    async with Server(script) as server:
+        request, close = Pool(**options)
+        request, url, kwargs = await given(request, close, server)
+        again = retry(request, ((Exception, (0, 0)),), should_retry=always)
+        with pytest.raises(HttpError, match=text) as raised:
+            await again(b'GET', url, **kwargs)
+        assert is_lasting(raised.value) is (attempts == 1)
+        BUSY.clear()
+        await close()
+    assert len(slept) == attempts - 1
+
+
+@on_loops
+async def test_an_exception_may_say_itself_that_it_lasts(slept):
+    error = HttpDataError('text')
+    error.__cause__ = KeyError()
+    error.__cause__.is_lasting = True
+    request, made = failing(error)
+    with pytest.raises(HttpDataError):
+        await retry(request)(b'GET', 'http://a/')
+    assert len(made) == 1
+
+
+@on_loops
+async def test_a_certificate_that_is_not_accepted_is_tried_again(slept):
+    async with Server(None, server_context('a.example')) as server, pool() as request:
+        with pytest.raises(HttpTlsError) as raised:
+            await retry(request)(b'GET', server.url)
+    assert isinstance(raised.value.__cause__, ValueError)
+    assert len(slept) == 3
 
 
 # --------------------------------------------------------------------------------------- codes
@@ -348,25 +554,79 @@ async def test_a_response_that_is_not_wanted_does_not_keep_its_connection(slept)
         await closed.wait()
 
 
+@on_loops
+async def test_the_connections_of_responses_that_are_not_returned_are_used_again(slept):
+    async def script(peer):
+        count = 0
+        while True:
+            await peer.read_head()
+            count += 1
+            if count > 100:
+                await peer.send(OK)
+            else:
+                await peer.send(b'HTTP/1.1 503 No\r\ncontent-length: 4000\r\n\r\n', bytes(4000))
+
+    async with Server(script) as server, pool() as request:
+        again = retry(request, code_intervals=((b'503', (0,) * 100),))
+        assert (await get(again, server.url))[2] == b'ok'
+        assert len(server.peers) == 1
+
+
+@pytest.mark.parametrize('chunks, unread', [
+    ((bytes(63 * 1024),), 0), ((bytes(63 * 1024), b'', b''), 1),
+    ((bytes(63 * 1024 + 1), b'', b''), 2), ((b'a',) * 100, 36),
+    ((HttpDataError('bad'), b'a'), 1),
+])
+@on_loops
+async def test_each_read_of_what_is_not_returned_counts_as_a_kibibyte_more(
+        slept, chunks, unread):
+    body = Content(*chunks)
+    request, _ = failing((b'503', (), body), ANSWER)
+    await retry(request, code_intervals=((b'503', (0,)),))(b'GET', 'http://a/')
+    assert len(body.chunks) == unread
+    assert body.is_closed
+
+
+@on_loops
+async def test_a_body_that_is_stuck_is_waited_for_no_longer_than_its_bound(slept, monkeypatch):
+    assert lowhaio_retry.DRAIN_TIMEOUT == 1
+    monkeypatch.setattr(lowhaio_retry, 'DRAIN_TIMEOUT', 0.01)
+    body = Content(b'a', None)
+    request, _ = failing((b'503', (), body), ANSWER)
+    await retry(request, code_intervals=((b'503', (0,)),))(b'GET', 'http://a/')
+    assert body.is_closed
+    assert asyncio.current_task().cancelling() == 0
+
+
 def after(seconds):
     return b'retry-after: ' + formatdate(NOW + seconds, usegmt=True).encode()
 
 
 @pytest.mark.parametrize('field, waited', [
     pytest.param(b'retry-after: 7', 7, id='seconds'),
-    pytest.param(b'Retry-After: 060', 60, id='the-longest'),
+    pytest.param(b'Retry-After: 0120', 120, id='the-longest'),
     pytest.param(b'retry-after: 0', 2, id='less-than-the-interval'),
-    pytest.param(b'retry-after: 61', None, id='too-long'),
+    pytest.param(b'retry-after: 120.1', None, id='too-long'),
     pytest.param(b'retry-after: ' + b'9' * 5000, None, id='far-too-long'),
     pytest.param(after(30), 30, id='date'),
-    pytest.param(after(60), 60, id='the-longest-date'),
-    pytest.param(after(61), None, id='date-too-far'),
+    pytest.param(after(120), 120, id='the-longest-date'),
+    pytest.param(after(121), None, id='date-too-far'),
     pytest.param(after(-1000), 2, id='date-of-the-past'),
     pytest.param(b'retry-after: Friday, 15-Jan-27 08:00:30 GMT', 30, id='rfc-850'),
+    pytest.param(b'retry-after: Friday, 15-Jan-77 08:00:30 GMT', None, id='in-fifty-years'),
+    pytest.param(b'retry-after: Saturday, 15-Jan-78 08:00:30 GMT', 2, id='fifty-years-ago'),
+    pytest.param(b'retry-after: Friday, 15-Jan-27 07:59:60 GMT', 2, id='leap-second'),
+    pytest.param(after(30) + b'\r\ndate: ' + after(-7)[13:], 37, id='by-its-own-date'),
+    pytest.param(after(1030) + b'\r\ndate: Fri Jan 15 08:17:00 2027', 10, id='by-its-own-asctime'),
+    pytest.param(after(30) + b'\r\ndate: now', 30, id='by-no-date'),
+    pytest.param(b'retry-after: Fri, 15 Foo 2027 08:00:30 GMT', 2, id='no-such-month'),
+    pytest.param(b'retry-after: Fri, 32 Jan 2027 08:00:30 GMT', 2, id='no-such-day'),
+    pytest.param(b'retry-after: Fri, 15 Jan 2027 08:00:30 +0100', 2, id='not-gmt'),
     pytest.param(b'retry-after: Fri Jan 15 08:00:30 2027', 30, id='asctime'),
+    pytest.param(b'retry-after: Fri Jan  1 08:00:30 2027', 2, id='asctime-with-one-digit'),
     pytest.param(b'retry-after: soon', 2, id='rubbish'),
     pytest.param(b'retry-after: -5', 2, id='negative'),
-    pytest.param(b'retry-after: 5.5', 2, id='fraction'),
+    pytest.param(b'retry-after: 5.5', 5.5, id='fraction'),
     pytest.param(b'retry-after:', 2, id='empty'),
     pytest.param(b'retry-after: \xb2\xff', 2, id='not-ascii'),
     pytest.param(b'retry-after: Fri, 15 Jan 99999 08:00:30 GMT', 2, id='no-such-year'),
@@ -399,7 +659,211 @@ async def test_a_code_is_not_retried_if_should_retry_says_so(slept):
     assert len(script.heads) == 1
 
 
+@on_loops
+async def test_a_response_is_judged_by_its_code_and_headers(slept):
+    def should_retry_response(*args):
+        asked.append(args)
+        return dict(args[2]).get(b'x-limit') == b'0'
+
+    asked = []
+    async with retried(
+            response(403, b'', b'x-limit: 0'), response(403, b'', b'x-limit: 1'),
+            code_intervals=((b'403', (1, 1)),), should_retry=if_stale,
+            should_retry_response=should_retry_response) as (request, script):
+        assert (await request(b'POST'))[0] == b'403'
+    assert asked == [(b'POST', b'403', ((b'x-limit', b'%d' % limit), (b'content-length', b'0')))
+                     for limit in range(2)]
+    assert len(script.heads) == 2
+
+
+# ---------------------------------------------------------------------------------- the budget
+
+
+@on_loops
+async def test_a_wait_that_would_pass_the_budget_is_not_begun():
+    errors = [HttpDataError('first'), HttpDataError('second')]
+    request, made = failing(*errors)
+    again = retry(request, ((HttpDataError, (0, 1000)),), max_total=500)
+    with pytest.raises(HttpDataError) as raised:
+        await again(b'GET', 'http://a/')
+    assert raised.value is errors[1]
+    assert len(made) == 2
+
+    last = (b'503', (), Content(b'a'))
+    request, made = failing((b'503', (), Content()), last)
+    again = retry(request, code_intervals=((b'503', (0, 1000)),), max_total=500)
+    assert await again(b'GET', 'http://a/') == last
+    assert last[2].chunks == [b'a']
+
+
+def hanging_after(*outcomes):
+    async def request(method, url, **kwargs):
+        if not left:
+            await asyncio.Event().wait()
+        outcome = left.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    left = list(outcomes)
+    return request
+
+
+@pytest.mark.parametrize('outcomes, attempt, before, started', [
+    ((), 1, '', False),
+    ((HttpDataError('cut off'),), 2, ' (the attempt before: cut off)', False),
+    ((HttpDataError('cut off'), HttpConnectionError('no')), 3, ' (the attempt before: no)', False),
+    (((b'503', (), Content()), HttpConnectionError('no')), 3, ' (the attempt before: no)', True),
+    (((b'503', (), Content()),), 2, ' (the attempt before: 503)', True),
+])
+@on_loops
+async def test_an_attempt_that_passes_the_budget_is_cut_off(outcomes, attempt, before, started):
+    again = retry(hanging_after(*outcomes), ((Exception, (0, 0, 0, 0)),),
+                  code_intervals=((b'503', (0,)),), max_total=0.02)
+    with pytest.raises(HttpDataError) as raised:
+        await again(b'GET', 'http://user:password@a:80/path?query')
+    assert str(raised.value) == (
+        f'GET http://a:80: max_total, 0.02 seconds, passed in attempt {attempt}{before}')
+    last = outcomes[-1] if outcomes else None
+    if isinstance(last, Exception):
+        assert raised.value.__cause__ is last
+    else:
+        assert isinstance(raised.value.__cause__, TimeoutError)
+    assert raised.value.response_started is started
+    assert asyncio.current_task().cancelling() == 0
+
+
+@on_loops
+async def test_a_budget_that_is_not_passed_changes_nothing(slept):
+    async with retried(None, OK, max_total=1000) as (request, _):
+        _, _, body = await request()
+        assert await buffered(body) == b'ok'
+    request, _ = failing(TimeoutError('of its own'))
+    with pytest.raises(TimeoutError, match='of its own'):
+        await retry(request, (), max_total=1000)(b'GET', 'http://a/')
+
+
+@on_loops
+async def test_a_url_that_is_none_is_not_shown_in_the_error_of_the_budget():
+    with pytest.raises(HttpDataError, match='^GET : max_total'):
+        await retry(hanging_after(), max_total=0)(b'GET', 'a')
+
+
+# --------------------------------------------------------------------------------- whole bodies
+
+CUT_OFF = b'HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc'
+
+
+def then_closing(raw):
+    """Answers each request of the first connections with what is cut off there."""
+    async def script(peer):
+        await peer.read_head()
+        lines.append(peer.index)
+        await peer.send(raw[min(peer.index, len(raw) - 1)])
+
+    lines = []
+    return script, lines
+
+
+@pytest.mark.parametrize('method, attempts', [(b'GET', 3), (b'PUT', 3), (b'POST', 1)])
+@on_loops
+async def test_a_body_that_is_cut_off_is_asked_for_again(slept, method, attempts):
+    script, lines = then_closing((CUT_OFF, CUT_OFF, CUT_OFF + b'defghij'))
+    async with Server(script) as server, pool() as request:
+        again = retry(request, max_buffered=1000)
+        if attempts == 3:
+            code, headers, body = await again(method, server.url)
+            assert (code, headers) == (b'200', ((b'content-length', b'10'),))
+            assert await buffered(body) == b'abcdefghij'
+            assert [chunk async for chunk in body] == []
+        else:
+            with pytest.raises(HttpConnectionClosedError, match='7 bytes before the end'):
+                await again(method, server.url)
+    assert len(lines) == attempts
+    assert len(slept) == attempts - 1
+
+
+@on_loops
+async def test_a_body_that_is_longer_than_max_buffered_goes_on_as_it_comes(slept):
+    error = HttpDataError('cut off')
+    inner = Content(b'ab', b'cd', b'ef', error)
+    request, made = failing((b'200', (), inner))
+    code, headers, body = await retry(request, max_buffered=3)(b'GET', 'http://a/')
+    assert inner.chunks == [b'ef', error]
+    assert aiter(body) is body
+    assert [await anext(body) for _ in range(3)] == [b'ab', b'cd', b'ef']
+    with pytest.raises(HttpDataError) as raised:
+        await anext(body)
+    assert raised.value is error
+    assert len(made) == 1
+
+
+@on_loops
+async def test_a_body_in_memory_has_all_that_the_body_has(slept):
+    inner = Content(b'ab', b'cd')
+    request, _ = failing((b'200', (), inner))
+    _, _, body = await retry(request, max_buffered=4)(b'GET', 'http://a/')
+    assert body.trailers == inner.trailers
+    assert body.hops is inner.hops
+    with pytest.raises(AttributeError):
+        _ = body.unknown
+    assert not inner.is_closed
+    await body.aclose()
+    assert inner.is_closed
+    assert [chunk async for chunk in body] == []
+
+
+@pytest.mark.parametrize('code', [b'101', b'503'])
+@on_loops
+async def test_bodies_of_101_and_of_codes_that_are_tried_again_are_not_read(slept, code):
+    inner = Content(None)
+    request, _ = failing((code, (), inner))
+    _, _, body = await retry(
+        request, max_buffered=4, code_intervals=((b'503', ()),))(b'GET', 'http://a/')
+    assert body is inner
+    assert inner.chunks == [None]
+
+
+@on_loops
+async def test_cancelled_while_it_reads_it_closes_the_body():
+    inner = Content(b'a', None)
+    request, _ = failing((b'200', (), inner))
+    task = asyncio.create_task(retry(request, max_buffered=4)(b'GET', 'http://a/'))
+    await turns(3)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert inner.is_closed
+
+
+@on_loops
+async def test_a_body_that_trickles_is_cut_off_by_the_budget():
+    inner = Content(b'a', None)
+    request, _ = failing((b'200', (), inner))
+    with pytest.raises(HttpDataError, match='max_total, 0.01 seconds, passed in attempt 1'):
+        await retry(request, max_buffered=4, max_total=0.01)(b'GET', 'http://a/')
+    assert inner.is_closed
+
+
 # --------------------------------------------------------------------------------- the options
+
+
+@on_loops
+async def test_on_retry_is_told_of_each_wait(slept):
+    errors = [HttpDataError('cut off'), HttpConnectionError('no')]
+    request, _ = failing(errors[0], (b'503', ((b'a', b'b'),), Content()), errors[1], ANSWER)
+    told = []
+    await retry(request, code_intervals=((b'503', (7,)),),
+                on_retry=lambda *args: told.append(args))(b'GET', 'http://a/')
+    assert told == [(1, 0, errors[0]), (2, 7, (b'503', ((b'a', b'b'),))), (3, 0, errors[1])]
+    assert slept == [0, 7, 0]
+
+
+@on_loops
+async def test_jitter_can_be_turned_off(slept):
+    request, _ = failing(*[HttpConnectionError()] * 3, ANSWER)
+    await retry(request, jitter=0)(b'GET', 'http://a/')
+    assert slept == [0, 0.5, 1]
 
 
 @on_loops
@@ -431,6 +895,12 @@ async def test_jitter_adds_up_to_its_share(slept):
     ((get,), {'max_retry_after': -1}),
     ((get,), {'max_retry_after': None}),
     ((get,), {'jitter': -0.1}),
+    ((get,), {'max_total': -1}),
+    ((get,), {'max_total': '1'}),
+    ((get,), {'max_buffered': -1}),
+    ((get,), {'max_buffered': 1.5}),
+    ((get,), {'on_retry': 1}),
+    ((get,), {'should_retry_response': True}),
 ])
 def test_a_bad_argument_fails_at_once(args, kwargs):
     with pytest.raises((TypeError, ValueError)):
@@ -444,7 +914,8 @@ BLOCKS = python_blocks(pathlib.Path(__file__).with_name('README.md'))
 
 @pytest.mark.parametrize('block, responses', [
     pytest.param(block, responses, id=responses[-1]) for block, responses in zip(BLOCKS, [
-        (None, 'defaults'), (None, 'the-same'), (None, response(503), 'options')], strict=True)])
+        (None, 'defaults'), (None, 'the-same'), (None, response(503), 'options'),
+        (None, 'whole')], strict=True)])
 def test_a_block_of_the_readme_runs_as_it_stands(block, responses, capsys, slept):
     script = Answering(*responses[:-1], response(200, b'Hello'))
     with internet(script):
