@@ -619,8 +619,8 @@ def Pool(
 class Settings:
     """The options that connections go by. Times are in seconds, sizes in bytes."""
 
-    __slots__ = ('keep_alive_timeout', 'recv_bufsize', 'max_header_length', 'socket_timeout',
-                 'max_requests')
+    __slots__ = ('persists_unasked', 'keep_alive_timeout', 'recv_bufsize', 'max_header_length',
+                 'socket_timeout', 'max_requests')
 
     def __init__(self, http_version: bytes, keep_alive_timeout: float, recv_bufsize: int,
                  max_header_length: int, socket_timeout: float,
@@ -628,6 +628,9 @@ class Settings:
         if http_version not in (b'HTTP/1.1', b'HTTP/1.0'):
             raise ValueError(
                 f"http_version must be b'HTTP/1.1' or b'HTTP/1.0', got {http_version!r}")
+        # RFC 9112 9.3: a server need not go on after a request of HTTP/1.0, whatever the version
+        # of its response, unless the response says so.
+        self.persists_unasked = http_version == b'HTTP/1.1'
         self.keep_alive_timeout = checked_number('keep_alive_timeout', keep_alive_timeout, 0)
         self.recv_bufsize = checked_count('recv_bufsize', recv_bufsize)
         self.max_header_length = checked_count('max_header_length', max_header_length)
@@ -724,7 +727,9 @@ async def exchange(
                 await read_head(connection, response, deadline)
         connection.phase = 'reading the response body'
         received = response.head
-        if received is not response.known:
+        # Not a 101: whether it is wanted depends on the request, and what comes again is not
+        # judged again.
+        if received is not response.known and received.code != b'101':
             remember(connection.connections.heads, connection.origin.name, received)
         if received.method != method:
             received.framing = frame(method, received, connection.settings)
@@ -2257,8 +2262,9 @@ def hear_out(connection: Connection, error: OSError) -> Exception:
 # Pure functions of the bytes. A line is judged when its end has arrived, and a section when
 # its end has, so the outcome does not depend on how the bytes were cut on their way.
 
-# RFC 9112 4. The space before the reason may be missing along with it, as others accept.
-STATUS_LINE = re.compile(rb'HTTP/1\.([01]) ([0-9]{3})(?: [^\r\x00]*)?\r?')
+# RFC 9112 4. The space before the reason may be missing along with it, as others accept. RFC 9110
+# 2.5: a minor version that is higher than ours is read as ours.
+STATUS_LINE = re.compile(rb'HTTP/1\.([0-9]) ([0-9]{3})(?: [^\r\x00]*)?\r?')
 # RFC 9112 5, RFC 9110 5.5. Leading and trailing whitespace is not part of the value.
 FIELD_LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*+([^\r\x00]*[^\r\x00 \t]|)[ \t]*\r?")
@@ -2288,7 +2294,7 @@ def parse_status_line(line: bytes) -> tuple[bytes, bytes]:
     """The minor version and the code."""
     match = STATUS_LINE.fullmatch(line)
     if match is None:
-        raise ValueError('bad status line: expected HTTP/1.0 or HTTP/1.1, a space, three digits '
+        raise ValueError('bad status line: expected HTTP/1.x, a space, three digits '
                          f'and a reason, got {shown(line)}')
     minor, code = match.groups()
     return minor, code
@@ -2438,8 +2444,9 @@ async def read_head(connection: Connection, response: ResponseHead, deadline: fl
 KEEP_ALIVE_TIMEOUT = re.compile(rb'(?:^|[,; \t])timeout[ \t]*=[ \t]*"?([0-9]{1,9})', re.IGNORECASE)
 FRAMING = frozenset((b'content-length', b'transfer-encoding', b'connection', b'keep-alive'))
 
-# RFC 9112 7.1. After the first one, a chunk-size line follows the CRLF that ends the data.
-FIRST_CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})(?:[ \t]*;[^\r\n\x00]*)?\r\n')
+# RFC 9112 7.1. After the first one, a chunk-size line follows the CRLF that ends the data. Some
+# servers pad the size with spaces, with or without an extension after them.
+FIRST_CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n\x00]*)?\r\n')
 NEXT_CHUNK_LINE = re.compile(rb'\r\n' + FIRST_CHUNK_LINE.pattern)
 
 
@@ -2448,16 +2455,17 @@ def frame(method: bytes, head: Head, settings: Settings) -> Framing:
     afterwards, in seconds."""
     length: int | None = None
     codings: list[bytes] = []
+    is_coded = False
     code, minor = head.code, head.minor
-    persists = minor == b'1'
+    persists = minor != b'0' and settings.persists_unasked
     keep_alive = settings.keep_alive_timeout
     for name, value in head.fields:
         if name in FRAMING:
             if name == b'content-length':
                 length = parse_length(value, length)
             elif name == b'transfer-encoding':
-                if value.lower() != b'identity':
-                    codings.append(value.lower())
+                codings += list_members(value)
+                is_coded = True
             elif name == b'keep-alive':
                 keep_alive = min(keep_alive, parse_keep_alive(value))
             elif value == b'keep-alive':
@@ -2466,17 +2474,23 @@ def frame(method: bytes, head: Head, settings: Settings) -> Framing:
                 keep_alive = 0
             else:
                 persists = persists or has_token(value, b'keep-alive')
+    # Servers of RFC 2616 send it: it is no coding.
+    if codings == [b'identity']:
+        is_coded = False
     # RFC 9112 6.1: chunked with a length, or in HTTP/1.0, may be somebody's attack.
-    if not persists or codings and (minor == b'0' or length is not None):
+    if not persists or is_coded and (minor == b'0' or length is not None):
         keep_alive = 0
-    # RFC 9112 6.3, 1: no body, whatever the fields say.
-    if method == b'HEAD' or code == b'204' or code == b'304':
-        return LengthDecoder, (0,), keep_alive
-    # 6.3, 2: a switched protocol has an end of its own. (CONNECT is never sent.)
+    # RFC 9112 6.3, 2: a switched protocol has an end of its own, whatever the method. (CONNECT
+    # is never sent.)
     if code == b'101':
         return CloseDecoder, (), 0
+    # 6.3, 1: no body, whatever the fields say. But some servers send what a 204 declares, and
+    # that would be taken for the next response.
+    if method == b'HEAD' or code == b'204' or code == b'304':
+        is_sent_nevertheless = code == b'204' and (is_coded or bool(length))
+        return LengthDecoder, (0,), 0 if is_sent_nevertheless else keep_alive
     # 6.3, 3 and 4: chunked is stronger than a length.
-    if codings:
+    if is_coded:
         if codings != [b'chunked']:
             raise ValueError('bad transfer-encoding: expected chunked, got '
                              f'{shown(b", ".join(codings))}')
@@ -2488,9 +2502,15 @@ def frame(method: bytes, head: Head, settings: Settings) -> Framing:
     return CloseDecoder, (), 0
 
 
+def list_members(value: bytes) -> list[bytes]:
+    """In lower case. RFC 9110 5.6.1: empty ones do not count."""
+    members = [member.strip(b' \t') for member in value.lower().split(b',')]
+    return [member for member in members if member]
+
+
 def has_token(value: bytes, token: bytes) -> bool:
-    """If it is in the list. RFC 9110 5.6.1."""
-    return token in [member.strip(b' \t') for member in value.lower().split(b',')]
+    """If it is in the list."""
+    return token in list_members(value)
 
 
 def parse_length(value: bytes, before: int | None) -> int:

@@ -1883,7 +1883,7 @@ HEADERS = {
 @pytest.mark.parametrize('http_version', [b'HTTP/1.1', b'HTTP/1.0'])
 @on_loops
 async def test_the_head_is_what_the_caller_gave_after_host(http_version):
-    script = Answering(OK)
+    script = Answering(with_length(b'connection: keep-alive'))
     async with Server(script) as server, pool(http_version=http_version) as request:
         for headers, _ in HEADERS.values():
             await request(b'PUT', server.url, (), headers)
@@ -3250,7 +3250,7 @@ def bad(raw, text, *, error=HttpDataError, cause=ValueError, started=True, **row
 
 
 def bad_status(raw, came, **row):
-    return bad(raw, 'reading the response head: bad status line: expected HTTP/1.0 or HTTP/1.1, '
+    return bad(raw, 'reading the response head: bad status line: expected HTTP/1.x, '
                f'a space, three digits and a reason, got {came}', **row)
 
 
@@ -3305,8 +3305,8 @@ STATUS_LINE_ROWS = {
         with_length(start=b'HTTP/1.1 503 Service Unavailable'), code=b'503'),
     'status line in lower case': bad_status(with_length(start=b'http/1.1 200 OK'),
                                             r"b'http/1.1 200 OK\r'"),
-    'status line of HTTP/1.2': bad_status(with_length(start=b'HTTP/1.2 200 OK'),
-                                          r"b'HTTP/1.2 200 OK\r'"),
+    'status line of HTTP/1.2': good(with_length(start=b'HTTP/1.2 200 OK')),
+    'status line of HTTP/1.9': good(with_length(start=b'HTTP/1.9 200 OK')),
     'status line of HTTP/2.0': bad_status(with_length(start=b'HTTP/2.0 200 OK'),
                                           r"b'HTTP/2.0 200 OK\r'"),
     'status line of HTTP/2': bad_status(with_length(start=b'HTTP/2 200'), r"b'HTTP/2 200\r'"),
@@ -3506,10 +3506,22 @@ INTERIM_ROWS = {
     'switching protocols after an interim response': good(
         CONTINUE + head(start=SWITCHING) + b'all', b'all', code=b'101', kept=False, ends=True,
         sent=UPGRADE),
+    'switching protocols, of HEAD': good(
+        head(start=SWITCHING) + b'all', b'all', code=b'101', kept=False, ends=True, sent=UPGRADE,
+        method=b'HEAD'),
+    'switching protocols, of HEAD, no byte': good(
+        head(start=SWITCHING), b'', code=b'101', kept=False, ends=True, sent=UPGRADE,
+        method=b'HEAD'),
+    'switching protocols, of HTTP/1.2': good(
+        head(start=b'HTTP/1.2 101 Switching Protocols') + b'all', b'all', code=b'101', kept=False,
+        ends=True, sent=UPGRADE),
     'switching protocols declined': good(with_length(), sent=UPGRADE),
     'switching protocols unasked': bad(
         head(start=SWITCHING) + with_length(), 'reading the response head: got 101 Switching '
         'Protocols, but the request had no upgrade'),
+    'switching protocols unasked, of HEAD': bad(
+        head(start=SWITCHING), 'reading the response head: got 101 Switching Protocols, but the '
+        'request had no upgrade', method=b'HEAD'),
     'switching protocols unasked, with connection: upgrade only': bad(
         head(start=SWITCHING) + with_length(), 'reading the response head: got 101 Switching '
         'Protocols, but the request had no upgrade', sent=((b'connection', b'upgrade'),)),
@@ -3540,8 +3552,21 @@ NO_BODY_ROWS = {
     'HEAD after an interim response': good(
         CONTINUE + head(b'content-length: 5'), b'', method=b'HEAD'),
     '204': good(head(start=NO_CONTENT), b'', code=b'204'),
-    '204 with a length': good(head(b'content-length: 5', start=NO_CONTENT), b'', code=b'204'),
-    '204 with a coding': good(chunked(b'', start=NO_CONTENT), b'', code=b'204'),
+    # Some servers send what they declare.
+    '204 with a length': good(
+        head(b'content-length: 5', start=NO_CONTENT), b'', code=b'204', kept=False),
+    '204 with a length of 0': good(
+        head(b'content-length: 0', start=NO_CONTENT), b'', code=b'204'),
+    '204 with a coding': good(chunked(b'', start=NO_CONTENT), b'', code=b'204', kept=False),
+    '204 with a coding, of HEAD': good(
+        chunked(b'', start=NO_CONTENT), b'', code=b'204', method=b'HEAD', kept=False),
+    '204 with a coding of identity': good(
+        head(b'transfer-encoding: identity', start=NO_CONTENT), b'', code=b'204'),
+    '204 with an unknown coding': good(
+        head(b'transfer-encoding: gzip', start=NO_CONTENT), b'', code=b'204', kept=False),
+    '204 with a length and keep-alive': good(
+        head(b'content-length: 5', b'connection: keep-alive', start=NO_CONTENT), b'', code=b'204',
+        kept=False),
     '204 with connection: close': good(
         head(b'connection: close', start=NO_CONTENT), b'', code=b'204', kept=False),
     '304': good(head(start=NOT_MODIFIED), b'', code=b'304'),
@@ -3598,12 +3623,32 @@ CODING_ROWS = {
     'coding of chunked with a parameter': bad_coding(
         "b'chunked;a=b'", b'transfer-encoding: chunked;a=b'),
     'coding of chunked in quotes': bad_coding("b'\"chunked\"'", b'transfer-encoding: "chunked"'),
-    'coding of chunked after a comma': bad_coding("b', chunked'", b'transfer-encoding: , chunked'),
-    'coding of chunked before a comma': bad_coding("b'chunked,'", b'transfer-encoding: chunked,'),
+    'coding of chunked after a comma': good(
+        head(b'transfer-encoding: , chunked') + b'2\r\nok\r\n0\r\n\r\n'),
+    'coding of chunked before a comma': good(
+        head(b'transfer-encoding: chunked,') + b'2\r\nok\r\n0\r\n\r\n'),
+    'coding of chunked among commas and whitespace': good(
+        head(b'transfer-encoding: ,\t, Chunked , ,') + b'2\r\nok\r\n0\r\n\r\n'),
+    'coding of chunked beside an empty field': good(
+        head(b'transfer-encoding:', b'transfer-encoding: chunked') + b'2\r\nok\r\n0\r\n\r\n'),
+    'coding of identity before a comma': good(with_length(b'transfer-encoding: identity,')),
+    'coding of nothing': bad_coding("b''", b'transfer-encoding:'),
+    'coding of commas only': bad_coding("b''", b'transfer-encoding: ,,'),
+    'coding of nothing, with a length': bad_coding(
+        "b''", b'transfer-encoding:', b'content-length: 2'),
+    'coding of chunked, identity': bad_coding(
+        "b'chunked, identity'", b'transfer-encoding: chunked, identity'),
+    'coding of chunked and of identity': bad_coding(
+        "b'chunked, identity'", b'transfer-encoding: chunked', b'transfer-encoding: identity'),
+    'coding of identity and of chunked': bad_coding(
+        "b'identity, chunked'", b'transfer-encoding: identity', b'transfer-encoding: chunked'),
+    'coding of identity twice': bad_coding(
+        "b'identity, identity'", b'transfer-encoding: identity', b'transfer-encoding: identity'),
+    'coding of identity with a parameter': bad_coding(
+        "b'identity;a=b'", b'transfer-encoding: identity;a=b', b'content-length: 2'),
     'coding of chunked after a vertical tab': bad_coding(
         r"b'\x0bchunked'", b'transfer-encoding: \x0bchunked'),
     'coding of xchunked': bad_coding("b'xchunked'", b'transfer-encoding: xchunked'),
-    'coding of nothing': bad_coding("b''", b'transfer-encoding:'),
     'coding cut short in the message': bad_coding(
         f"b'{60 * 'x'}'...", b'transfer-encoding: ' + 61 * b'X'),
 }
@@ -3686,6 +3731,9 @@ CHUNKS_ROWS = {
     'chunk with extensions': good(chunked(b'2;a=b;c="d;e";f\r\nok\r\n0\r\n\r\n')),
     'chunk with whitespace before its extension': good(
         chunked(b'2 \t; a = b \r\nok\r\n0\r\n\r\n')),
+    'chunk with a space after its size': good(chunked(b'2 \r\nok\r\n0 \r\n\r\n')),
+    'chunk padded with spaces and tabs': good(
+        chunked(b'2    \r\nok\r\n0 \t \r\na: b\r\n\r\n'), trailers=((b'a', b'b'),)),
     'chunk with an empty extension': good(chunked(b'2;\r\nok\r\n0;\r\n\r\n')),
     'chunk with obs-text in its extension': good(chunked(b'2;a="\xff\x01"\r\nok\r\n0\r\n\r\n')),
     'chunk with a long extension': good(
@@ -3725,7 +3773,6 @@ CHUNKS_ROWS = {
     'chunk with a minus': bad_size(b'-2\r\nok\r\n0\r\n\r\n', r"b'-2\r\n'"),
     'chunk with an underscore': bad_size(b'0_2\r\nok\r\n0\r\n\r\n', r"b'0_2\r\n'"),
     'chunk after a space': bad_size(b' 2\r\nok\r\n0\r\n\r\n', r"b' 2\r\n'"),
-    'chunk with a space after its size': bad_size(b'2 \r\nok\r\n0\r\n\r\n', r"b'2 \r\n'"),
     'chunk with 17 digits': bad_size(
         b'00000000000000002\r\nok\r\n0\r\n\r\n', r"b'00000000000000002\r\n'"),
     'chunk with a space and no extension': bad_size(
@@ -3734,6 +3781,13 @@ CHUNKS_ROWS = {
     'chunk with LF after its extension': bad_size(b'2;a\nok\r\n0\r\n\r\n', r"b'2;a\n'"),
     'chunk with CR after its size': bad_size(b'2\rok\r\n0\r\n\r\n', r"b'2\rok\r\n'"),
     'chunk with two CR after its size': bad_size(b'2\r\r\nok\r\n0\r\n\r\n', r"b'2\r\r\n'"),
+    'chunk with whitespace and LF after its size': bad_size(
+        b'2 \nok\r\n0\r\n\r\n', r"b'2 \n'"),
+    'chunk with whitespace, CR and whitespace after its size': bad_size(
+        b'2 \r \r\nok\r\n0\r\n\r\n', r"b'2 \r \r\n'"),
+    'chunk with digits after whitespace': bad_size(b'2 2\r\nok\r\n0\r\n\r\n', r"b'2 2\r\n'"),
+    'chunk with a vertical tab after its size': bad_size(
+        b'2\x0b\r\nok\r\n0\r\n\r\n', r"b'2\x0b\r\n'"),
     'chunk with CR in its extension': bad_size(b'2;a\rb\r\nok\r\n0\r\n\r\n', r"b'2;a\rb\r\n'"),
     'chunk with NUL in its extension': bad_size(b'2;\x00\r\nok\r\n0\r\n\r\n', r"b'2;\x00\r\n'"),
     'chunk with NUL': bad_size(b'2\x00\r\nok\r\n0\r\n\r\n', r"b'2\x00\r\n'"),
@@ -3814,6 +3868,8 @@ PERSISTENCE_ROWS = {
     'connection: close after obs-fold': good(with_length(b'connection: x,\r\n close'), kept=False),
     'connection: close with chunks': good(
         chunked(b'2\r\nok\r\n0\r\n\r\n', b'connection: close'), kept=False),
+    'connection: close on HTTP/1.2': good(
+        with_length(b'connection: close', start=b'HTTP/1.2 200 OK'), kept=False),
     'connection: close on HTTP/1.0': good(
         with_length(b'connection: close', start=OLD), kept=False),
     'connection: closed': good(with_length(b'connection: closed')),
@@ -4014,6 +4070,52 @@ async def test_a_response_has_the_outcome_of_its_row_however_it_is_cut(way):
         ((name, row.expected, row, [piece for piece in cut(row.raw) if piece]), options)
         for name, row in ROWS.items()
         if len(row.raw) < LONG or options.get('recv_bufsize') != 1) == {}
+
+
+# RFC 9112 9.3: the persistence that HTTP/1.1 has is asked for in no request of HTTP/1.0.
+TO_HTTP_1_0_ROWS = {
+    'nothing said': good(with_length(), kept=False),
+    'nothing said, of HTTP/1.2': good(with_length(start=b'HTTP/1.2 200 OK'), kept=False),
+    'nothing said, of HTTP/1.0': good(with_length(start=OLD), kept=False),
+    'a keep-alive field alone': good(with_length(b'keep-alive: timeout=9'), kept=False),
+    'keep-alive': good(with_length(b'connection: keep-alive')),
+    'keep-alive, of HTTP/1.0': good(with_length(b'connection: Keep-Alive', start=OLD)),
+    'keep-alive in a list': good(with_length(b'connection: x, Keep-Alive')),
+    'keep-alive and close': good(
+        with_length(b'connection: keep-alive', b'connection: close'), kept=False),
+    'keep-alive and chunked': good(
+        chunked(b'2\r\nok\r\n0\r\n\r\n', b'connection: keep-alive')),
+    'keep-alive asked for, nothing said': good(
+        with_length(), kept=False, sent=((b'connection', b'keep-alive'),)),
+    'HEAD, nothing said': good(head(b'content-length: 2'), b'', method=b'HEAD', kept=False),
+    '204, nothing said': good(head(start=NO_CONTENT), b'', code=b'204', kept=False),
+    'a body to the end, and keep-alive': good(
+        head(b'connection: keep-alive') + b'ok', kept=False, ends=True),
+}
+
+
+@on_loops
+async def test_a_request_of_http_1_0_needs_a_response_that_says_keep_alive():
+    assert await wrong_outcomes(
+        ((name, row.expected, row, [row.raw]), {'http_version': b'HTTP/1.0'})
+        for name, row in TO_HTTP_1_0_ROWS.items()) == {}
+
+
+@pytest.mark.parametrize('method', [b'GET', b'HEAD'])
+@on_loops
+async def test_an_unwanted_101_is_refused_also_after_a_wanted_one_of_the_same_bytes(method):
+    script = Answering(*(head(b'upgrade: chat', start=SWITCHING),) * 3)
+    async with Server(script) as server, pool() as request:
+        for _ in range(2):
+            code, _, body = await request(method, server.url, headers=UPGRADE)
+            assert code == b'101'
+            await body.aclose()
+        with pytest.raises(HttpDataError) as raised:
+            await request(method, server.url)
+        assert str(raised.value) == where(server, method.decode()) + (
+            'reading the response head: got 101 Switching Protocols, but the request had no '
+            'upgrade')
+        assert len(server.peers) == 3
 
 
 EVIL = b'HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil'
@@ -4249,7 +4351,7 @@ async def test_an_error_tells_method_origin_and_peer_and_never_the_path():
             assert type(error) is HttpDataError
             assert str(error) == (
                 f'{method.decode()} http://127.0.0.1:{server.port} (peer 127.0.0.1:{server.port})'
-                ', reading the response head: bad status line: expected HTTP/1.0 or HTTP/1.1, '
+                ', reading the response head: bad status line: expected HTTP/1.x, '
                 "a space, three digits and a reason, got b'hello\\r'")
 
 
@@ -7679,7 +7781,7 @@ FACTS = {
         'content-length told'),
     'a head that is bad': (
         b'HTTP/2 200\r\n\r\n', HttpDataError, ValueError, True,
-        ', reading the response head: bad status line: expected HTTP/1.0 or HTTP/1.1, a space, '
+        ', reading the response head: bad status line: expected HTTP/1.x, a space, '
         "three digits and a reason, got b'HTTP/2 200\\r'"),
     'an upgrade that nobody wanted': (
         b'HTTP/1.1 101 Switching Protocols\r\n\r\n', HttpDataError, ValueError, True,
@@ -12331,7 +12433,7 @@ async def test_below_300_sending_goes_on_to_its_end_and_the_connection_is_reused
 MALFORMED = {
     'a bad status line': (
         b'HTTP/9 400\r\n\r\n', HttpDataError, ValueError,
-        'bad status line: expected HTTP/1.0 or HTTP/1.1, a space, three digits and a reason, got '
+        'bad status line: expected HTTP/1.x, a space, three digits and a reason, got '
         "b'HTTP/9 400\\r'"),
     'a bad field line': (
         b'HTTP/1.1 400 \r\n: b\r\n\r\n', HttpDataError, ValueError,
@@ -12343,7 +12445,7 @@ MALFORMED = {
         CONTINUE * 101, HttpDataError, ValueError, 'got more than 100 interim responses'),
     'rubbish after an interim response': (
         CONTINUE + b'\0\n', HttpDataError, ValueError,
-        'bad status line: expected HTTP/1.0 or HTTP/1.1, a space, three digits and a reason, got '
+        'bad status line: expected HTTP/1.x, a space, three digits and a reason, got '
         "b'\\x00'"),
 }
 
@@ -12936,7 +13038,7 @@ async def test_what_fails_while_100_continue_is_waited_for():
         'a reset': (b'', 'reset', HttpConnectionClosedError, ConnectionResetError,
                     'ConnectionResetError: [Errno 104] Connection reset by peer' + MAY_BE_TLS),
         'rubbish': (b'\0\n', 'wait', HttpDataError, ValueError,
-                    'bad status line: expected HTTP/1.0 or HTTP/1.1, a space, three digits and a '
+                    'bad status line: expected HTTP/1.x, a space, three digits and a '
                     "reason, got b'\\x00'"),
         'a long head': (b'HTTP/1.1 100 \r\na: ' + b'b' * 200, 'wait', HttpHeaderTooLong, None,
                         'the head is longer than max_header_length, 200 bytes'),

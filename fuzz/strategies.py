@@ -217,8 +217,8 @@ class Difference(NamedTuple):
 
 BARE_LF = rb'(?<!\r)\n'
 FOLD = rb'\n[ \t]'
-NO_BODY = rb'^HEAD |HTTP/1\.[01] (1[0-9]{2}|204|304)'
-CODE_BELOW_100 = rb'HTTP/1\.[01] 0'
+NO_BODY = rb'^HEAD |HTTP/1\.[0-9] (1[0-9]{2}|204|304)'
+CODE_BELOW_100 = rb'HTTP/1\.[0-9] 0'
 CODES = 'any three digits are a status code: what it means is for the caller'
 CODING = rb'(?i)\ntransfer-encoding:'
 DIFFERENCES = (
@@ -251,6 +251,12 @@ DIFFERENCES = (
                'white space before a chunk extension is allowed (RFC 9112 7.1.1)'),
     Difference('h11', '^refused: illegal chunk header', rb'[0-9A-Fa-f][ \t]+;',
                'white space before a chunk extension is allowed (RFC 9112 7.1.1)'),
+    Difference('httptools', '^refused: Invalid character in chunk size', rb'[0-9A-Fa-f][ \t]+\r\n',
+               'white space after a chunk size is skipped: servers pad it'),
+    Difference('httptools', '^refused: Invalid HTTP version', rb'HTTP/1\.[2-9] ',
+               'a higher minor version is read as HTTP/1.1 (RFC 9110 2.5)'),
+    Difference('h11', '^refused: .*Transfer-Encoding', CODING + rb'[ \t]*(,|chunked[ \t]*,|\r?\n)',
+               'empty members of a list do not count (RFC 9110 5.6.1)'),
     Difference('h11', '^refused: .*(Transfer-Encoding|Content-Length)',
                rb'(?is)\n[0-9]+[^\n]*\n(.*\n)?(transfer-encoding|content-length):',
                'in trailers, framing does not matter (RFC 9112 7.1.2)'),
