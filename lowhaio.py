@@ -952,43 +952,57 @@ def timed_out(socket_timeout: float) -> TimeoutError:
 class Steps:
     """Runs a coroutine in the current task, one step at a time."""
 
-    __slots__ = ('loop', 'coroutine', 'waited_for', 'is_bare', 'must_cancel', 'is_over', 'woken')
+    __slots__ = ('loop', 'coroutine', 'waited_for', 'is_bare', 'to_throw', 'cancel_args',
+                 'is_over', 'woken')
 
     def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any]) -> None:
         self.loop = loop
         self.coroutine = coroutine
         self.waited_for: asyncio.Future[Any] | None = None
+        # It waits for nothing but the next turn of the loop.
         self.is_bare = False
-        self.must_cancel = False
+        # Into the coroutine, at its next step.
+        self.to_throw: BaseException | None = None
+        # Of the last CancelledError that the task got. Who has cancelled it knows its own by them.
+        self.cancel_args: tuple[Any, ...] = ()
         self.is_over = False
         self.woken: asyncio.Future[None] | None = None
 
     def step(self) -> None:
         """Run until it waits, or ends: by StopIteration with its value, or by its exception."""
         try:
-            if self.must_cancel:
-                self.must_cancel = False
-                waited_for = self.coroutine.throw(CancelledError())
-            else:
-                waited_for = self.coroutine.send(None)
+            waited_for = self.coroutine.send(None) if self.to_throw is None else \
+                self.coroutine.throw(self.take_to_throw())
         except BaseException:
             self.is_over = True
             raise
-        # A bare yield, as of sleep(0): it goes on in the next turn of the loop.
-        self.is_bare = waited_for is None
+        # A bare yield, as of sleep(0), goes on in the next turn of the loop. So does what has to
+        # hear that this can not be waited for: it may try again and again.
+        self.waited_for = None
+        self.is_bare = True
         if waited_for is not None:
-            waited_for._asyncio_future_blocking = False
-        self.waited_for = waited_for
+            self.to_throw = not_awaitable(waited_for, self.loop)
+            if self.to_throw is None:
+                waited_for._asyncio_future_blocking = False
+                self.waited_for = waited_for
+                self.is_bare = False
+
+    def take_to_throw(self) -> BaseException:
+        # Kept in a variable of `step`, it would be in a cycle with its own traceback.
+        to_throw, self.to_throw = self.to_throw, None
+        assert to_throw is not None
+        return to_throw
 
     def is_ready(self) -> bool:
         """A step would get it further."""
-        return self.must_cancel or not self.is_bare and (
-            self.waited_for is None or self.waited_for.done())
+        return not self.is_bare and (
+            self.to_throw is not None or self.waited_for is None or self.waited_for.done())
 
-    def cancel(self) -> None:
+    def cancel(self, args: tuple[Any, ...] = ()) -> None:
         """Cancel what it waits for, or else itself at its next step."""
-        if self.waited_for is None or not self.waited_for.cancel():
-            self.must_cancel = True
+        if self.waited_for is None or not self.waited_for.cancel(*args[:1]):
+            self.to_throw = CancelledError(*args)
+            self.is_bare = False
 
     async def wait(self, woken: asyncio.Future[None]) -> None:
         """Wait until it is ready, or something else has set the result of `woken`.
@@ -1007,8 +1021,9 @@ class Steps:
                 await woken
             finally:
                 waited_for.remove_done_callback(self.on_ready)
-        except CancelledError:
-            self.cancel()
+        except CancelledError as error:
+            self.cancel_args = error.args
+            self.cancel(error.args)
         except GeneratorExit:
             self.abandon()
             raise
@@ -1031,13 +1046,28 @@ class Steps:
         """Cancel it where nothing can be awaited, again if it goes on, but not for ever."""
         for _ in range(10):
             if not self.is_over:
-                self.must_cancel = True
+                self.to_throw = CancelledError()
                 with contextlib.suppress(CancelledError, Exception):
                     # The loop may be closed.
                     self.cancel()
                 with contextlib.suppress(CancelledError, Exception):
                     self.step()
         self.is_over = True
+
+
+def not_awaitable(waited_for: Any, loop: Loop) -> RuntimeError | None:
+    """What asyncio's Task throws, in its words, if its coroutine waits for what never ends."""
+    is_blocking = getattr(waited_for, '_asyncio_future_blocking', None)
+    what = type(waited_for).__name__
+    if is_blocking is None:
+        return RuntimeError(f'Task got bad yield: {what}')
+    if waited_for.get_loop() is not loop:
+        return RuntimeError(f'Task got {what} attached to a different loop')
+    if not is_blocking:
+        return RuntimeError(f'yield was used instead of yield from in task with {what}')
+    if waited_for is asyncio.current_task(loop):
+        return RuntimeError('Task cannot await on itself')
+    return None
 
 
 class InTime(Steps):
@@ -1069,9 +1099,15 @@ class InTime(Steps):
         try:
             super().step()
         except CancelledError:
-            if self.is_late and self.task.cancelling() <= self.seen:
-                raise timed_out(self.socket_timeout) from None
+            if self.is_late:
+                raise self.late_end(self.task.cancelling() > self.seen) from None
             raise
+
+    def late_end(self, is_from_outside: bool) -> BaseException:
+        """What the end of it by a cancellation means when its time is up. One from outside wins,
+        also if it went on after that, and ended by ours."""
+        return CancelledError(*self.cancel_args) if is_from_outside else \
+            timed_out(self.socket_timeout)
 
 
 class Resolving(InTime):
@@ -1083,7 +1119,7 @@ class Resolving(InTime):
     then it is cancelled once more.
     """
 
-    __slots__ = ('own', 'fresh', 'must_stop')
+    __slots__ = ('own', 'fresh', 'must_stop', 'handled')
 
     def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any],
                  socket_timeout: float) -> None:
@@ -1092,6 +1128,8 @@ class Resolving(InTime):
         # what is thrown at the next step.
         self.own = self.fresh = 0
         self.must_stop = False
+        # A request may be made where a cancellation is being handled: that one is not of ours.
+        self.handled = sys.exception()
 
     async def stop(self) -> None:
         """End it, and let it clean up. What it makes of that is of no interest."""
@@ -1100,9 +1138,9 @@ class Resolving(InTime):
             with contextlib.suppress(Exception):
                 await self.run()
 
-    def cancel(self) -> None:
+    def cancel(self, args: tuple[Any, ...] = ()) -> None:
         self.fresh = self.task.cancelling() - self.seen
-        super().cancel()
+        super().cancel(args)
 
     def expire(self) -> None:
         self.must_stop = True
@@ -1122,8 +1160,10 @@ class Resolving(InTime):
             self.step_once()
             if self.must_stop or self.fresh:
                 self.must_stop = False
-                super().cancel()
-                self.must_cancel = True
+                args = self.cancel_args if self.fresh else ()
+                super().cancel(args)
+                self.to_throw = CancelledError(*args)
+                self.is_bare = False
                 self.step_once()
         except BaseException:
             for _ in range(self.own):
@@ -1141,14 +1181,14 @@ class Resolving(InTime):
             # What it still handled, it had not gone on after: it only cleaned up, and that
             # cancellation was from outside.
             is_new = self.fresh > 0 or self.is_late
-            from_outside = min(self.own, count_cancellations(error) - is_new)
+            from_outside = min(self.own, count_cancellations(error, self.handled) - is_new)
             self.own -= from_outside
-            if self.is_late and not self.fresh and not from_outside:
-                raise timed_out(self.socket_timeout) from None
+            if self.is_late:
+                raise self.late_end(bool(self.fresh or from_outside)) from None
             raise
         except BaseException:
             if self.settle():
-                raise CancelledError from None
+                raise CancelledError(*self.cancel_args) from None
             raise
         finally:
             sys.set_asyncgen_hooks(*hooks)
@@ -1163,10 +1203,10 @@ class Resolving(InTime):
         return self.fresh
 
 
-def count_cancellations(error: BaseException | None) -> int:
-    """Those that were being handled when this one was raised, and itself."""
+def count_cancellations(error: BaseException | None, handled: BaseException | None) -> int:
+    """Those that were being handled when this one was raised, and itself, up to `handled`."""
     count = 0
-    while error is not None:
+    while error is not None and error is not handled:
         count += isinstance(error, CancelledError)
         error = error.__context__
     return count
@@ -2167,7 +2207,9 @@ class RequestBody(Steps):
         try:
             try:
                 if not self.is_over:
-                    self.cancel()
+                    # It may still be handling a cancellation that came before: this is the same.
+                    self.cancel(error.args if isinstance(error, CancelledError) else
+                                self.cancel_args if cancelling > self.cancelling else ())
                     await self.run()
             finally:
                 await self.close_chunks()

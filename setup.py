@@ -24,6 +24,7 @@ setup(
         ],
         'test': [
             'aiohttp',
+            'anyio',
             'backports.zstd; python_version < "3.14"',
             'boto3',
             'botocore',
@@ -37,6 +38,7 @@ setup(
             'gunicorn',
             'h11',
             'httptools',
+            'httpx',
             'hypercorn',
             'hypothesis',
             'moto[server]',
