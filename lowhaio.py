@@ -419,6 +419,10 @@ class ResponseBody(Protocol):
     def trailers(self) -> Fields:
         """The fields after a chunked body, as pairs like those of the headers, once it ended."""
 
+    @property
+    def request_sent(self) -> bool:
+        """The whole request has been sent. If not, the response came first, and ended that."""
+
     def aclose(self) -> Coroutine[Any, Any, None]:
         """Close the connection, unless the whole response has arrived."""
 
@@ -710,12 +714,13 @@ async def exchange(
         body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
         body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Response:
     response = connection.start_exchange(method, declared.upgrade)
+    make_body: MakeBody
     try:
         if body is empty_async_iterator and not declared.has_body:
             await connection.send(head)
-            is_sent = True
+            make_body = ReceivedBody
         else:
-            is_sent = await send_with_body(
+            make_body = await send_with_body(
                 connection, response, head, declared, body, body_args, body_kwargs)
         if not response.is_done:
             connection.phase = READING_HEAD
@@ -725,23 +730,24 @@ async def exchange(
                 await connection.wait_data(deadline)
             if not response.is_done:
                 await read_head(connection, response, deadline)
-        connection.phase = 'reading the response body'
         received = response.head
-        # Not a 101: whether it is wanted depends on the request, and what comes again is not
-        # judged again.
-        if received is not response.known and received.code != b'101':
-            remember(connection.connections.heads, connection.origin.name, received)
+        if received is not response.known:
+            if connection.requests == 1:
+                remember(connection.connections.answered, connection.origin.name, True)
+            # Not a 101: whether it is wanted depends on the request, and what comes again is not
+            # judged again.
+            if received.code != b'101':
+                remember(connection.connections.heads, connection.origin.name, received)
         if received.method != method:
-            received.framing = frame(method, received, connection.settings)
-            received.method = method
+            set_framing(received, method, connection.settings)
         make_decoder, arguments, keep_alive = received.framing
-        is_last = (declared.close or not is_sent
-                   or connection.requests >= connection.settings.max_requests)
+        is_last = declared.close or connection.requests >= connection.settings.max_requests
         connection.keep_alive = 0 if is_last else keep_alive
         if connection.tls_session is not None:
             connection.keep_session(connection.tls_session)
         decoder = make_decoder(*arguments)
-        return received.code, received.fields, ReceivedBody(connection, decoder, response.data)
+        connection.phase = READING_BODY
+        return received.code, received.fields, make_body(connection, decoder, response.data)
     except BaseException as cause:
         connection.close()
         if not isinstance(cause, Exception):
@@ -754,16 +760,29 @@ def exchange_error(connection: Connection, cause: BaseException) -> HttpError:
         HttpDataError if connection.phase == REQUEST_BODY else \
         HttpHeaderTooLong if isinstance(cause, TooLong) else \
         HttpConnectionClosedError if isinstance(cause, CLOSED) else HttpDataError
+    # Where the caller's generator failed, its error is not that of the connection.
+    hint = '' if connection.phase == REQUEST_BODY else \
+        tls_hint(cause) if is_alert(cause) else \
+        early_hint(connection) or plain_hint(connection, kind, cause)
     error = kind(f'{shown_method(connection.method)} {connection.describe()}, '
-                 f'{connection.phase}: {reason(cause)}{plain_hint(connection, kind, cause)}')
+                 f'{connection.phase}: {reason(cause)}{hint}')
     error.reused = connection.requests > 1
     error.response_started = connection.has_started
     return error
 
 
+def early_hint(connection: Connection) -> str:
+    """The request was not sent whole, but who looks at the server finds a good response."""
+    response = connection.receiver
+    if connection.phase in (SENDING, WAITING_FOR_BODY) and isinstance(response, ResponseHead) \
+            and response.is_done:
+        return f' (after the head of a response, {response.head.code.decode()})'
+    return ''
+
+
 def plain_hint(connection: Connection, kind: type[HttpError], cause: BaseException) -> str:
-    """Asked without TLS, a port for TLS just closes, or sends an alert."""
-    if connection.origin.is_tls or connection.requests > 1:
+    """Asked without TLS, a port for TLS just closes, or sends an alert, and never answers."""
+    if connection.origin.is_tls or connection.origin.name in connection.connections.answered:
         return ''
     is_closed = kind is HttpConnectionClosedError and not connection.has_started
     return ' (the port may be for https)' if is_closed or TLS_ALERT in str(cause) else ''
@@ -1260,7 +1279,8 @@ class Share:
 
 class Connections:
     __slots__ = ('max_connections', 'max_per_origin', 'pool_timeout', 'shares', 'opened',
-                 'places', 'idle', 'queue', 'tickets', 'sessions', 'heads', 'is_closed')
+                 'places', 'idle', 'queue', 'tickets', 'sessions', 'heads', 'answered',
+                 'is_closed')
 
     def __init__(self, max_connections: int | None, max_connections_per_origin: int | None,
                  pool_timeout: float | None) -> None:
@@ -1282,6 +1302,8 @@ class Connections:
         # By the name of the origin: what its next responses may have in common with the last.
         self.sessions: dict[str, TlsSession] = {}
         self.heads: dict[str, Head] = {}
+        # Those that have sent a response.
+        self.answered: dict[str, bool] = {}
         self.is_closed = False
 
     def share(self, origin: Origin) -> Share:
@@ -1801,15 +1823,39 @@ def connect_cause(failures: list[tuple[str, Exception]]) -> Exception | None:
 # X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA to X509_V_ERR_EXTENSIONS_REQUIRE_VERSION_3.
 STRICT_VERDICTS = range(80, 94)
 
+# What OpenSSL's reason for an error ends with, and what it does not tell. The alert for a failed
+# handshake is the same for nothing in common and, up to TLS 1.2, for a missing certificate.
+TLS_HINTS = {
+    'WRONG_VERSION_NUMBER': 'the peer does not speak TLS',
+    'HANDSHAKE_FAILURE': 'the peer refused the handshake: it may share no version, cipher or '
+                         'group, or want a client certificate',
+    'PROTOCOL_VERSION': 'the peer shares no version of TLS',
+    'UNSUPPORTED_PROTOCOL': 'the peer shares no version of TLS',
+    'CERTIFICATE_REQUIRED': 'the peer wants a client certificate',
+    'ALERT_BAD_CERTIFICATE': 'the peer got no client certificate, or does not accept it',
+    'ALERT_UNKNOWN_CA': "the peer does not know the client certificate's authority",
+}
 
-def tls_hint(cause: Exception) -> str:
+
+def tls_hint(cause: BaseException) -> str:
     """What OpenSSL's words for it do not tell."""
-    name = getattr(cause, 'reason', None) or ''
+    if not isinstance(cause, ssl.SSLError):
+        return ''
     if getattr(cause, 'verify_code', 0) in STRICT_VERDICTS:
         return (' (Python 3.13 and later ask for what RFC 5280 does: issue the certificate anew, '
                 'or clear ssl.VERIFY_X509_STRICT in the verify_flags of your own context)')
-    return ' (the peer does not speak TLS)' if name == 'WRONG_VERSION_NUMBER' else \
-        ' (the peer may want a client certificate)' if name.endswith('HANDSHAKE_FAILURE') else ''
+    name = reason_of(cause)
+    return next((f' ({hint})' for end, hint in TLS_HINTS.items() if name.endswith(end)), '')
+
+
+def is_alert(cause: BaseException) -> bool:
+    """The peer said why it ends the connection."""
+    return isinstance(cause, ssl.SSLError) and 'ALERT' in reason_of(cause)
+
+
+def reason_of(cause: ssl.SSLError) -> str:
+    """OpenSSL's, which not all errors have."""
+    return getattr(cause, 'reason', None) or ''
 
 
 def sockaddr(address: Address, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
@@ -2101,11 +2147,92 @@ def parse_ipv6(literal: str) -> tuple[str, Address]:
 # Phases. In the first of them it is not the connection that fails.
 REQUEST_BODY = 'the request body'
 SENDING = 'sending the request'
+WAITING_FOR_BODY = 'waiting for the request body'
 READING_HEAD = 'reading the response head'
+READING_BODY = 'reading the response body'
 
 
 class EarlyResponse(Exception):
     """The server has answered, with 300 or above: nothing more is sent."""
+
+
+class EarlyEnd(EarlyResponse):
+    """The server has answered, below 300, and closed the connection, as it had said."""
+
+
+class Meanwhile:
+    """Receives what comes while a body is being sent, and raises what ends the sending.
+
+    From 300 on, the head ends it. Below, the sending goes on, and of the response's content as
+    much is taken as one read may give; the rest is left to the kernel. Only if the response is
+    the last of its connection, and whole, does the end of the connection end the sending, too.
+    """
+
+    __slots__ = ('connection', 'response', 'is_closing', 'decoder', 'content', 'is_done')
+
+    def __init__(self, connection: Connection, response: ResponseHead, is_closing: bool) -> None:
+        self.connection = connection
+        self.response = response
+        # The response, or else the request, says that the connection ends with the response.
+        self.is_closing = is_closing
+        # Only tells if the response is whole. What it gives is not kept, but what it is fed with.
+        self.decoder: Decoder | None = None
+        self.content = bytearray()
+        # Nothing more is taken.
+        self.is_done = response.is_done
+
+    @property
+    def room(self) -> int:
+        """How many bytes more may be taken."""
+        return self.connection.settings.recv_bufsize - len(self.content)
+
+    @property
+    def phase(self) -> str:
+        return READING_HEAD if self.decoder is None else READING_BODY
+
+    @property
+    def is_whole(self) -> bool:
+        return self.decoder is not None and self.decoder.is_done
+
+    def feed(self, data: bytes) -> None:
+        if self.decoder is None:
+            self.response.feed(data)
+            if not self.response.is_done:
+                return
+            self.decoder = self.start_decoder(self.response.head)
+            data = self.response.data
+        self.content += data
+        if not self.decoder.is_done:
+            self.decoder.feed(data)
+        self.is_done = self.is_done or not self.room or self.is_whole and not self.is_closing
+
+    def start_decoder(self, head: Head) -> Decoder:
+        if head.code >= b'300':
+            raise EarlyResponse
+        set_framing(head, self.connection.method, self.connection.settings)
+        make_decoder, arguments, _ = head.framing
+        self.is_closing = self.is_closing or head.is_last or make_decoder is CloseDecoder
+        # What follows a 101 is no response.
+        self.is_done = head.code == b'101'
+        return make_decoder(*arguments)
+
+    def feed_end(self) -> None:
+        if self.decoder is None:
+            self.response.feed_end('the response head')
+        elif not self.decoder.is_done:
+            try:
+                self.decoder.feed_end()
+            except EOFError as cause:
+                raise EOFError(f'the response is cut off: {cause}') from cause
+        if self.is_closing:
+            raise EarlyEnd
+        self.is_done = True
+
+    def hand_over(self) -> None:
+        """The content that has been taken is that of the response."""
+        self.connection.receiver = self.response
+        if self.decoder is not None:
+            self.response.data = bytes(self.content)
 
 
 class RequestBody(Steps):
@@ -2195,6 +2322,11 @@ class RequestBody(Steps):
             raise ValueError('the body ended without a byte, but transfer-encoding chunked '
                              'needs its last chunk')
 
+    def is_sent(self) -> bool:
+        """All that was declared has been sent, although the generator has not ended."""
+        return (not self.head and self.length == self.declared.length
+                and self.connection.phase == REQUEST_BODY)
+
     async def close(self, error: BaseException) -> None:
         """Let the caller's generator clean up, now: left to itself, it would in a task.
 
@@ -2221,7 +2353,9 @@ class RequestBody(Steps):
                 raise
         else:
             if self.is_own(error, cancelling):
-                raise TimeoutError('a time-out in the body passed before the head was sent')
+                raise TimeoutError('a time-out in the body passed ' + (
+                    'while the request was being sent' if self.connection.has_sent else
+                    'before the head was sent'))
 
     def is_own(self, error: BaseException, cancelling: int) -> bool:
         """The generator has taken its cancellation back, and there is none from outside."""
@@ -2245,18 +2379,19 @@ class RequestBody(Steps):
 async def send_with_body(
         connection: Connection, response: ResponseHead, head: bytes, declared: Declared,
         body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
-        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> bool:
-    """Send all of it, or as much as the server wants: False if it answers before the end."""
+        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> MakeBody:
+    """Send all of it, or as much as the server wants: what makes the response's body knows."""
     if declared.expects and declared.has_body:
         await connection.send(head)
         if await is_answered(connection, response):
-            return False
+            return partial(EarlyBody, request_sent=False)
         head = b''
     request_body = RequestBody(connection, head, body, body_args, body_kwargs, declared)
+    meanwhile = Meanwhile(connection, response, declared.close)
     try:
-        connection.start_watching()
+        connection.start_watching(meanwhile)
         await request_body.send()
-        return True
+        return ReceivedBody
     except GeneratorExit:
         request_body.abandon()
         raise
@@ -2264,14 +2399,16 @@ async def send_with_body(
         if isinstance(error, OSError) and connection.phase != REQUEST_BODY:
             error = hear_out(connection, error)
         is_early = isinstance(error, EarlyResponse)
+        is_sent = is_early and request_body.is_sent()
         if not is_early:
             connection.close()
         await request_body.close(error)
         if not is_early:
             raise error
-        return False
+        return partial(EarlyBody, request_sent=is_sent, has_ended=isinstance(error, EarlyEnd))
     finally:
         connection.stop_watching()
+        meanwhile.hand_over()
 
 
 async def is_answered(connection: Connection, response: ResponseHead) -> bool:
@@ -2290,13 +2427,17 @@ def hear_out(connection: Connection, error: OSError) -> Exception:
     Not when no send has succeeded: what came then is no response to this request.
     """
     try:
-        while not connection.receiver.is_done:
-            connection.receive()
-    except ssl.SSLError as said:
-        return said if 'ALERT' in (said.reason or '') else error
-    except (OSError, EOFError, ValueError):
-        return error
-    return EarlyResponse() if connection.has_written else error
+        connection.take_news()
+    except EarlyEnd as early:
+        # A read finds an end after a reset, too. Only if the peer had ended the connection before
+        # that, the pipe is broken. TLS has an end of its own.
+        is_end = connection.origin.is_tls or isinstance(error, BrokenPipeError)
+        return early if is_end else error
+    except EarlyResponse as early:
+        return early if connection.has_written else error
+    except (OSError, EOFError, ValueError) as said:
+        return said if is_alert(said) else error
+    return error
 
 
 # --------------------------------------------------------------------------- response head
@@ -2381,7 +2522,7 @@ field_of_line = FieldLines().__getitem__
 class Head:
     """Status line and fields of a response, and what they say of its body."""
 
-    __slots__ = ('data', 'minor', 'code', 'fields', 'method', 'framing')
+    __slots__ = ('data', 'minor', 'code', 'fields', 'method', 'framing', 'is_last')
 
     def __init__(self, data: bytes, minor: bytes, code: bytes, fields: Fields) -> None:
         self.data = data
@@ -2391,6 +2532,8 @@ class Head:
         # For a request of that method.
         self.method = b''
         self.framing: Framing
+        # It says that the connection ends with the response.
+        self.is_last: bool
 
 
 class ResponseHead:
@@ -2449,9 +2592,9 @@ class ResponseHead:
                 return
             self.start_again()
 
-    def feed_end(self) -> None:
+    def feed_end(self, what: str = 'it') -> None:
         raise EOFError('the peer closed the connection, after '
-                       + (shown(self.data) if self.data else 'no byte of it'))
+                       + (shown(self.data) if self.data else f'no byte of {what}'))
 
     def finish(self, head: Head, rest: bytes) -> None:
         self.head = head
@@ -2492,6 +2635,11 @@ FIRST_CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n\x00]*)?\r\n
 NEXT_CHUNK_LINE = re.compile(rb'\r\n' + FIRST_CHUNK_LINE.pattern)
 
 
+def set_framing(head: Head, method: bytes, settings: Settings) -> None:
+    head.framing = frame(method, head, settings)
+    head.method = method
+
+
 def frame(method: bytes, head: Head, settings: Settings) -> Framing:
     """What makes the decoder of the body, its arguments, and how long the connection may idle
     afterwards, in seconds."""
@@ -2500,6 +2648,7 @@ def frame(method: bytes, head: Head, settings: Settings) -> Framing:
     is_coded = False
     code, minor = head.code, head.minor
     persists = minor != b'0' and settings.persists_unasked
+    is_closing = False
     keep_alive = settings.keep_alive_timeout
     for name, value in head.fields:
         if name in FRAMING:
@@ -2513,14 +2662,15 @@ def frame(method: bytes, head: Head, settings: Settings) -> Framing:
             elif value == b'keep-alive':
                 persists = True
             elif has_token(value, b'close'):  # RFC 9112 9.3
-                keep_alive = 0
+                is_closing = True
             else:
                 persists = persists or has_token(value, b'keep-alive')
+    head.is_last = is_closing or not persists
     # Servers of RFC 2616 send it: it is no coding.
     if codings == [b'identity']:
         is_coded = False
     # RFC 9112 6.1: chunked with a length, or in HTTP/1.0, may be somebody's attack.
-    if not persists or is_coded and (minor == b'0' or length is not None):
+    if head.is_last or is_coded and (minor == b'0' or length is not None):
         keep_alive = 0
     # RFC 9112 6.3, 2: a switched protocol has an end of its own, whatever the method. (CONNECT
     # is never sent.)
@@ -2728,6 +2878,9 @@ class ReceivedBody:
     before that, it closes its connection.
     """
 
+    request_sent = True
+    """The whole request has been sent. If not, the response came first, and told to stop."""
+
     # A weak reference to it can be made, as `repeatable` does if it is sent on.
     __slots__ = ('trailers', '_chunk', '_connection', '_decoder', '_error', '__weakref__')
 
@@ -2799,6 +2952,25 @@ class ReceivedBody:
     def __del__(self) -> None:
         if self._connection is not None:
             self._connection.close_from_anywhere()
+
+
+class EarlyBody(ReceivedBody):
+    """That of a response which ended the sending, by itself or by the end of the connection."""
+
+    __slots__ = ('request_sent',)
+
+    def __init__(self, connection: Connection, decoder: Decoder, data: bytes,
+                 request_sent: bool, has_ended: bool = False) -> None:
+        self.request_sent = request_sent
+        if not request_sent:
+            connection.keep_alive = 0
+        super().__init__(connection, decoder, data)
+        if has_ended and self._connection is not None:
+            decoder.feed_end()
+            self._finish(connection)
+
+
+MakeBody = Callable[['Connection', Decoder, bytes], ReceivedBody]
 
 
 # ------------------------------------------------------------------ connection and waiting
@@ -2904,7 +3076,7 @@ class Connection:
         self.requests = 0
         self.method = b''
         self.phase = ''
-        self.receiver: ResponseHead | Decoder
+        self.receiver: ResponseHead | Meanwhile | Decoder
         self.has_sent = False
         self.has_written = False
         self.has_started = False
@@ -3019,9 +3191,10 @@ class Connection:
                     return
                 data = memoryview(data)[count:]
 
-    def start_watching(self) -> None:
+    def start_watching(self, receiver: Meanwhile) -> None:
         """For a response that comes while the body is being sent."""
-        self.is_watching = not self.receiver.is_done
+        self.receiver = receiver
+        self.is_watching = not receiver.is_done
         if self.is_watching and not self.is_reading:
             self.start_reading()
 
@@ -3034,19 +3207,32 @@ class Connection:
     def look(self) -> None:
         """Take what has come while sending. Raises EarlyResponse if that ends the sending."""
         self.has_news = False
-        phase, self.phase = self.phase, READING_HEAD
+        receiver = self.receiver
+        assert isinstance(receiver, Meanwhile)
         try:
-            while not self.receiver.is_done:
-                self.receive()
+            self.take_news()
         except WANT_READ:
             self.start_reading()
         except ssl.SSLWantWriteError:
             self.start_writing()
-        else:
-            self.is_watching = False
-            if isinstance(self.receiver, ResponseHead) and self.receiver.head.code >= b'300':
-                raise EarlyResponse
-        self.phase = phase
+        except ValueError:
+            self.phase = receiver.phase
+            raise
+        except (OSError, EOFError) as cause:
+            if not (isinstance(cause, ssl.SSLEOFError) and receiver.is_whole):
+                if self.phase == REQUEST_BODY:
+                    self.phase = WAITING_FOR_BODY
+                raise
+            # Nothing of it is cut off, so it needs no close_notify. (Before CPython 3.13, a reset
+            # is told in this way, too.)
+            receiver.feed_end()
+        self.is_watching = not receiver.is_done
+
+    def take_news(self) -> None:
+        receiver = self.receiver
+        assert isinstance(receiver, Meanwhile)
+        while not receiver.is_done:
+            self.receive(min(self.recv_bufsize, receiver.room))
 
     async def read(self, deadline: float | None = None) -> Any:
         """What the receiver makes of what is there, or of what comes first."""
@@ -3059,16 +3245,16 @@ class Connection:
         # TLS may hold bytes that no look at the socket sees.
         if self.poller.poll(0) or isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
             try:
-                return self.receive()
+                return self.receive(self.recv_bufsize)
             except WANT_READ:
                 pass
             except ssl.SSLWantWriteError:
                 self.start_writing()
         return await self.wait_data(deadline or self.in_time())
 
-    def receive(self) -> Any:
-        data = self.sock.recv(self.recv_bufsize)
-        self.is_full = len(data) == self.recv_bufsize
+    def receive(self, size: int) -> Any:
+        data = self.sock.recv(size)
+        self.is_full = len(data) == size
         if not data:
             return self.receiver.feed_end()
         self.has_started = True
@@ -3203,7 +3389,7 @@ class Connection:
         """Read for whoever waits: until it runs, the loop would find the same bytes again."""
         self.burst = 0
         try:
-            received = self.receive()
+            received = self.receive(self.recv_bufsize)
         except WANT_READ:
             return
         except ssl.SSLWantWriteError:

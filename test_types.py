@@ -190,6 +190,7 @@ async def responses() -> None:
     async for chunk in body:
         assert_type(chunk, bytes)
     assert_type(body.trailers, Fields)
+    assert_type(body.request_sent, bool)
     assert_type(await buffered(body), bytes)
     await body.aclose()
     await close()
@@ -278,6 +279,10 @@ class CountedBody:
     @property
     def trailers(self) -> Fields:
         return self.body.trailers
+
+    @property
+    def request_sent(self) -> bool:
+        return self.body.request_sent
 
 
 def layer_with_a_body(request: Request) -> Request:

@@ -171,7 +171,7 @@ def codings_of(fields: Fields) -> list[bytes]:
 class DecompressedBody:
     """The decoded content of a response, as an async iterator of bytes.
 
-    It has what a response body has: `aclose` and `trailers`, and it may be dropped.
+    It has what a response body has, such as `aclose` and `trailers`, and it may be dropped.
     """
 
     __slots__ = ('_body', '_decoders', '_codings', '_error', '__weakref__')
@@ -186,6 +186,11 @@ class DecompressedBody:
     def trailers(self) -> Fields:
         trailers: Fields = self._body.trailers
         return trailers
+
+    @property
+    def request_sent(self) -> bool:
+        request_sent: bool = self._body.request_sent
+        return request_sent
 
     def __getattr__(self, name: str) -> Any:
         """What else the body tells of its response, that of other layers included."""

@@ -40,6 +40,10 @@ from lowhaio_chunked import chunked as chunked_body
 from lowhaio_compression import compressed, decompressed
 
 
+async def forever():
+    await asyncio.get_running_loop().create_future()
+
+
 def raw_deflate(data: bytes) -> bytes:
     compressor = zlib.compressobj(wbits=-15)
     return compressor.compress(data) + compressor.flush()
@@ -161,6 +165,26 @@ async def test_the_body_keeps_its_trailers_and_the_connection_is_reused():
         assert body.trailers == ((b'a', b'b'),)
         await decompressed(request)(b'GET', server.url)
     assert script.connections == [0, 0]
+
+
+@on_loops
+async def test_the_body_tells_if_the_request_was_sent_whole():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(response(413, gzip.compress(b'too much'), b'content-encoding: gzip'))
+        await forever()
+
+    async def upload():
+        yield b'a'
+        await forever()
+
+    async with Server(script) as server, pool() as request:
+        code, _, body = await decompressed(request)(
+            b'PUT', server.url, headers=((b'content-length', b'2'),), body=upload)
+        assert (code, await buffered(body), body.request_sent) == (b'413', b'too much', False)
+    async with Server(Answering(coded('gzip', gzip.compress(b'a')))) as server, pool() as request:
+        _, _, body = await decompressed(request)(b'GET', server.url)
+        assert (await buffered(body), body.request_sent) == (b'a', True)
 
 
 @on_loops
