@@ -299,7 +299,11 @@ class Upload(Exchange):
             headers.append((b'expect', b'100-continue'))
         _, _, body = await case.request(
             b'POST', self.url(case), headers=headers, body=self.body)
+        self.check(body)
         return await buffered(body)
+
+    def check(self, body):
+        pass
 
 
 @exchange('early')
@@ -319,6 +323,34 @@ class Early(Upload):
         await turns(10)
         for chunk in self.chunks[1:]:
             yield chunk
+
+
+@exchange('welcome', fields=b'')
+@exchange('welcome-last', fields=b'connection: close\r\n')
+class Welcome(Upload):
+    """Answers early, below 300: for a part of the request there is no answer, unless it is the
+    last of the connection, which then ends."""
+    fields = b''
+    expected = b'ok'
+
+    def answer(self, peer, head):
+        yield from peer.read(10)
+        yield from peer.send(
+            b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n' + self.fields + b'\r\nok')
+        yield from peer.read(self.length - 10)
+        if self.fields:
+            yield from peer.end()
+
+    async def body(self):
+        yield self.chunks[0]
+        await turns(20)
+        for chunk in self.chunks[1:]:
+            yield chunk
+
+    def check(self, body):
+        # Two may fall together: an end is what a read says that finds a reset.
+        check(body.request_sent or self.fields and plan.struck, 'an answer to a part')
+        check(not body.request_sent or self.is_tls or plan.ledger.sent > self.length, 'sent whole')
 
 
 @exchange('slow-connect', delays={'127.0.0.1': 3})
