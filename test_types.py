@@ -437,6 +437,8 @@ digest(request, 'user')  # error: call-arg
 signed(request, ('id', 'secret', ()), 's3', 'eu-west-2')  # error: arg-type
 signed_without_body(request, credentials, 's3')  # error: call-arg
 with_cookies(request)  # error: call-arg
+with_cookies(request, CookieJar(), True)  # error: call-arg
+with_cookies(request, CookieJar(), loopback_is_secure='always')  # error: arg-type
 decompressed(request, max_length='1')  # error: arg-type
 chunked(streamed(b''), trailers=())  # error: arg-type
 chunked(rows())  # error: arg-type
@@ -495,7 +497,7 @@ def user(tmp_path_factory):
     # To stubtest, what lru_cache wraps takes anything: that is how it is declared. And it takes
     # what mypy makes up after `callable(…)` for a part of the module.
     (directory / 'allowed.txt').write_text(
-        'lowhaio\\.parse_\\w+\nlowhaio_cookies\\.public_suffixes\n'
+        'lowhaio\\.parse_\\w+\nlowhaio_cookies\\.(?:canonical_host|public_suffixes)\n'
         'lowhaio\\w*\\.<callable subtype of \\w+>\n')
     return directory
 

@@ -1,8 +1,10 @@
 """Tests of lowhaio_cookies: what a server sees after what it has set."""
 
 import contextlib
+import itertools
 import os
 import pathlib
+import sys
 import time
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy, LWPCookieJar, MozillaCookieJar
 
@@ -21,7 +23,7 @@ from harness import (
     trusting_context,
     value,
 )
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import lowhaio_cookies
@@ -35,7 +37,7 @@ HOSTS = ('example.com', '*.example.com', '*.b.example.com', 'other.com', '*.co.u
 
 
 @contextlib.asynccontextmanager
-async def web(jar):
+async def web(jar, **options):
     """Yields a function that gets a URL, sets cookies, and returns the cookies that were sent."""
     async def visit(url, *set_cookies, code=200, headers=()):
         fields[:] = [code, b'', *(b'Set-Cookie: ' + line.encode('latin-1')
@@ -48,7 +50,7 @@ async def web(jar):
     async with Server(script) as server, Server(script, server_context(*HOSTS)) as tls_server:
         async with pool(get_connection=connecting_to(http=server.port, https=tls_server.port),
                         get_ssl_context=trusting_context) as request:
-            request_with_cookies = with_cookies(request, jar)
+            request_with_cookies = with_cookies(request, jar, **options)
             yield visit
 
 
@@ -98,7 +100,21 @@ URL = 'http://www.example.com/a/b'
     ('http://127.0.0.1/', 'a=1; Domain=127.0.0.1', 'http://127.0.0.1/', b'a=1'),
     ('http://127.0.0.1/', 'a=1; Domain=0.0.1', 'http://127.0.0.1/', None),
     ('http://127.0.0.1/', 'a=1; Domain=.0.0.1', 'http://126.0.0.1/', None),
+    # IPv6: however it is written, and nowhere else.
+    ('http://[::1]:8080/', 'a=1', 'http://[::1]:8080/', b'a=1'),
     ('http://[::1]/', 'a=1', 'http://[::1]:81/', b'a=1'),
+    ('http://[::1]/', 'a=1', 'http://[0:0::0:1]/', b'a=1'),
+    ('http://[0:0:0:0:0:0:0:1]/', 'a=1', 'http://[::1]/', b'a=1'),
+    ('http://[FE80::A]/', 'a=1', 'http://[fe80::a]/', b'a=1'),
+    ('http://[::1]/', 'a=1', 'http://[::2]/', None),
+    ('http://[::1]/', 'a=1', 'http://[::1:1]/', None),
+    ('http://[::1]/', 'a=1', 'http://localhost/', None),
+    ('http://[::1]/', 'a=1; Domain=[::1]', 'http://[::1]/', b'a=1'),
+    ('http://[::1]/', 'a=1; Domain=::1', 'http://[::1]/', b'a=1'),
+    ('http://[::1]/', 'a=1; Domain=:1', 'http://[::1]/', None),
+    ('http://[::ffff:1.2.3.4]/', 'a=1; Domain=4', 'http://[::ffff:1.2.3.4]/', None),
+    ('http://[fe80::1%25lo]/', 'a=1', 'http://[fe80::1%lo]/', b'a=1'),
+    ('http://[fe80::1%25lo]/', 'a=1', 'http://[fe80::1]/', None),
     # Paths.
     (URL, 'a=1', 'http://www.example.com/a', b'a=1'),
     (URL, 'a=1', 'http://www.example.com/a?b', b'a=1'),
@@ -111,6 +127,7 @@ URL = 'http://www.example.com/a/b'
     (URL, 'a=1; Path=x', 'http://www.example.com/a/', b'a=1'),
     (URL, 'a=1; Path=', 'http://www.example.com/a/', b'a=1'),
     ('http://www.example.com', 'a=1', 'http://www.example.com/x', b'a=1'),
+    ('http://www.example.com/%zz/', 'a=1; Path=/%25zz', 'http://www.example.com/%zz/', b'a=1'),
     ('http://www.example.com/é x/', 'a=1', 'http://www.example.com/%C3%A9%20x/y', b'a=1'),
     # TLS.
     ('https://www.example.com/', 'a=1; Secure', 'https://www.example.com/', b'a=1'),
@@ -128,6 +145,15 @@ URL = 'http://www.example.com/a/b'
     (URL, 'a=1; Expires=Fri, 31 Dec 99999 23:59:59 GMT', URL, b'a=1'),
     (URL, 'a=1; Expires=soon', URL, b'a=1'),
     (URL, 'a=1; Max-Age=' + '9' * 1000, URL, b'a=1'),
+    (URL, 'a=1; Max-Age=-' + '9' * 1000, URL, None),
+    (URL, 'a=1; Max-Age=' + '9' * 1025, URL, b'a=1'),
+    # What says nothing does not count.
+    (URL, 'a=1; Max-Age=0; Max-Age=soon', URL, None),
+    (URL, 'a=1; Max-Age=0; Max-Age=1', URL, b'a=1'),
+    (URL, 'a=1; Max-Age=-; Expires=Thu, 01 Jan 1970 00:00:00 GMT', URL, None),
+    (URL, 'a=1; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Expires=soon', URL, None),
+    (URL, 'a=1; Domain=other.com; Domain=', URL, b'a=1'),
+    (URL, 'a=1; Path=/x; Path=y', 'http://www.example.com/a/', b'a=1'),
     # Prefixes.
     ('https://example.com/', '__Secure-a=1; Secure', 'https://example.com/', b'__Secure-a=1'),
     ('https://example.com/', '__secure-a=1', 'https://example.com/', None),
@@ -138,22 +164,51 @@ URL = 'http://www.example.com/a/b'
     ('https://example.com/', '__Host-a=1; Secure; Path=/x', 'https://example.com/x', None),
     ('https://example.com/', '__host-a=1; Secure; Path=/; Domain=example.com',
      'https://example.com/', None),
+    ('https://example.com/x', '__Host-a=1; Secure', 'https://example.com/x', None),
+    ('https://example.com/', '__Host-a=1; Secure; Path=', 'https://example.com/',
+     b'__Host-a=1'),
+    ('https://example.com/', '__Http-a=1; Secure; HttpOnly; Domain=example.com',
+     'https://example.com/', b'__Http-a=1'),
+    ('https://example.com/', '__http-a=1; Secure', 'https://example.com/', None),
+    ('https://example.com/', '__Http-a=1; HttpOnly', 'https://example.com/', None),
+    ('https://example.com/', '__Host-Http-a=1; Secure; HttpOnly; Path=/',
+     'https://example.com/', b'__Host-Http-a=1'),
+    ('https://example.com/', '__HOST-HTTP-a=1; Secure; Path=/', 'https://example.com/', None),
+    ('https://example.com/', '__Host-Http-a=1; Secure; HttpOnly', 'https://example.com/', None),
+    ('https://example.com/', '__Host-Http-a=1; Secure; HttpOnly; Path=/; Domain=example.com',
+     'https://example.com/', None),
+    ('http://example.com/', '__Secure-a=1; Secure', 'https://example.com/', None),
+    # Of a nameless one, the value is no name.
+    ('https://example.com/', '=__Secure-a=1; Secure', 'https://example.com/', None),
+    ('https://example.com/', '__Host-a; Secure; Path=/', 'https://example.com/', None),
+    ('https://example.com/', '=__http-a=1; Secure; HttpOnly', 'https://example.com/', None),
+    ('https://example.com/', 'a=__Host-', 'https://example.com/', b'a=__Host-'),
     # Names and values.
     (URL, 'a=', URL, b'a='),
-    (URL, 'a', URL, None),
-    (URL, '=1', URL, None),
+    (URL, 'a', URL, b'a'),
+    (URL, '=1', URL, b'1'),
+    (URL, ' = a=b ', URL, b'a=b'),
+    (URL, 'a; b=2', URL, b'a'),
     (URL, '', URL, None),
+    (URL, '=', URL, None),
+    (URL, ' = ; Path=/', URL, None),
     (URL, '; Path=/', URL, None),
     (URL, ' a = b=c ,"d"\t;x', URL, b'a=b=c ,"d"'),
     (URL, 'a="1; 2"', URL, b'a="1'),
     (URL, 'a=\xe9\xff', URL, b'a=\xe9\xff'),
     (URL, 'a=1\x012', URL, None),
-    (URL, 'a=1\t2', URL, None),
+    (URL, 'a=1\t2', URL, b'a=1\t2'),
+    (URL, '\ta \t=\t 1 \t', URL, b'a=1'),
     (URL, 'a\x7f=1', URL, None),
-    (URL, 'a=1; Path=/\x01', URL, b'a=1'),
+    (URL, 'a=1; Path=/\x01', URL, None),
+    (URL, 'a=1; Unknown=\x1f', URL, None),
     (URL, 'a=' + 'x' * 4095, URL, b'a=' + b'x' * 4095),
     (URL, 'a=' + 'x' * 4096, URL, None),
+    (URL, 'x' * 4096, URL, b'x' * 4096),
+    (URL, 'x' * 4097, URL, None),
+    (URL, 'x' * 4097 + '=', URL, None),
     (URL, 'a=1; Path=/' + 'x' * 1024, URL, b'a=1'),
+    (URL, 'a=1; Domain=other.com; Domain=' + 'x' * 1025, URL, None),
     (URL, 'a=1; Version=1; Port="81"; SameSite=Strict; Unknown', URL, b'a=1'),
 ])
 @on_loops
@@ -174,9 +229,67 @@ async def test_cookies_of_every_response_are_kept():
 @on_loops
 async def test_the_longest_path_is_sent_first_and_then_the_oldest():
     async with web(CookieJar()) as visit:
-        await visit(URL, 'a=1; Path=/', 'b=2; Path=/a', 'c=3; Path=/a/b', 'd=4; Path=/a')
-        await visit(URL, 'b=5; Path=/a')
-        assert await visit(URL) == b'c=3; b=5; d=4; a=1'
+        await visit(URL, 'a=1; Path=/', 'b=2; Path=/a', 'c=3; Path=/a/b', 'd=4; Path=/a',
+                    'e=5; Path=/a; Domain=example.com', 'f=6; Path=/a')
+        await visit(URL, 'b=7; Path=/a')
+        assert await visit(URL) == b'c=3; b=7; d=4; e=5; f=6; a=1'
+
+
+@on_loops
+async def test_a_nameless_cookie_replaces_the_nameless_one():
+    jar = CookieJar()
+    async with web(jar) as visit:
+        await visit(URL, '=a', 'a=1', 'b=2', 'c')
+        assert await visit(URL) == b'c; a=1; b=2'
+        assert [(cookie.name, cookie.value) for cookie in jar] == [
+            ('', 'c'), ('a', '1'), ('b', '2')]
+        await visit(URL, '=; Max-Age=0')
+        assert await visit(URL) == b'c; a=1; b=2'
+        await visit(URL, 'any; Max-Age=0')
+        assert await visit(URL) == b'a=1; b=2'
+
+
+@pytest.mark.parametrize('url, is_loopback', [
+    ('http://localhost/', True),
+    ('http://LOCALHOST.:81/', True),
+    ('http://a.b.localhost/', True),
+    ('http://127.0.0.1/', True),
+    ('http://127.200.3.255/', True),
+    ('http://[::1]/', True),
+    ('http://[0:0:0:0:0:0:0:1]/', True),
+    ('http://www.example.com/', False),
+    ('http://notlocalhost/', False),
+    ('http://localhost.example.com/', False),
+    ('http://127.example.com/', False),
+    ('http://127.0.0.1.example.com/', False),
+    ('http://128.0.0.1/', False),
+    ('http://[::2]/', False),
+    ('http://[::ffff:127.0.0.1]/', False),
+])
+@on_loops
+async def test_loopback_is_secure_if_that_is_wanted(url, is_loopback):
+    for wanted in (False, True):
+        jar = CookieJar()
+        async with web(jar, loopback_is_secure=wanted) as visit:
+            await visit(url, 'a=1; Secure', '__Host-b=2; Secure; Path=/', 'c=3')
+            kept = b'a=1; __Host-b=2; c=3' if wanted and is_loopback else b'c=3'
+            assert await visit(url) == kept
+            # And one that is there is sent.
+            for cookie in jar:
+                cookie.secure = True
+            assert await visit(url) == (kept if wanted and is_loopback else None)
+
+
+@on_loops
+async def test_what_is_only_for_browsers_can_be_seen_in_the_jar():
+    jar = CookieJar()
+    async with web(jar) as visit:
+        await visit(URL, 'a=1; SameSite=STRICT; HttpOnly', 'b=2; samesite=lax', 'c=3; SameSite=x',
+                    'd=4', 'e=5; SameSite=none; SameSite=x', 'f=6; SameSite=None')
+        assert await visit(URL) == b'a=1; b=2; c=3; d=4; e=5; f=6'
+    assert [cookie.get_nonstandard_attr('SameSite') for cookie in jar] == [
+        'Strict', 'Lax', None, None, None, 'None']
+    assert [cookie.has_nonstandard_attr('HTTPOnly') for cookie in jar] == [True] + [False] * 5
 
 
 @on_loops
@@ -185,7 +298,7 @@ async def test_a_cookie_replaces_the_one_of_its_name_domain_and_path():
     async with web(jar) as visit:
         await visit(URL, 'a=1', 'a=2; Domain=example.com', 'a=3; Path=/', 'A=4')
         await visit(URL, 'a=5')
-        assert await visit(URL) == b'a=5; A=4; a=2; a=3'
+        assert await visit(URL) == b'a=5; a=2; A=4; a=3'
         await visit(URL, 'a=; Max-Age=0')
         await visit(URL, 'a=; Expires=Thu, 01 Jan 1970 00:00:00 GMT; Domain=example.com')
         assert await visit(URL) == b'A=4; a=3'
@@ -210,6 +323,19 @@ async def test_what_came_without_tls_does_not_stand_in_for_what_came_with_it():
 
 
 @on_loops
+async def test_what_came_with_tls_and_has_expired_can_be_set_without(monkeypatch):
+    now = time.time()
+    async with web(CookieJar()) as visit:
+        await visit('https://www.example.com/', 'a=1; Secure; Max-Age=60')
+        await visit('https://sub.example.com/', 'b=2; Secure; Max-Age=60')
+        await visit('http://www.example.com/', 'a=3', 'b=4; Domain=example.com')
+        assert await visit('http://www.example.com/') is None
+        monkeypatch.setattr(time, 'time', lambda: now + 62)
+        await visit('http://www.example.com/', 'a=3', 'b=4; Domain=example.com')
+        assert await visit('http://www.example.com/') == b'a=3; b=4'
+
+
+@on_loops
 async def test_cookies_expire(monkeypatch):
     now = time.time()
     async with web(jar := CookieJar()) as visit:
@@ -223,6 +349,112 @@ async def test_cookies_expire(monkeypatch):
         monkeypatch.setattr(time, 'time', lambda: now + 401 * 24 * 60 * 60)
         assert await visit(URL, 'd=4') == b'b=2'
         assert [cookie.name for cookie in jar] == ['b', 'd']
+
+
+# 2019-08-07 08:09:10
+MOMENT = 1565165350
+DATES = [
+    # As servers write them.
+    ('Wed, 07 Aug 2019 08:09:10 GMT', MOMENT),
+    ('Wed, 07-Aug-2019 08:09:10 GMT', MOMENT),
+    ('Wednesday, 07-Aug-19 08:09:10 GMT', MOMENT),
+    ('Wed Aug  7 08:09:10 2019', MOMENT),
+    ('Wed, 07 Aug 2019 08:09:10 -0500', MOMENT),
+    ('Wed, 07 Aug 2019 08:09:10 EST', MOMENT),
+    ('Wed Aug 07 2019 08:09:10 GMT+0200 (Central European Summer Time)', MOMENT),
+    ('07 Aug 2019 08:09:10', MOMENT),
+    # The order does not count.
+    ('08:09:10 7 Aug 2019', MOMENT),
+    ('2019 08:09:10 Aug 7', MOMENT),
+    ('2019 8:9:10 Aug 7', MOMENT),
+    ('7 2019 Aug 08:09:10', MOMENT),
+    ('Aug 7 2019 08:09:10', MOMENT),
+    ('august 7th 2019 8:9:10', MOMENT),
+    ('Wed 7 19 Aug 08:09:10', MOMENT),
+    ('19 Aug 07 08:09:10', 1187510950),  # What can be a day is one.
+    ('19 Aug 7 08:09:10', None),
+    # Years.
+    ('07 Aug 19 08:09:10', MOMENT),
+    ('07 Aug 019 08:09:10', MOMENT),
+    ('01 Jan 70 00:00:10', 10),
+    ('01 Jan 69 00:00:00', 3124224000),
+    ('01 Jan 99 00:00:00', 915148800),
+    ('01 Jan 00 00:00:00', 946684800),
+    ('01 Jan 100 00:00:00', None),
+    ('01 Jan 1600 00:00:00', None),
+    ('07 Aug 20190 08:09:10', None),
+    ('07 Aug 2 08:09:10', None),
+    ('07 Aug 2019x 08:09:10', MOMENT),
+    # Days, months and times.
+    ('7 Aug 2019 08:09:10', MOMENT),
+    ('7x Aug 2019 08:09:10', MOMENT),
+    ('007 Aug 2019 08:09:10', None),
+    ('29 Feb 2019 08:09:10', None),
+    ('29 Feb 2020 00:00:00', 1582934400),
+    ('00 Aug 2019 08:09:10', None),
+    ('32 Aug 2019 08:09:10', None),
+    ('07 AUGust 2019 08:09:10', MOMENT),
+    ('07 Auf 2019 08:09:10', None),
+    ('07 08 2019 08:09:10', None),
+    ('2019-08-07T08:09:10Z', None),
+    ('07 Aug 2019 8:9:10', MOMENT),
+    ('07 Aug 2019 08:09:10.123', MOMENT),
+    ('07 Aug 2019 08:09:10Z', MOMENT),
+    ('07 Aug 2019 08:09:10:11', MOMENT),
+    ('07 Aug 2019 08:09', None),
+    ('07 Aug 2019 008:09:10', None),
+    ('07 Aug 2019 08:09:100', None),
+    ('07 Aug 2019 24:00:00', None),
+    ('07 Aug 2019 08:60:10', None),
+    ('07 Aug 2019 08:09:60', None),
+    ('07 Aug 2019', None),
+    ('Aug 2019 08:09:10', None),
+    # The first of each counts.
+    ('07 Aug 2019 08:09:10 08 Sep 2020 09:10:11', MOMENT),
+    # What is between them, and what is not.
+    ('\t07!Aug"2019#08:09:10$', MOMENT),
+    ('07/Aug/2019[08:09:10]', MOMENT),
+    ('07@Aug`2019~08:09:10', MOMENT),
+    ('07Aug2019 08:09:10', None),
+    ('07:Aug 2019 08:09:10', None),
+    ('Aug\xe9 07\xe9 2019\xe9 08:09:10\xe9', MOMENT),
+    ('07 Aug 2019 \xd9\xa0\xd9\xa8:09:10', None),
+    ('', None),
+    ('0', None),
+    ('-1', None),
+    ('never', None),
+]
+
+
+@pytest.mark.parametrize('date, expected', DATES)
+@on_loops
+async def test_dates(monkeypatch, date, expected):
+    line = f'a=1; Expires={date}'
+    moment = MOMENT if expected is None else expected
+    monkeypatch.setattr(time, 'time', lambda: moment - 1)
+    jar = CookieJar()
+    async with web(jar) as visit:
+        await visit(URL, line)
+        assert [(cookie.expires, cookie.discard) for cookie in jar] == [
+            (expected, expected is None)]
+        # Once it has come, it is in the past.
+        monkeypatch.setattr(time, 'time', lambda: moment)
+        assert await visit(URL) == (b'a=1' if expected is None else None)
+        await visit(URL, line)
+        assert len(jar) == (expected is None)
+
+
+@given(st.sampled_from(['19', '2019']).flatmap(
+    lambda year: st.permutations(['Wed', '7', 'Aug', year, '08:09:10'])),
+    st.lists(st.text('\t !"#$%&\'()*+,-./<=>?@[\\]^_`{|}~', min_size=1, max_size=3),
+             min_size=5, max_size=5))
+@settings(max_examples=EXAMPLES, derandomize=True, deadline=None, database=None,
+          suppress_health_check=list(HealthCheck))
+def test_a_date_is_read_in_any_order_and_with_any_delimiters(parts, delimiters):
+    if '19' in parts:
+        assume(parts.index('7') < parts.index('19'))
+    date = ''.join(itertools.chain(*zip(parts, delimiters, strict=True)))
+    assert lowhaio_cookies.parse_date(date) == MOMENT
 
 
 @on_loops
@@ -282,21 +514,159 @@ async def test_the_cookies_of_a_domain_are_bounded(monkeypatch):
 
 
 @on_loops
-async def test_the_cookies_of_a_jar_are_bounded(monkeypatch):
+async def test_of_a_domain_first_the_expired_go_and_secure_ones_last(monkeypatch):
     monkeypatch.setattr(lowhaio_cookies, 'MAX_PER_DOMAIN', 4)
-    monkeypatch.setattr(lowhaio_cookies, 'MAX_COOKIES', 6)
+    now = time.time()
+    url = 'https://www.example.com/'
+    async with web(CookieJar()) as visit:
+        await visit(url, 'a=1; Secure', 'b=2', 'c=3; Max-Age=60; Path=/x', 'd=4')
+        monkeypatch.setattr(time, 'time', lambda: now + 62)
+        await visit(url, 'e=5')
+        assert await visit(url) == b'a=1; b=2; d=4; e=5'
+        await visit(url, 'f=6', 'g=7; Secure')
+        assert await visit(url) == b'a=1; e=5; f=6; g=7'
+        await visit('http://www.example.com/', *(f'h{index}=' for index in range(9)))
+        assert await visit(url) == b'a=1; g=7; h7=; h8='
+
+
+@on_loops
+async def test_the_cookies_of_a_jar_are_bounded(monkeypatch):
+    monkeypatch.setattr(lowhaio_cookies, 'MAX_COOKIES', 20)
+    jar = CookieJar()
+    for index in range(3):
+        jar.set_cookie(cookie_of('a', '1', f'other{index}.com'))
+    async with web(jar) as visit:
+        await visit('http://other0.com/')
+        for index in range(10):
+            await visit(f'http://x{index}.com/', 'a=1')
+        await visit('http://x0.com/')
+        await visit('http://x1.com/', 'a=2')
+        await visit('http://www.x2.com/', 'a=3; Domain=x2.com', 'b=4; Domain=x2.com')
+        for index in range(10, 15):
+            await visit(f'http://x{index}.com/', 'a=1')
+        assert len(jar) == 20
+        # First those that nobody has asked for, and then by their last use.
+        gone = []
+        for index in range(15, 20):
+            before = {cookie.domain for cookie in jar}
+            await visit(f'http://x{index}.com/', 'a=1')
+            gone.extend(before - {cookie.domain for cookie in jar})
+        assert gone == ['other1.com', 'other2.com', 'other0.com', 'x2.com', 'x3.com']
+        assert await visit('http://x2.com/') == b'a=3; b=4'
+        for index in range(100):
+            await visit(f'http://y{index}.com/', 'a=1', 'b=2')
+            await visit('http://x0.com/')
+            assert 19 <= len(jar) <= 20
+        assert await visit('http://x0.com/') == b'a=1'
+        assert await visit('http://x1.com/') is None
+        # What servers have deleted makes no others go.
+        await visit('http://y99.com/', 'a=; Max-Age=0', 'b=; Max-Age=0')
+        await visit('http://y98.com/', 'c=3', 'a=; Max-Age=0', 'b=; Max-Age=0', 'c=; Max-Age=0')
+        before = len(jar)
+        await visit('http://y100.com/', 'a=1', 'b=2', 'c=3')
+        assert len(jar) == before + 3 <= 20
+
+
+@on_loops
+async def test_what_others_put_into_a_jar_later_is_left_there(monkeypatch):
+    monkeypatch.setattr(lowhaio_cookies, 'MAX_COOKIES', 4)
     jar = CookieJar()
     async with web(jar) as visit:
-        await visit('http://a.com/', 'a=1')
-        await visit('http://b.com/', 'a=1', 'b=2', 'c=3')
-        await visit('http://c.com/', 'a=1', 'b=2', 'c=3')
-        assert [(cookie.domain, cookie.name) for cookie in jar] == [
-            ('a.com', 'a'), ('b.com', 'b'), ('b.com', 'c'),
-            ('c.com', 'a'), ('c.com', 'b'), ('c.com', 'c')]
-        for index in range(20):
+        for index in range(5):
+            jar.set_cookie(cookie_of('a', '1', f'x{index}.com'))
+        for index in range(5):
+            assert await visit(f'http://x{index}.com/') == b'a=1'
+        await visit('http://x0.com/', 'b=2')
+        for index in range(4):
+            await visit(f'http://y{index}.com/', 'a=1')
+        assert [cookie.domain for cookie in jar] == [
+            *(f'x{index}.com' for index in range(1, 5)), *(f'y{index}.com' for index in range(4))]
+        # Others have made room: nothing of what came since has to go.
+        jar.clear()
+        for index in range(4):
+            await visit(f'http://z{index}.com/', 'a=1')
+        assert len(jar) == 4
+        await visit('http://z4.com/', 'a=1')
+        assert [cookie.domain for cookie in jar] == [f'z{index}.com' for index in range(1, 5)]
+
+
+@on_loops
+async def test_a_jar_is_bounded_for_all_that_share_it(monkeypatch):
+    monkeypatch.setattr(lowhaio_cookies, 'MAX_COOKIES', 20)
+    jar = CookieJar()
+    for index in range(60):
+        async with web(jar) as visit:
             await visit(f'http://x{index}.com/', 'a=1')
-        assert len(jar) == len(jar._cookies) == 6
-        assert 'x19.com' in jar._cookies
+            assert await visit(f'http://x{index}.com/') == b'a=1'
+        assert len(jar) <= 20
+
+
+class SeenCookie(Cookie):
+    """Counts how often anything of it was looked at."""
+
+    seen = 0
+
+    def __getattribute__(self, name):
+        if not name.startswith('__'):
+            type(self).seen += 1
+        return super().__getattribute__(name)
+
+
+def full_jar(number):
+    jar = CookieJar()
+    for index in range(number):
+        jar.set_cookie(SeenCookie(0, 'a', '1', None, False, f'x{index}.com', False, False, '/',
+                                  True, True, 2 ** 40, False, None, None, {}))
+    return jar
+
+
+def steps_of(jar, set_cookies):
+    """The instructions of the layer for a response and for a request."""
+    async def answer(*args, headers, **kwargs):
+        sent.append(headers)
+        return b'200', tuple((b'set-cookie', line) for line in set_cookies), None
+
+    def trace(frame, event, _):
+        if frame.f_code.co_filename != lowhaio_cookies.__file__:
+            return None
+        frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        counts[-1] += event == 'opcode'
+        return trace
+
+    def step():
+        with pytest.raises(StopIteration):
+            request(b'GET', 'http://www.example.com/').send(None)
+
+    sent = []
+    counts = [0]
+    request = with_cookies(answer, jar)
+    # Tracing may begin in the midst of a call.
+    previous = sys.gettrace()
+    # CPython 3.12 looks for this when tracing starts, and not again.
+    sys._getframe().f_trace_opcodes = True
+    sys.settrace(trace)
+    try:
+        for _ in range(4):
+            step()
+        counts[:] = [0]
+        step()
+    finally:
+        sys.settrace(previous)
+    assert sent[-1][0][1].startswith(b'a=1; ')
+    return counts[0]
+
+
+@pytest.mark.parametrize('set_cookies', [
+    (b'a=1', b'b=2; Max-Age=60'),
+    (b'a=1', b'b=2; Domain=www.example.com', b'c=3; Max-Age=0'),
+])
+def test_the_work_does_not_grow_with_the_cookies_of_other_domains(set_cookies):
+    few, many = full_jar(3), full_jar(3000)
+    SeenCookie.seen = 0
+    steps = steps_of(few, set_cookies)
+    assert steps > 100
+    assert steps_of(many, set_cookies) == steps
+    assert SeenCookie.seen == 0
 
 
 @on_loops
@@ -347,6 +717,82 @@ async def test_jars_of_files(tmp_path, kind):
         assert await visit('http://sub.example.com/') is None
 
 
+# As curl 7.88 writes it for `a=1`, `b=2; Secure`, `c=3; Max-Age=…; HttpOnly` and
+# `d=4; Domain=…`; its `::1` is for `http://[::1]:8080/`.
+CURL = """\
+# Netscape HTTP Cookie File
+# https://curl.se/docs/http-cookies.html
+# This file was generated by libcurl! Edit at your own risk.
+
+#HttpOnly_www.example.com	FALSE	/	FALSE	{later}	c	3
+www.example.com	FALSE	/	TRUE	0	b	2
+www.example.com	FALSE	/	FALSE	0	a	1
+.example.com	TRUE	/	FALSE	0	d	4
+www.example.com	FALSE	/	FALSE	1	e	5
+::1	FALSE	/	FALSE	0	f	6
+"""
+
+
+@on_loops
+async def test_the_sessions_of_the_files_of_curl(tmp_path):
+    path = tmp_path / 'cookies'
+    path.write_text(CURL.format(later=int(time.time()) + 1000))
+    jar = MozillaCookieJar(str(path))
+    jar.load(ignore_discard=True, ignore_expires=True)
+    async with web(jar) as visit:
+        assert await visit('https://www.example.com/') == b'c=3; b=2; a=1; d=4'
+        assert await visit('http://www.example.com/') == b'c=3; a=1; d=4'
+        assert await visit('http://example.com/') == b'd=4'
+        assert await visit('http://[::1]:8080/') == b'f=6'
+        assert await visit('http://[::2]:8080/') is None
+        await visit('http://[::1]:8080/', 'f=7', 'g=8')
+        assert await visit('http://[::1]/') == b'f=7; g=8'
+    jar.save(ignore_discard=True, ignore_expires=True)
+    lines = path.read_text().splitlines()
+    assert '\t'.join(('www.example.com', 'FALSE', '/', 'TRUE', '0', 'b', '2')) in lines
+    assert '::1\tFALSE\t/\tFALSE\t\tf\t7' in lines
+
+
+@on_loops
+async def test_nameless_cookies_of_files(tmp_path):
+    path = str(tmp_path / 'cookies')
+    jar = MozillaCookieJar(path)
+    async with web(jar) as visit:
+        await visit(URL, 'a', 'b=2')
+        await visit('http://other.com/', 'c')
+    jar.save(ignore_discard=True)
+    jar = MozillaCookieJar(path)
+    jar.load(ignore_discard=True)
+    async with web(jar) as visit:
+        assert await visit(URL) == b'a; b=2'
+        await visit(URL, 'd')
+        assert await visit(URL) == b'b=2; d'
+        await visit('http://other.com/', '=x; Max-Age=0')
+        assert await visit('http://other.com/') is None
+
+
+@on_loops
+async def test_what_others_do_with_the_jar_is_seen(tmp_path):
+    jar = MozillaCookieJar(str(tmp_path / 'cookies'))
+    async with web(jar) as visit:
+        await visit(URL, 'a=1; Max-Age=60; Path=/', 'b=2')
+        jar.save()
+        jar.set_cookie(cookie_of('c', '3'))
+        assert await visit(URL) == b'b=2; c=3; a=1'
+        jar.clear_session_cookies()
+        assert await visit(URL) == b'c=3; a=1'
+        jar.clear()
+        assert await visit(URL) is None
+        jar.load()
+        assert await visit(URL) == b'a=1'
+        await visit(URL, 'a=2; Path=/')
+        assert await visit(URL) == b'a=2'
+        jar.revert()
+        assert await visit(URL) == b'a=1'
+        jar.clear('www.example.com', '/', 'a')
+        assert await visit(URL) is None
+
+
 @on_loops
 async def test_the_policy_of_the_jar_is_asked():
     jar = CookieJar(DefaultCookiePolicy(blocked_domains=['.example.com']))
@@ -355,6 +801,11 @@ async def test_the_policy_of_the_jar_is_asked():
         assert await visit(URL) is None
         await visit('http://other.com/', 'a=1')
         assert await visit('http://other.com/') == b'a=1'
+        jar.set_policy(DefaultCookiePolicy(allowed_domains=['::1']))
+        await visit('http://[::1]:81/', 'a=1')
+        assert await visit('http://[::1]/') == b'a=1'
+        await visit('http://[::2]/', 'a=1')
+        assert await visit('http://[::2]/') is None
 
 
 # ---------------------------------------------------------------------------- whatever is set
@@ -371,16 +822,14 @@ PIECES = st.one_of(
           suppress_health_check=list(HealthCheck))
 def test_any_set_cookie_is_kept_or_dropped(values):
     jar = CookieJar()
-    suffixes = lowhaio_cookies.public_suffixes()
+    store = lowhaio_cookies.Store(jar)
     place = lowhaio_cookies.Place('https://www.example.com/x/y')
-    for line in values:
-        lowhaio_cookies.keep(jar, suffixes, place, line)
-    lowhaio_cookies.make_room(jar)
+    store.keep(place, [line.encode('latin-1') for line in values])
     for cookie in jar:
         assert cookie.domain in ('www.example.com', '.www.example.com', '.example.com')
         assert cookie.path.startswith('/')
-    for _, field in lowhaio_cookies.cookie_field(jar, place):
-        assert all(byte >= 0x20 and byte != 0x7f for byte in field)
+    for _, field in store.cookie_field(place):
+        assert all((byte >= 0x20 or byte == 0x09) and byte != 0x7f for byte in field)
 
 
 # -------------------------------------------------------------------------------- bad arguments
@@ -397,13 +846,14 @@ def test_bad_arguments_fail_at_once(args, message):
 
 @pytest.mark.parametrize('url, headers', [
     (b'http://h/', ()), ('ftp://h/', ()), ('http:///', ()), ('http://a@h/', ()),
-    ('http://h:x/', ()), ('http://' + 'ü' * 100, ()), ('http://h/', 1), ('http://h/', (1,)),
+    ('http://h:x/', ()), ('http://' + 'ü' * 100, ()), ('http://' + 'a.' * 200 + 'b', ()),
+    ('http://[::1%]/', ()), ('http://[1]/', ()), ('http://h/', 1), ('http://h/', (1,)),
     ('http://h/', ((1, 2),)), ('http://h/\ud800', ()),
 ])
 @on_loops
 async def test_bad_requests_are_refused(url, headers):
     async with pool() as request:
-        with pytest.raises(HttpConnectionError, match='url must be a str that starts with'):
+        with pytest.raises(HttpConnectionError, match=r'refused: (url|headers) must'):
             await with_cookies(request, CookieJar())(b'GET', url, headers=headers)
 
 
