@@ -32,6 +32,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import re
 import select
 import socket
@@ -39,6 +40,7 @@ import ssl
 import sys
 import types
 import warnings
+import weakref
 from asyncio import CancelledError
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
@@ -48,7 +50,6 @@ from functools import lru_cache, partial
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
-from os import strerror
 from typing import Any, ParamSpec, Protocol
 from weakref import WeakValueDictionary
 
@@ -531,7 +532,8 @@ def Pool(
     - Raises an `HttpConnectionError` when not one byte was sent, bad arguments included, an
       `HttpDataError` otherwise, and `asyncio.CancelledError`.
 
-    `close()` closes the idle connections at once, and those in use when their responses end.
+    `close()` closes the idle connections at once, and those in use when their responses end. It
+    raises an `HttpConnectionError` in another loop or thread while that of the pool runs.
 
     Options, all keywords; times are in seconds, sizes in bytes:
 
@@ -570,6 +572,7 @@ def Pool(
         nonlocal bound_loop
         check_loop(loop, bound_loop)
         bound_loop = loop
+        BOUND.add(connections)
 
     async def request(
             method: bytes, url: str,
@@ -580,12 +583,12 @@ def Pool(
             get_logger_adapter: GetAdapter = default_get_adapter,
             get_resolver_logger_adapter: GetResolverAdapter = default_get_resolver_adapter,
     ) -> Response:
-        loop = asyncio.get_running_loop()
         try:
+            if connections.why_closed:
+                raise RuntimeError(connections.why_closed)
+            loop = asyncio.get_running_loop()
             if loop is not bound_loop:
                 bind(loop)
-            if connections.is_closed:
-                raise RuntimeError('the pool is closed')
             origin, head, declared = build_head(method, url, params, headers, http_version)
         except Exception as cause:
             raise refusal(method, url, cause) from cause
@@ -614,6 +617,9 @@ def Pool(
             get_resolver_logger_adapter: GetResolverAdapter = default_get_resolver_adapter,
     ) -> None:
         get_logger_adapter({}).debug('Closing the pool')
+        if connections.why_closed is FORKED:
+            return
+        check_closable(bound_loop)
         connections.close()
         await names.clear(get_resolver_logger_adapter({}))
 
@@ -668,6 +674,17 @@ def check_loop(loop: Loop, bound_loop: Loop | None) -> None:
     if getattr(type(loop), 'add_reader', Loop.add_reader) is Loop.add_reader:
         raise RuntimeError('the event loop must have add_reader, as asyncio\'s selector loop '
                            f'and uvloop do: {type(loop).__name__} does not')
+
+
+def check_closable(bound_loop: Loop | None) -> None:
+    """Of a loop that does not run any more, connections can be closed from any other."""
+    try:
+        if bound_loop is not None and bound_loop.is_running() and \
+                asyncio.get_running_loop() is not bound_loop:
+            raise RuntimeError('the pool is bound to the event loop of its first request, which '
+                               'is running: close it there')
+    except RuntimeError as cause:
+        raise HttpConnectionError(f'closing the pool, refused: {cause}') from cause
 
 
 def logger_extra(method: bytes, url: str) -> dict[str, Any]:
@@ -933,7 +950,7 @@ class Names:
             del self.asking[key]
             for waiter in waiters:
                 if not waiter.done():
-                    waiter.set_result(answer)
+                    hand(waiter, answer)
 
     async def clear(self, get_logger_adapter: GetAdapter) -> None:
         self.known.clear()
@@ -1280,7 +1297,7 @@ class Share:
 class Connections:
     __slots__ = ('max_connections', 'max_per_origin', 'pool_timeout', 'shares', 'opened',
                  'places', 'idle', 'queue', 'tickets', 'sessions', 'heads', 'answered',
-                 'is_closed')
+                 'why_closed', '__weakref__')
 
     def __init__(self, max_connections: int | None, max_connections_per_origin: int | None,
                  pool_timeout: float | None) -> None:
@@ -1304,7 +1321,8 @@ class Connections:
         self.heads: dict[str, Head] = {}
         # Those that have sent a response.
         self.answered: dict[str, bool] = {}
-        self.is_closed = False
+        # What a request is told. Empty while the pool is open.
+        self.why_closed = ''
 
     def share(self, origin: Origin) -> Share:
         share = self.shares.get(origin.name)
@@ -1333,7 +1351,7 @@ class Connections:
     def keep(self, connection: Connection) -> None:
         """Let it idle, or hand it to a request that waits."""
         share = connection.share
-        if self.is_closed or share is None:
+        if self.why_closed or share is None:
             connection.close()
             return
         if share.waiters or self.queue:
@@ -1409,7 +1427,7 @@ class Connections:
 
     def give_up(self, waiter: asyncio.Future[Any]) -> None:
         if not waiter.done():
-            waiter.set_result(TimeoutError(f'pool_timeout, {self.pool_timeout:g} seconds, passed'))
+            hand(waiter, TimeoutError(f'pool_timeout, {self.pool_timeout:g} seconds, passed'))
 
     def free(self, share: Share) -> None:
         """Its connection has closed, or was not made: somebody else can have the place."""
@@ -1421,7 +1439,7 @@ class Connections:
             first.is_queued = False
             first.places += 1
             self.places += 1
-            first.waiters.pop(ticket).set_result(first)
+            hand(first.waiters.pop(ticket), first)
             self.enqueue(first)
         self.forget(share)
 
@@ -1458,17 +1476,53 @@ class Connections:
             del self.shares[share.name]
 
     def close(self) -> None:
-        self.is_closed = True
+        self.why_closed = 'the pool is closed'
         for share in list(self.shares.values()):
             while (ticket := share.first_ticket()) < inf:
-                share.waiters.pop(ticket).set_result(RuntimeError('the pool was closed'))
-            for connection in list(share.idle):
+                hand(share.waiters.pop(ticket), RuntimeError('the pool was closed'))
+        for connection in list(self.opened):
+            # On a loop that is closed no response ends any more.
+            if connection.is_idle or connection.loop.is_closed():
                 connection.close()
+
+    def leave_to_parent(self) -> None:
+        """Of another process, whose loop, selector and TLS these are: nothing of it is touched.
+
+        Our copies of the descriptors are closed at once, or the peers would not see the parent
+        close its own.
+        """
+        self.why_closed = FORKED
+        for connection in list(self.opened):
+            connection.leave_to_parent()
+        self.opened.clear()
+        self.idle.clear()
 
     def __del__(self) -> None:
         if self.idle:
             warnings.warn('the pool was not closed: await close() when it has done its work',
                           ResourceWarning, stacklevel=1, source=self)
+
+
+FORKED = ('the pool was used before this process was forked, and its connections are those of the '
+          'parent: make one Pool for each process')
+
+# Those that have a loop, so may have connections. One that has not may be used in a child.
+BOUND: weakref.WeakSet[Connections] = weakref.WeakSet()
+
+
+def leave_to_parent() -> None:
+    for connections in BOUND:
+        connections.leave_to_parent()
+
+
+# To ask for the process in each request would cost a system call. Windows has no fork.
+getattr(os, 'register_at_fork', lambda **_: None)(after_in_child=leave_to_parent)
+
+
+def hand(waiter: asyncio.Future[Any], given: object) -> None:
+    """What it waits for. If its loop was closed it waits no more, and cannot be told either."""
+    if not waiter.get_loop().is_closed():
+        waiter.set_result(given)
 
 
 def give_back(given: object) -> None:
@@ -3114,7 +3168,7 @@ class Connection:
     def check_connected(self) -> None:
         code = self.sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            raise OSError(code, strerror(code))
+            raise OSError(code, os.strerror(code))
 
     async def start_tls(self, context: ssl.SSLContext, tls_session: TlsSession,
                         deadline: float) -> None:
@@ -3281,7 +3335,10 @@ class Connection:
 
     def give_back(self) -> None:
         """It was handed to a request that does not use it."""
-        self.release(has_surplus=False)
+        if self.loop.is_closed() or self.fd < 0:
+            self.close()
+        else:
+            self.release(has_surplus=False)
 
     def is_reusable(self, peers: Peers, now: float) -> bool:
         """At a current address, not expired, and nothing has come since the last response,
@@ -3354,7 +3411,9 @@ class Connection:
         self.is_reading = True
 
     def stop_reading(self) -> None:
-        self.loop.remove_reader(self.fd)
+        # A forked child that goes on with the loop is called for the parent's descriptor.
+        if self.fd >= 0:
+            self.loop.remove_reader(self.fd)
         self.is_reading = False
 
     def start_writing(self) -> None:
@@ -3451,7 +3510,8 @@ class Connection:
         self.connections.opened.discard(self)
         if self.is_idle:
             self.connections.remove(self)
-        if not self.loop.is_closed():
+        has_loop = not self.loop.is_closed()
+        if has_loop:
             # Before the socket: its number may be that of another one at once.
             if self.is_reading:
                 self.stop_reading()
@@ -3460,8 +3520,9 @@ class Connection:
             if self.timer is not None:
                 self.timer.cancel()
         self.fd = -1
+        self.is_reading = self.is_writing = False
         self.timer = None
-        if self.data_waiter is not None and not self.data_waiter.done():
+        if has_loop and self.data_waiter is not None and not self.data_waiter.done():
             self.data_waiter.set_exception(ConnectionAbortedError('closed meanwhile'))
             # To the loop it is retrieved, should nobody wait any more.
             self.data_waiter.exception()
@@ -3472,8 +3533,14 @@ class Connection:
                 self.sock.unwrap()
         close_socket(self.sock)
         share, self.share = self.share, None
-        if share is not None and not self.loop.is_closed():
+        if share is not None and has_loop:
             share.give_back()
+
+    def leave_to_parent(self) -> None:
+        """Close only what is this process's own: see `Connections`."""
+        self.fd = -1
+        self.is_idle = self.is_reading = self.is_writing = False
+        close_socket(self.sock)
 
     def close_in_place(self) -> Share:
         """Close it, but keep its place for another one."""
@@ -3484,6 +3551,8 @@ class Connection:
 
     def close_from_anywhere(self) -> None:
         """Close, as a finalizer has to: in any thread, whether or not the loop runs."""
+        if self.fd < 0:
+            return
         try:
             is_here = asyncio.get_running_loop() is self.loop
         except RuntimeError:

@@ -9217,6 +9217,264 @@ def test_a_pool_can_be_used_in_one_loop_only(loop_name):
         assert len(server.socks) == 1
 
 
+@pytest.mark.parametrize('is_in_loop', [True, False])
+@pytest.mark.parametrize('loop_name', LOOPS)
+def test_a_pool_is_not_closed_from_elsewhere_while_its_loop_runs(loop_name, is_in_loop):
+    message = ('closing the pool, refused: ' + (
+        'the pool is bound to the event loop of its first request, which is running: close it '
+        'there' if is_in_loop else 'no running event loop'))
+
+    def close_elsewhere():
+        if is_in_loop:
+            in_loop(loop_name, failed, close(), HttpConnectionError, RuntimeError, message)
+        else:
+            with pytest.raises(HttpConnectionError, match=f'^{message}$'):
+                close().send(None)
+
+    async def use():
+        async with Server(Answering(OK)) as server:
+            await get(request, server.url)
+            await asyncio.get_running_loop().run_in_executor(None, close_elsewhere)
+            # It goes on as if nothing had been tried.
+            await get(request, server.url)
+            assert len(server.peers) == 1
+            await close()
+
+    request, close = Pool()
+    in_loop(loop_name, use)
+
+
+@pytest.mark.parametrize('loop_name', LOOPS)
+def test_a_pool_is_closed_from_elsewhere_while_its_loop_does_not_run(loop_name):
+    """The request that waits for a connection is told, as soon as it can be."""
+    async def begin():
+        await get(request, server.url)
+        bodies.append((await request(b'GET', server.url + 'half'))[2])
+        task = asyncio.create_task(failed(
+            get(request, server.url), HttpConnectionError, RuntimeError,
+            f'GET {server.origin}: {WAITING}RuntimeError: the pool was closed'))
+        await turns(3)
+        return task
+
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(OK)
+        receive_head(sock)
+        sock.sendall(OK[:-1])
+        ends.append(receive_end(sock))
+
+    bodies, ends = [], []
+    request, close = Pool(max_connections=1)
+    with (ThreadServer(script) as server,
+          asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner):
+        task = runner.run(begin())
+        in_loop(loop_name, close)
+
+        async def end():
+            await task
+            await bodies.pop().aclose()
+
+        runner.run(end())
+    assert ends == [b'']
+
+
+# Forks. The child shares the sockets of the parent, and the system's part of its event loop.
+
+FORKING = """
+import asyncio, contextlib, gc, os, ssl, sys, traceback
+from lowhaio import HttpConnectionError, HttpError, Pool, buffered
+
+loop_name, url, go_url, *ways = sys.argv[1:]
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname = False
+context.verify_mode = ssl.CERT_NONE
+
+async def get(request, url):
+    return await buffered((await request(b'GET', url))[2])
+
+async def begin():
+    request, close = Pool(get_ssl_context=lambda: context)
+    _, _, body = await request(b'GET', url + 'half')
+    late = asyncio.create_task(get(request, url + 'late'))
+    await asyncio.sleep(0.02)
+    await get(request, url)
+    kept = {'request': request, 'close': close, 'body': body, 'late': late}
+    # Of another pool, a request that waits for a connection, and one that is dropped.
+    request, close = Pool(get_ssl_context=lambda: context, max_connections=1)
+    _, _, narrow_body = await request(b'GET', url + 'half')
+    by_hand = request(b'GET', url)
+    by_hand.send(None)
+    kept |= {'narrow_close': close, 'narrow_body': narrow_body, 'by_hand': by_hand,
+             'waiting': asyncio.create_task(get(request, url))}
+    await asyncio.sleep(0.02)
+    return kept
+
+async def end(kept):
+    # All of it goes on as if nothing had been.
+    kept.pop('by_hand').close()
+    request, close = Pool()
+    assert await get(request, go_url) == b'ok'
+    await close()
+    for name in ('body', 'narrow_body'):
+        assert await buffered(kept[name]) == b'ok', name
+    assert await kept['late'] == await kept['waiting'] == b'ok'
+    assert await get(kept['request'], url) == b'ok'
+    await kept['close']()
+    await kept['narrow_close']()
+    print('whole')
+
+def run(coroutine):
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    except HttpError as error:
+        print(type(error).__name__, error, flush=True)
+    else:
+        raise AssertionError('it waits')
+
+async def use_new_loop(kept):
+    asyncio.get_running_loop().slow_callback_duration = 60
+    await kept['close']()
+    try:
+        await kept['request'](b'GET', url)
+    except HttpConnectionError as error:
+        print(type(error).__name__, error, flush=True)
+    # What is made here is not the parent's.
+    request, close = Pool(get_ssl_context=lambda: context)
+    await get(request, url)
+    kept.clear()
+    gc.collect()
+    await get(request, url)
+    await close()
+
+def child(how, kept):
+    if how == 'close':
+        for name in 2 * ('close', 'narrow_close'):
+            run(kept[name]())
+    elif how == 'request':
+        run(kept['request'](b'GET', url))
+    elif how == 'read':
+        # The second half of it has not come.
+        assert run(kept['body'].__anext__()) == b'o'
+        run(kept['body'].__anext__())
+    elif how == 'aclose':
+        run(kept['body'].aclose())
+    elif how == 'body':
+        del kept['body'], kept['narrow_body']
+    elif how == 'new loop':
+        asyncio.run(use_new_loop(kept))
+    elif how == 'same loop':
+        loop.run_until_complete(use_same_loop(kept))
+    gc.collect()
+    kept.clear()
+    gc.collect()
+
+async def use_same_loop(kept):
+    run(kept['request'](b'GET', url))
+    # The parent's sockets are readable meanwhile, and here nobody may know.
+    request, close = Pool()
+    assert await get(request, go_url) == b'ok'
+    await close()
+    with contextlib.suppress(HttpError):
+        await kept['late']
+    await asyncio.sleep(0.02)
+
+def fork(kept):
+    for how in ways:
+        pid = os.fork()
+        if not pid:
+            try:
+                child(how, kept)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        assert os.waitpid(pid, 0)[1] == 0, how
+
+async def main():
+    kept = await begin()
+    fork(kept)
+    await end(kept)
+
+if loop_name == 'uvloop':
+    from uvloop import new_event_loop
+else:
+    from asyncio import new_event_loop
+with contextlib.closing(new_event_loop()) as loop:
+    loop.slow_callback_duration = 60
+    if ways == ['same loop']:
+        kept = loop.run_until_complete(begin())
+        fork(kept)
+        loop.run_until_complete(end(kept))
+    else:
+        loop.run_until_complete(main())
+"""
+
+
+class Parted:
+    """A script whose responses to some paths wait, until all may go on."""
+
+    def __init__(self):
+        self.go_on = threading.Event()
+        self.ends = []
+
+    def __call__(self, sock):
+        while True:
+            try:
+                path = receive_head(sock).split()[1]
+            except (OSError, EOFError):
+                # Of a new loop's own pool, or too early.
+                self.ends.append(self.go_on.is_set())
+                raise
+            if path == b'/half':
+                sock.sendall(OK[:-1])
+            if path != b'/':
+                sock.settimeout(0.01)
+                while not self.go_on.wait(0.01):
+                    with contextlib.suppress(TimeoutError):
+                        assert sock.recv(1) == 'nothing', 'the client said something'
+                sock.settimeout(PATIENCE)
+            sock.sendall(OK[-1:] if path == b'/half' else OK)
+
+    def go(self, sock):
+        self.go_on.set()
+        AnsweringInThreads()(sock)
+
+
+def run_script(script, *args, **kwargs):
+    return subprocess.run(
+        [sys.executable, '-X', 'dev', '-W', 'error', '-c', script, *args], text=True,
+        env={**os.environ, 'PYTHONPATH': str(HERE)}, timeout=PATIENCE, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
+
+
+FORKED = ('refused: the pool was used before this process was forked, and its connections are '
+          'those of the parent: make one Pool for each process')
+
+
+@pytest.mark.parametrize('ways', [
+    ('close', 'drop', 'body', 'aclose', 'request', 'read', 'new loop'), ('same loop',)])
+@pytest.mark.parametrize('loop_name', LOOPS)
+@SCHEMES
+def test_whatever_a_forked_child_does_with_a_pool_is_nothing_to_the_parent(
+        scheme, loop_name, ways):
+    script = Parted()
+    with (ThreadServer(script, context_of(scheme)) as server, ThreadServer(script.go) as control):
+        ended = run_script(FORKING, loop_name, server.url, control.url, *ways)
+        refused = f'HttpConnectionError GET {server.origin}, {FORKED}'
+        read = (f'HttpDataError {peer_prefix(server)}, reading the response body: '
+                'ConnectionAbortedError: the connection was closed meanwhile')
+        said = {'request': [refused], 'read': [read], 'new loop': [refused],
+                'same loop': [refused]}
+        assert ended.stdout.splitlines() == [
+            *itertools.chain.from_iterable(said.get(way, []) for way in ways), 'whole']
+        # Four of the parent, of which one was handed on, and one of the child's new loop.
+        assert len(server.socks) == 4 + ('new loop' in ways)
+    # None but that of the new loop came to its end too early.
+    assert script.ends.count(False) == ('new loop' in ways)
+
+
 class ProactorLike(asyncio.SelectorEventLoop):
     """A loop without `add_reader`, as that of Windows."""
 
@@ -9295,6 +9553,233 @@ async def test_a_body_can_be_closed_while_its_reader_lets_others_run():
                 reading, HttpDataError, ConnectionAbortedError,
                 f'{peer_prefix(server)}, reading the response body: ConnectionAbortedError: the '
                 'connection was closed meanwhile')
+
+
+KEPT_IN_A_CHILD = """
+import asyncio, os, ssl, sys
+from lowhaio import Pool, buffered
+
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+context.check_hostname = False
+context.verify_mode = ssl.CERT_NONE
+
+async def main():
+    request, close = Pool(get_ssl_context=lambda: context)
+    assert await buffered((await request(b'GET', sys.argv[1]))[2]) == b'ok'
+    pid = os.fork()
+    if not pid:
+        os.read(0, 1)  # lives for longer than the connection
+        os._exit(0)
+    await close()
+    os.waitpid(pid, 0)
+
+asyncio.run(main())
+"""
+
+
+@SCHEMES
+def test_a_forked_child_does_not_keep_connections_open_that_the_parent_has_closed(scheme):
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(OK)
+        receive_end(sock)
+        is_closed.set()
+
+    is_closed = threading.Event()
+    with ThreadServer(script, context_of(scheme)) as server, subprocess.Popen(
+            [sys.executable, '-c', KEPT_IN_A_CHILD, server.url],
+            env={**os.environ, 'PYTHONPATH': str(HERE)}, stdin=subprocess.PIPE) as parent:
+        assert is_closed.wait(PATIENCE)
+        assert parent.poll() is None
+        parent.stdin.close()
+        assert parent.wait(PATIENCE) == 0
+
+
+def test_a_pool_without_a_connection_may_be_made_before_a_fork(plain_website):
+    script = FORKING.partition('async def begin')[0] + """
+made = Pool(), Pool()
+pid = os.fork()
+
+async def main():
+    asyncio.get_running_loop().slow_callback_duration = 60
+    request, close = made[pid == 0]
+    assert await get(request, url)
+    await close()
+    if pid:
+        assert os.waitpid(pid, 0)[1] == 0
+        print('whole')
+
+asyncio.run(main())
+"""
+    assert run_script(script, 'asyncio', plain_website, '').stdout == 'whole\n'
+
+
+# A loop that was closed too early: whatever waited on it, and in whatever order it is dropped,
+# nobody complains.
+
+
+class TooEarly:
+    """What requests may wait for when their loop is closed. Each gives a coroutine to be run for
+    as far as it gets, or None."""
+
+    def __init__(self, server, stack):
+        self.server = server
+        self.stack = stack
+        self.held = []
+
+    async def hold(self, request, path='half'):
+        self.held.append((await request(b'GET', self.server.url + path))[2])
+        return self.held[-1]
+
+    async def a_body_unread(self):
+        request, self.close = Pool()
+        await self.hold(request)
+
+    async def a_read(self, **options):
+        request, self.close = Pool(**options)
+        body = await self.hold(request)
+        assert await anext(body) == b'o'
+        return [anext(body)]
+
+    async def a_read_over_tls(self):
+        self.server = self.stack.enter_context(ThreadServer(self.server.script, server_context()))
+        return await self.a_read(get_ssl_context=trusting)
+
+    async def a_head(self):
+        request, self.close = Pool()
+        return [request(b'GET', self.server.url + 'none')]
+
+    async def a_send(self):
+        request, self.close = Pool(get_sock=small_sock)
+        deaf = self.stack.enter_context(deaf_server())
+        return [request(b'PUT', deaf.url, body=streamed(LARGE), headers=of_length(len(LARGE)))]
+
+    async def a_chunk(self, headers=()):
+        async def body():
+            await forever()
+            yield b''
+
+        request, self.close = Pool()
+        return [request(b'PUT', self.server.url + 'none', body=body,
+                        headers=(*of_length(1), *headers))]
+
+    async def a_100(self):
+        return await self.a_chunk(EXPECT)
+
+    async def a_connection(self):
+        [sock] = bound_to('127.0.0.1')
+        port = self.stack.enter_context(full_backlog(self.stack.enter_context(sock)))
+        request, self.close = Pool()
+        return [request(b'GET', f'http://127.0.0.1:{port}/')]
+
+    async def a_handshake(self):
+        request, self.close = Pool(get_ssl_context=trusting)
+        return [request(b'GET', f'https://127.0.0.1:{self.server.port}/')]
+
+    async def a_name(self):
+        request, self.close = Pool(get_dns_resolver=resolving(lambda host: forever()))
+        # The second one waits for the first.
+        return [request(b'GET', f'http://a.test:{self.server.port}/') for _ in range(2)]
+
+    async def get_connection(self):
+        request, self.close = Pool(get_connection=lambda *_: forever())
+        return [request(b'GET', self.server.url)]
+
+    async def a_place(self, **options):
+        request, self.close = Pool(max_connections=1, pool_timeout=60, **options)
+        await self.hold(request)
+        return [request(b'GET', self.server.url) for _ in range(3)]
+
+    async def a_place_that_is_held_by_a_request(self):
+        request, self.close = Pool(max_connections=1, pool_timeout=60)
+        return [request(b'GET', self.server.url + 'none'),
+                *[request(b'GET', self.server.url) for _ in range(3)]]
+
+    def __call__(self, sock):
+        while True:
+            path = receive_head(sock).split()[1]
+            sock.sendall(OK[:-1] if path == b'/half' else OK if path == b'/' else b'')
+
+
+WAYS_TO_WAIT = [name for name in vars(TooEarly) if not name.startswith('_') and name != 'hold']
+
+
+@pytest.mark.parametrize('in_order', ['dropped', 'closed first', 'held ones first'])
+@pytest.mark.parametrize('is_task', [True, False])
+@pytest.mark.parametrize('what', WAYS_TO_WAIT)
+@pytest.mark.parametrize('loop_name', LOOPS)
+def test_nobody_complains_of_a_loop_that_was_closed_too_early(
+        monkeypatch, loop_name, what, is_task, in_order):
+    def on_error(loop, context):
+        # That the loop was closed too early is told by asyncio itself.
+        if context['message'] != 'Task was destroyed but it is pending!':
+            errors.append(context)
+
+    async def begin():
+        asyncio.get_running_loop().set_exception_handler(on_error)
+        for coroutine in await getattr(early, what)() or ():
+            if is_task:
+                waiting.append(asyncio.create_task(as_coroutine(coroutine)))
+            else:
+                coroutine = as_coroutine(coroutine)
+                coroutine.send(None)
+                waiting.append(coroutine)
+        await asyncio.sleep(0.01)
+
+    async def as_coroutine(awaitable):
+        return await awaitable
+
+    errors, waiting = [], []
+    monkeypatch.setattr(sys, 'unraisablehook', errors.append)
+    with nothing_left() as others, contextlib.ExitStack() as stack:
+        early = TooEarly(None, stack)
+        early.server = stack.enter_context(ThreadServer(early.__call__))
+        with contextlib.closing(LOOPS[loop_name]()) as loop:
+            loop.run_until_complete(begin())
+        close, early.close = early.close, None
+        if in_order == 'closed first':
+            in_loop(loop_name, close)
+        if in_order == 'held ones first':
+            early.held.clear()
+        waiting.clear()
+        gc.collect()
+        early.held.clear()
+        gc.collect()
+        in_loop(loop_name, close)
+        del loop, close
+    assert errors == others == []
+
+
+@pytest.mark.parametrize('loop_name', LOOPS)
+def test_nobody_complains_of_a_connection_that_was_given_to_a_loop_that_was_closed(
+        monkeypatch, loop_name):
+    async def begin():
+        request, close = Pool(max_connections=1)
+        _, _, body = await request(b'GET', server.url)
+        coroutines = [request(b'GET', server.url) for _ in range(2)]
+        for coroutine in coroutines:
+            coroutine.send(None)
+        go_on.set()
+        assert await buffered(body) == b'ok'
+        return coroutines
+
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(OK[:-1])
+        go_on.wait(PATIENCE)
+        sock.sendall(OK[-1:])
+        ends.append(receive_end(sock))
+
+    errors, ends = [], []
+    go_on = threading.Event()
+    monkeypatch.setattr(sys, 'unraisablehook', errors.append)
+    with nothing_left(), ThreadServer(script) as server:
+        with contextlib.closing(LOOPS[loop_name]()) as loop:
+            coroutines = loop.run_until_complete(begin())
+        while coroutines:
+            del coroutines[0]
+            gc.collect()
+    assert (errors, ends) == ([], [b''])
 
 
 # A response body that is dropped closes its connection, wherever the garbage is collected.
@@ -15269,6 +15754,29 @@ async def said_of_another_loop(address):
         other.close()
 
 
+USED_BEFORE_A_FORK = """
+import asyncio, os, socket, sys
+from lowhaio import Pool
+
+async def get_connection(*_):
+    return socket.create_connection((sys.argv[1], int(sys.argv[2])))
+
+async def main():
+    request, _ = Pool(get_connection=get_connection, keep_alive_timeout=0)
+    await request(b'GET', 'http://www.example.com/')
+    pid = os.fork()
+    if not pid:
+        try:
+            await request(b'GET', 'http://www.example.com/')
+        except Exception as error:
+            print(f'{type(error).__name__}: {error}', flush=True)
+        os._exit(0)
+    os.waitpid(pid, 0)
+
+asyncio.run(main())
+"""
+
+
 async def troubles_of_pools(address):
     url = 'http://www.example.com/'
     async with routed(address) as request:
@@ -15281,6 +15789,16 @@ async def troubles_of_pools(address):
             other = executor.submit(asyncio.run, failure(request(b'GET', url)))
             yield as_printed(await asyncio.wrap_future(other))
     yield await said_of_another_loop(address)
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        forked = executor.submit(run_script, USED_BEFORE_A_FORK, address[0], str(address[1]))
+        yield (await asyncio.wrap_future(forked)).stdout.splitlines()[-1]
+    async with Server(Answering(OK)) as server:
+        other_request, close = Pool()
+        await get(other_request, server.url)
+        with concurrent.futures.ThreadPoolExecutor() as executor:
+            other = executor.submit(asyncio.run, failure(close()))
+            yield as_printed(await asyncio.wrap_future(other))
+        await close()
     yield as_printed(await failure(request(b'GET', url)))
 
 
