@@ -46,7 +46,7 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from collections.abc import Mapping
 from errno import EMFILE, ENFILE
-from functools import lru_cache, partial
+from functools import partial
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
@@ -94,9 +94,13 @@ MAX_OVERTAKING = 10
 # Host names whose addresses are remembered by one pool, and origins whose TLS sessions are.
 MAX_NAMES = 1024
 
-# Lines of response heads that are remembered with what they say.
-MAX_FIELD_LINES = 512
-MAX_STATUS_LINES = 64
+# What one pool remembers parsed: so many URLs, origins, and lines of response heads, and the heads
+# of so many origins. Longer ones are parsed each time. Together that is a limit in bytes: some
+# hundreds of kilobytes, and a few megabytes if servers make it as much as they can.
+MAX_PARSED = 512
+MAX_PARSED_LENGTH = 256
+MAX_HEADS = 256
+MAX_HEAD_LENGTH = 1024
 
 # CPython loses some 6 KB of memory whenever a TLS session is read, up to these versions.
 SESSIONS_ARE_LOST = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
@@ -561,7 +565,9 @@ def Pool(
     settings = Settings(
         http_version, keep_alive_timeout, recv_bufsize, max_header_length, socket_timeout,
         max_requests_per_connection)
-    connections = Connections(max_connections, max_connections_per_origin, pool_timeout)
+    connections = Connections(
+        max_connections, max_connections_per_origin, pool_timeout, Heads(max_header_length))
+    urls = Urls()
     names = Names(get_dns_resolver, socket_timeout)
     opener = Opener(get_sock, get_connection, get_ssl_context, settings, names, connections)
     default_get_adapter, default_get_resolver_adapter = (
@@ -589,7 +595,8 @@ def Pool(
             loop = asyncio.get_running_loop()
             if loop is not bound_loop:
                 bind(loop)
-            origin, head, declared = build_head(method, url, params, headers, http_version)
+            origin, head, declared = build_head(
+                urls, method, url, params, headers, http_version)
         except Exception as cause:
             raise refusal(method, url, cause) from cause
 
@@ -694,7 +701,7 @@ def logger_extra(method: bytes, url: str) -> dict[str, Any]:
 def refusal(method: bytes, url: str, cause: Exception) -> HttpConnectionError:
     """Why nothing was sent. The URL may hold secrets, so only its origin is shown."""
     try:
-        where = f' {parse_url(url)[0].name}'
+        where = f' {Urls()[url][0].name}'
     except (TypeError, ValueError):
         where = ''
     error = HttpConnectionError(f'{shown_method(method)}{where}, refused: {cause}')
@@ -751,10 +758,7 @@ async def exchange(
         if received is not response.known:
             if connection.requests == 1:
                 remember(connection.connections.answered, connection.origin.name, True)
-            # Not a 101: whether it is wanted depends on the request, and what comes again is not
-            # judged again.
-            if received.code != b'101':
-                remember(connection.connections.heads, connection.origin.name, received)
+            connection.connections.heads.keep(connection.origin.name, received)
         if received.method != method:
             set_framing(received, method, connection.settings)
         make_decoder, arguments, keep_alive = received.framing
@@ -958,10 +962,10 @@ class Names:
             await self.resolver[1](get_logger_adapter=get_logger_adapter)
 
 
-def remember(known: dict[str, Any], name: str, value: Any) -> None:
+def remember(known: dict[str, Any], name: str, value: Any, limit: int = MAX_NAMES) -> None:
     """As the latest. The one that was remembered first makes room."""
     known.pop(name, None)
-    if len(known) >= MAX_NAMES:
+    if len(known) >= limit:
         del known[next(iter(known))]
     known[name] = value
 
@@ -1300,7 +1304,7 @@ class Connections:
                  'why_closed', '__weakref__')
 
     def __init__(self, max_connections: int | None, max_connections_per_origin: int | None,
-                 pool_timeout: float | None) -> None:
+                 pool_timeout: float | None, heads: Heads) -> None:
         # The idle ones of all origins: the one that has been idle longest is first.
         self.idle: OrderedDict[Connection, None] = OrderedDict()
         self.max_connections = checked_limit('max_connections', max_connections)
@@ -1318,7 +1322,7 @@ class Connections:
         self.tickets: Iterator[float] = itertools.count()
         # By the name of the origin: what its next responses may have in common with the last.
         self.sessions: dict[str, TlsSession] = {}
-        self.heads: dict[str, Head] = {}
+        self.heads = heads
         # Those that have sent a response.
         self.answered: dict[str, bool] = {}
         # What a request is told. Empty while the pool is open.
@@ -2000,13 +2004,14 @@ DECLARING = frozenset((b'host', b'content-length', b'transfer-encoding', b'conne
 
 
 def build_head(
-        method: bytes, url: str, params: Params, headers: Iterable[tuple[bytes, bytes]],
-        http_version: bytes) -> tuple[Origin, bytes, Declared]:
+        urls: Urls, method: bytes, url: str, params: Params,
+        headers: Iterable[tuple[bytes, bytes]], http_version: bytes,
+) -> tuple[Origin, bytes, Declared]:
     if not isinstance(method, bytes) or method not in USUAL_METHODS:
         check_method(method)
     if not isinstance(url, str):
         raise TypeError(f'url must be a str, got {type(url).__name__}')
-    origin, target = parse_url(url)
+    origin, target = urls[url]
     if params:
         target = with_params(target, params)
     if not headers:
@@ -2103,9 +2108,39 @@ def declare(declared: Declared, lower_name: bytes, value: bytes) -> None:
         raise ValueError('headers must not have content-length and transfer-encoding together')
 
 
-@lru_cache(maxsize=256)
-def parse_url(url: str) -> tuple[Origin, bytes]:
-    """The origin and the request target."""
+class Urls(dict[str, tuple[Origin, bytes]]):
+    """Origins and request targets of URLs, which are parsed when they are asked for first.
+
+    They belong to one pool. What has a query or a fragment is not kept: it may be signed, or hold
+    another secret.
+    """
+
+    __slots__ = ('origins',)
+
+    def __init__(self) -> None:
+        self.origins: dict[tuple[str, str], Origin] = {}
+
+    def __missing__(self, url: str) -> tuple[Origin, bytes]:
+        scheme, authority, target = parse_url(url)
+        key = scheme, authority
+        origin = self.origins.get(key)
+        if origin is None:
+            origin = parse_origin(scheme, authority)
+            if len(authority) <= MAX_PARSED_LENGTH:
+                keep_parsed(self.origins, key, origin)
+        if len(url) <= MAX_PARSED_LENGTH and '?' not in url and '#' not in url:
+            keep_parsed(self, url, (origin, target))
+        return origin, target
+
+
+def keep_parsed(parsed: dict[Any, Any], key: object, value: object) -> None:
+    if len(parsed) >= MAX_PARSED:
+        parsed.clear()
+    parsed[key] = value
+
+
+def parse_url(url: str) -> tuple[str, str, bytes]:
+    """The scheme in lower case, the authority and the request target."""
     control = CONTROL.search(url)
     if control is not None:
         raise ValueError('url must not contain control characters, got '
@@ -2115,16 +2150,17 @@ def parse_url(url: str) -> tuple[Origin, bytes]:
         start = re.split('[/?#@:]', url, maxsplit=1)[0][:MAX_SHOWN]
         raise ValueError(f'url must start with http:// or https:// and a host, got {start!r}')
     scheme, authority, target = match.groups()
-    origin = parse_origin(scheme.lower(), authority)
+    scheme = scheme.lower()
     if not target.startswith('/'):
         target = '/' + target
     if TARGET.fullmatch(target):
-        return origin, target.encode('ascii')
+        return scheme, authority, target.encode('ascii')
     try:
         utf_8 = target.encode()
     except UnicodeEncodeError as cause:
         raise ValueError('url must be encodable as UTF-8, but has a lone surrogate') from cause
-    return origin, NOT_IN_TARGET.sub(lambda match: b'%%%02X' % ord(match[0]), utf_8)
+    return scheme, authority, NOT_IN_TARGET.sub(
+        lambda match: b'%%%02X' % ord(match[0]), utf_8)
 
 
 def with_params(target: bytes, params: Params) -> bytes:
@@ -2140,7 +2176,6 @@ def with_params(target: bytes, params: Params) -> bytes:
     return target + separator + query.encode('ascii')
 
 
-@lru_cache(maxsize=256)
 def parse_origin(scheme: str, authority: str) -> Origin:
     if scheme not in ('http', 'https'):
         raise ValueError(f'url must have the scheme http or https, got {scheme[:20]!r}')
@@ -2526,7 +2561,6 @@ def find_section_end(data: bytes, start: int) -> int:
     return (crlf if lf < 0 else lf) + 1
 
 
-@lru_cache(maxsize=MAX_STATUS_LINES)
 def parse_status_line(line: bytes) -> tuple[bytes, bytes]:
     """The minor version and the code."""
     match = STATUS_LINE.fullmatch(line)
@@ -2537,7 +2571,17 @@ def parse_status_line(line: bytes) -> tuple[bytes, bytes]:
     return minor, code
 
 
-def parse_fields(data: bytes, start: int, end: int) -> Fields:
+def parse_field_line(line: bytes) -> tuple[bytes, bytes]:
+    """The name in lower case, and the value."""
+    match = FIELD_LINE.fullmatch(line)
+    if match is None:
+        raise ValueError(f'bad field line: expected a token, ":" and a value, got {shown(line)}')
+    name, value = match.groups()
+    return name.lower(), value
+
+
+def parse_fields(data: bytes, start: int, end: int,
+                 field_of_line: Callable[[bytes], tuple[bytes, bytes]]) -> Fields:
     """The fields of the lines from start to end, which are both after a line end."""
     if start == end:
         return ()
@@ -2551,26 +2595,33 @@ def parse_fields(data: bytes, start: int, end: int) -> Fields:
         return tuple(map(field_of_line, unfolded.split(b'\n')))
 
 
-class FieldLines(dict[bytes, tuple[bytes, bytes]]):
-    """What is known of lines, which are parsed when they are asked for first.
+# Fields that a server repeats from one response to the next, and that are no secret of anybody.
+# Others may hold anything: a cookie, a signed URL, a nonce, or a token under any name.
+REPEATED = frozenset((
+    b'accept-ranges', b'access-control-allow-credentials', b'access-control-allow-headers',
+    b'access-control-allow-methods', b'access-control-allow-origin',
+    b'access-control-expose-headers', b'access-control-max-age', b'age', b'allow', b'alt-svc',
+    b'cache-control', b'connection', b'content-encoding', b'content-language', b'content-length',
+    b'content-type', b'cross-origin-embedder-policy', b'cross-origin-opener-policy',
+    b'cross-origin-resource-policy', b'date', b'etag', b'expires', b'keep-alive',
+    b'last-modified', b'permissions-policy', b'pragma', b'referrer-policy', b'server',
+    b'strict-transport-security', b'transfer-encoding', b'vary', b'via',
+    b'x-content-type-options', b'x-dns-prefetch-control', b'x-frame-options',
+    b'x-permitted-cross-domain-policies', b'x-powered-by', b'x-xss-protection'))
 
-    Most lines of a response are those of the last one from there: to parse each line only once
-    halves the cost of a small response. What is kept is bounded by max_header_length a line.
+
+class FieldLines(dict[bytes, tuple[bytes, bytes]]):
+    """What the lines of repeated fields say, which are parsed when they are asked for first.
+
+    Most lines of a response are those of the last one from there: to parse each of them only once
+    halves the cost of a small response.
     """
 
     def __missing__(self, line: bytes) -> tuple[bytes, bytes]:
-        match = FIELD_LINE.fullmatch(line)
-        if match is None:
-            raise ValueError(
-                f'bad field line: expected a token, ":" and a value, got {shown(line)}')
-        name, value = match.groups()
-        if len(self) >= MAX_FIELD_LINES:
-            self.clear()
-        self[line] = field = name.lower(), value
+        field = parse_field_line(line)
+        if len(line) <= MAX_PARSED_LENGTH and field[0] in REPEATED:
+            keep_parsed(self, line, field)
         return field
-
-
-field_of_line = FieldLines().__getitem__
 
 
 class Head:
@@ -2590,17 +2641,43 @@ class Head:
         self.is_last: bool
 
 
+class Heads(dict[str, Head]):
+    """The last head of each origin, by its name, and what else of heads one pool remembers, so as
+    not to parse it again."""
+
+    __slots__ = ('limit', 'status_lines', 'field_of_line')
+
+    def __init__(self, max_header_length: int) -> None:
+        self.limit = max_header_length
+        self.status_lines: dict[bytes, tuple[bytes, bytes]] = {}
+        self.field_of_line = FieldLines().__getitem__
+
+    def parse_status_line(self, line: bytes) -> tuple[bytes, bytes]:
+        parsed = self.status_lines.get(line)
+        if parsed is None:
+            parsed = parse_status_line(line)
+            if len(line) <= MAX_PARSED_LENGTH:
+                keep_parsed(self.status_lines, line, parsed)
+        return parsed
+
+    def keep(self, origin_name: str, head: Head) -> None:
+        """But not a 101: whether that is wanted depends on the request."""
+        if (len(head.data) <= MAX_HEAD_LENGTH and head.code != b'101'
+                and REPEATED.issuperset([name for name, _ in head.fields])):
+            remember(self, origin_name, head, MAX_HEADS)
+
+
 class ResponseHead:
     """Receives the head of the first response that is not interim (RFC 9110 15.2).
 
     A head that comes again, byte by byte, is not parsed again.
     """
 
-    __slots__ = ('limit', 'may_upgrade', 'known', 'data', 'searched', 'fields_at', 'minor',
+    __slots__ = ('heads', 'may_upgrade', 'known', 'data', 'searched', 'fields_at', 'minor',
                  'code', 'interims', 'is_continued', 'is_done', 'head')
 
-    def __init__(self, limit: int, may_upgrade: bool, known: Head | None) -> None:
-        self.limit = limit
+    def __init__(self, heads: Heads, may_upgrade: bool, known: Head | None) -> None:
+        self.heads = heads
         self.may_upgrade = may_upgrade
         # The last one of the origin.
         self.known = known
@@ -2623,20 +2700,21 @@ class ResponseHead:
             if known is not None and data.startswith(known.data):
                 self.finish(known, data[len(known.data):])
                 return
+            heads = self.heads
             if not self.fields_at and LF in more:
                 line_end = data.index(LF)
-                if line_end < self.limit:
-                    self.minor, self.code = parse_status_line(data[:line_end])
+                if line_end < heads.limit:
+                    self.minor, self.code = heads.parse_status_line(data[:line_end])
                     self.fields_at = line_end + 1
             end = find_section_end(data, self.searched)
             body = end + (2 if data[end] == CR else 1) if end else len(data) + 1
-            if body > self.limit:
-                raise TooLong(f'the head is longer than max_header_length, {self.limit} bytes')
+            if body > heads.limit:
+                raise TooLong(f'the head is longer than max_header_length, {heads.limit} bytes')
             if not end:
                 self.searched = max(len(data) - 3, 0)
                 self.data = data
                 return
-            fields = parse_fields(data, self.fields_at, end)
+            fields = parse_fields(data, self.fields_at, end, heads.field_of_line)
             more = data[body:]
             if not self.code.startswith(b'1') or self.code == b'101':
                 if self.code == b'101' and not self.may_upgrade:
@@ -2906,7 +2984,7 @@ class ChunkedDecoder:
         if after > self.limit + 1:
             raise self.too_long('trailer section')
         if end:
-            self.trailers = parse_fields(self.partial, 1, end)
+            self.trailers = parse_fields(self.partial, 1, end, parse_field_line)
             self.is_done = True
             self.has_surplus = after < len(self.partial)
             self.partial = b''
@@ -3207,9 +3285,9 @@ class Connection:
         self.method = method
         self.requests += 1
         self.has_sent = self.has_written = self.has_started = self.has_news = False
+        heads = self.connections.heads
         self.receiver = response = ResponseHead(
-            self.settings.max_header_length, may_upgrade,
-            self.connections.heads.get(self.origin.name))
+            heads, may_upgrade, heads.get(self.origin.name))
         return response
 
     async def send(self, data: bytes | memoryview) -> None:

@@ -20,6 +20,7 @@ import http.server
 import inspect
 import ipaddress
 import itertools
+import json
 import logging
 import math
 import os
@@ -39,6 +40,7 @@ import sys
 import tempfile
 import threading
 import time
+import tracemalloc
 import types
 import urllib.parse
 import weakref
@@ -4316,6 +4318,153 @@ async def test_hostile_bytes_take_a_time_that_is_linear_in_them():
             with pytest.raises(HttpDataError):
                 await get(request, server.url)
     assert time.thread_time() - started < 5
+
+
+# --------------------------------------------------------------- what is remembered of heads
+
+SECRET_IN = {
+    'set-cookie': ('/', b'set-cookie: a=SECRET'),
+    'Set-Cookie among others': ('/', b'server: a\r\nSet-Cookie: a=SECRET; Secure\r\nage: 1'),
+    'location': ('/', b'location: https://a.example/?signature=SECRET'),
+    'a challenge': ('/', b'www-authenticate: Digest realm="a", nonce="SECRET"'),
+    'authentication-info': ('/', b'authentication-info: nextnonce="SECRET"'),
+    'a token in a field of its own': ('/', b'x-subject-token: SECRET'),
+    'a folded line': ('/', b'set-cookie: a=b;\r\n c=SECRET'),
+    'a long line': ('/', b'server: ' + 1024 * b'a' + b'SECRET'),
+    'a long reason': ('/', 1024 * b'a' + b'SECRET'),
+    'the query': ('/?signature=SECRET', b'age: 1'),
+    'the fragment': ('/#access_token=SECRET', b'age: 1'),
+    'a long path': ('/' + 256 * 'a' + 'SECRET', b'age: 1'),
+    'a refused URL': ('@user:SECRET@a.example/', b'age: 1'),
+    # Not all of it is remembered; but it is forgotten with the pool.
+    'the path': ('/SECRET', b'age: 1'),
+    'a trailer': ('/', b'transfer-encoding: chunked\r\n\r\n0\r\nset-cookie: a=SECRET'),
+    'a repeated field': ('/', b'via: SECRET'),
+}
+KEPT_WITH_THE_POOL = {'the path', 'a trailer', 'a repeated field'}
+
+KEEPING = """
+import asyncio, contextlib, gc, json, socket, sys
+from lowhaio import HttpError, Pool, buffered
+
+def holders(backwards):
+    # Nothing else than what lowhaio keeps has the secret forwards
+    gc.collect()
+    text = backwards[::-1]
+    data = text.encode()
+    found = set()
+    for holder in gc.get_objects():
+        for held in gc.get_referents(holder):
+            if isinstance(held, str) and text in held or isinstance(held, bytes) and data in held:
+                found.add(type(holder).__name__)
+    return sorted(found)
+
+async def main(secret_in):
+    ends = []
+
+    async def get_connection(*_):
+        ours, theirs = socket.socketpair()
+        ends.append(ours)
+        return theirs
+
+    def answer(line):
+        end = ends[-1]
+        end.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while end.recv(65536):
+                pass
+        start = b'' if b':' in line else b' ' + line
+        end.send(b'HTTP/1.1 200' + start + (b'' if start else b'\\r\\n' + line) + (
+            b'' if b'chunked' in line else b'\\r\\ncontent-length: 0') + b'\\r\\n\\r\\n')
+
+    async def exchange(request, path, line, backwards):
+        asking = request(b'GET', 'http://name.test' + path.replace('SECRET', backwards[::-1]))
+        task = asyncio.ensure_future(asking)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        if not task.done():
+            answer(line.encode().replace(b'SECRET', backwards[::-1].encode()))
+        with contextlib.suppress(HttpError):
+            await buffered((await task)[2])
+
+    kept = {}
+    for number, (name, (path, line)) in enumerate(secret_in.items()):
+        backwards = f'{number:02}terces'
+        request, close = Pool(get_connection=get_connection)
+        for _ in range(3):
+            await exchange(request, path, line, backwards)
+        with_pool = holders(backwards)
+        await close()
+        del request, close
+        kept[name] = with_pool, holders(backwards)
+    return kept
+
+if sys.argv[1] == 'uvloop':
+    from uvloop import new_event_loop
+else:
+    new_event_loop = None
+with asyncio.Runner(loop_factory=new_event_loop) as runner:
+    print(json.dumps(runner.run(main(json.loads(sys.argv[2])))))
+"""
+
+
+@pytest.mark.parametrize('loop_name', LOOPS)
+def test_secrets_are_not_remembered_and_nothing_outlives_the_pool(loop_name):
+    given = {name: (path, line.decode()) for name, (path, line) in SECRET_IN.items()}
+    printed = subprocess.run(
+        [sys.executable, '-c', KEEPING, loop_name, json.dumps(given)], check=True,
+        env={**os.environ, 'PYTHONPATH': str(HERE)}, stdout=subprocess.PIPE, timeout=PATIENCE,
+    ).stdout
+    kept = json.loads(printed)
+    assert {name: places for name, places in kept.items()
+            if places != [[], []] and name not in KEPT_WITH_THE_POOL} == {}
+    assert {name: places[1] for name, places in kept.items()} == {name: [] for name in SECRET_IN}
+
+
+def heads_that_fill_memory(origin):
+    """Each is as large as what is remembered may be, or larger, and none comes again."""
+    for number in range(200):
+        mark = b'%d-%d' % (origin, number)
+        yield head(b'server: ' + mark, b'via: ' + mark.ljust(240, b'a'), b'content-length: 0',
+                   start=b'HTTP/1.1 200 ' + mark.ljust(200, b'a'))
+        yield head(b'server: ' + mark.ljust(14_000, b'a'), b'content-length: 0')
+
+
+@on_one_loop
+async def test_what_is_remembered_is_bounded_in_bytes():
+    asyncio.get_running_loop().set_debug(False)
+
+    async def fill(request, origins):
+        for origin in origins:
+            for number, raw in enumerate(heads_that_fill_memory(origin)):
+                script.responses = [raw]
+                query = '' if number % 4 else '?' + 'q' * 2000
+                path = 'p' * (200 if number % 8 else 2000)
+                await get(request, f'http://{origin}.test:{number % 3 + 80}/{number}{path}{query}')
+
+    async def get_connection(scheme, host, port):
+        sock = socket.create_connection(('127.0.0.1', server.port))
+        sock.setblocking(False)
+        return sock
+
+    script = Answering(OK)
+    async with Server(script) as server, pool(
+            get_connection=get_connection, keep_alive_timeout=0) as request:
+        await fill(request, range(2))  # what is made at first
+        tracemalloc.start()
+        try:
+            await fill(request, range(2, 5))
+            script.heads.clear()
+            script.bodies.clear()
+            server.peers.clear()
+            server.tasks.clear()
+            gc.collect()
+            taken = tracemalloc.take_snapshot().filter_traces(
+                [tracemalloc.Filter(True, lowhaio.__file__)])
+        finally:
+            tracemalloc.stop()
+    # 512 of each: URLs, status lines and field lines, each 256 bytes at most and some overhead.
+    assert sum(statistic.size for statistic in taken.statistics('filename')) < 1_500_000
 
 
 # ------------------------------------------------------------------ the body of a response
@@ -12062,10 +12211,10 @@ async def test_origins_and_requests_that_are_over_are_forgotten(end, options):
     async with Server(Halves()) as server, pool(**options) as request:
         async with holding_the_only_place(request, server):
             urls = [f'http://127.1.{number // 256}.{number % 256}:{port}/'
-                    for number in range(900)]
-            await end(request, urls[:300])  # more than are remembered in other places
+                    for number in range(1024)]
+            await end(request, urls[:512])  # as many as are remembered parsed
             before = objects()
-            await end(request, urls[300:])
+            await end(request, urls[512:])
             assert objects() - before < 300
     sock.close()
 
