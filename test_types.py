@@ -375,6 +375,10 @@ async def get_token() -> str:
     return ''
 
 
+async def forget(token: str) -> None:
+    pass
+
+
 async def credentials() -> tuple[str, str, Fields]:
     return '', '', ()
 
@@ -386,7 +390,8 @@ async def rows(*numbers: int) -> AsyncIterator[bytes]:
 
 def stacked(request: Request) -> Request:
     request = basic(request, 'user', 'password', origin=URL)
-    request = bearer(request, get_token)
+    request = bearer(request, get_token, on_refused=forget)
+    request = bearer(request, lambda: 'token', on_refused=print)
     request = digest(request, 'user', 'password')
     request = signed(request, credentials, 's3', 'eu-west-2')
     request = signed_without_body(request, credentials, 's3', 'eu-west-2')
@@ -433,6 +438,9 @@ retry(request, on_retry=1)  # error: arg-type
 retry(request, max_buffered='1')  # error: arg-type
 basic(request, b'user', b'password')  # error: arg-type
 bearer(request, 'token')  # error: arg-type
+bearer(request, lambda: b'token')  # error: return-value
+bearer(request, get_token, on_refused=True)  # error: arg-type
+digest(request, 'user', 'password', algorithms=[1])  # error: list-item
 digest(request, 'user')  # error: call-arg
 signed(request, ('id', 'secret', ()), 's3', 'eu-west-2')  # error: arg-type
 signed_without_body(request, credentials, 's3')  # error: call-arg

@@ -119,6 +119,7 @@ class Site:
         self.content = content
         self.visits = collections.Counter()
         self.last_count = 0
+        self.sessions = 0
 
     def __call__(self, head, body):
         host = value(head, b'host').decode()
@@ -128,15 +129,21 @@ class Site:
         if b'gzip' not in (value(head, b'accept-encoding') or b''):
             return response(400, b'no accept-encoding')
         if host == 'a.example' and not self.is_authorized(head, host, target):
+            # A nonce for each session.
+            self.sessions += 1
             return response(
-                401, b'', b'www-authenticate: Digest realm="r", nonce="n", qop="auth"')
+                401, b'', b'www-authenticate: Digest realm="r", nonce="%d", qop="auth"'
+                % self.sessions, b'set-cookie: session=%d' % self.sessions)
         if host == 'b.example' and any(values_of(head, name) for name in (
                 b'authorization', b'cookie', b'x-amz-security-token')):
             return response(400, b'told a secret')
-        if target in ('/next', '/end') and value(head, b'cookie') != b'known=1':
+        if target in ('/next', '/end') and b'known=1' not in self.cookies(head):
             return response(400, b'no cookie')
         self.visits[target] += 1
         return getattr(self, target[1:])()
+
+    def cookies(self, head):
+        return (value(head, b'cookie') or b'').split(b'; ')
 
     def decoded(self, head, body):
         if values_of(head, b'transfer-encoding'):
@@ -151,7 +158,9 @@ class Site:
         if self.credentials == 'digest':
             count = int((re.findall(rb'nc=(\w+)', given) or (b'0',))[0], 16)
             is_new, self.last_count = count > self.last_count, max(count, self.last_count)
-            return is_new and b'uri="%b"' % target.encode() in given
+            session = re.findall(rb' nonce="(\d+)"', given)
+            return is_new and b'uri="%b"' % target.encode() in given and \
+                session and b'session=' + session[0] in self.cookies(head)
         return given == b'Bearer token'
 
     def is_signed(self, head, given, host, target):
@@ -228,14 +237,48 @@ async def test_layers_work_in_the_orders_of_the_table_and_in_no_other(order, mon
     assert await is_arriving(order, monkeypatch) is is_allowed(order)
 
 
+def test_each_cell_of_the_table_decides_some_order():
+    """So that a wrong one would be noticed: see the tests before and after."""
+    alone = [[pair for pair in itertools.combinations(order, 2) if TABLE[pair] == 'no']
+             for order in ORDERS]
+    decided = {tuple(refused) for refused in alone if len(refused) <= 1}
+    of_credentials = set(itertools.permutations(CREDENTIALS, 2))
+    assert decided == {(), *((pair,) for pair, cell in TABLE.items()
+                             if cell == 'no' and pair not in of_credentials)}
+    allowed = {pair for order, refused in zip(ORDERS, alone, strict=True) if not refused
+               for pair in itertools.combinations(order, 2)}
+    assert allowed == {pair for pair, cell in TABLE.items() if cell == 'yes'}
+
+
+@pytest.mark.parametrize('outer, inner', list(itertools.permutations(CREDENTIALS, 2)))
+@on_loops
+async def test_two_credentials_for_one_origin_are_one_too_many(outer, inner):
+    kinds = {'basic, bearer': b'Bearer', 'digest': b'Digest', 'sigv4': b'AWS4-HMAC-SHA256'}
+
+    def answer(head, body):
+        wanted = kinds[outer if b' /outer ' in head else inner]
+        is_good = (value(head, b'authorization') or b'').startswith(wanted)
+        return OK if is_good else response(401, b'', CHALLENGE)
+
+    async with Server(Answering(answer)) as server:
+        async with pool(get_connection=connecting_to(http=server.port)) as request:
+            request = stacked(request, (outer, inner))
+            codes = [(await get(request, f'http://a.example/{path}'))[0]
+                     for path in ('inner', 'outer', 'inner')]
+    assert b'401' in codes
+    assert TABLE[outer, inner] == 'no'
+
+
 RECOMMENDED = ('decompressed', 'redirect', 'retry', 'cookies')
 
 
-@pytest.mark.parametrize('credentials', CREDENTIALS)
-def test_the_recommended_order_is_that_of_the_example(credentials):
+@pytest.mark.parametrize('order', [
+    (*RECOMMENDED, 'basic, bearer'), (*RECOMMENDED, 'sigv4'),
+    ('decompressed', 'redirect', 'retry', 'digest', 'cookies')], ids='-'.join)
+def test_the_recommended_order_is_that_of_the_example(order):
     made = re.findall(r'request = (\w+)\(', BLOCKS[0])
     assert made == ['basic', 'with_cookies', 'retry', 'redirectable', 'decompressed']
-    assert is_allowed((*RECOMMENDED, credentials))
+    assert is_allowed(order)
 
 
 def test_what_the_example_needs_is_what_one_is_told_to_install():

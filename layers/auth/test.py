@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import collections
 import contextlib
+import contextvars
 import hashlib
 import json
 import logging
@@ -14,6 +16,8 @@ import time
 
 import flask
 import flask_httpauth
+import httpx
+import lowhaio_auth
 import pytest
 from harness import (
     OK,
@@ -34,8 +38,7 @@ from harness import (
 )
 from werkzeug.serving import make_server
 
-import lowhaio_auth
-from lowhaio import HttpConnectionError, HttpDataError, buffered, streamed
+from lowhaio import HttpConnectionError, HttpDataError, buffered, repeatable, streamed
 from lowhaio_auth import basic, bearer, digest
 
 URL = 'http://a.example/'
@@ -108,6 +111,192 @@ async def test_without_a_token_nothing_is_sent(outcome):
         f'GET http://a.example:80, get_token failed: {type(cause).__name__}'
     assert cause is outcome or isinstance(cause, (TypeError, ValueError))
     assert script.heads == []
+
+
+@on_loops
+async def test_the_function_that_returns_a_token_may_be_synchronous():
+    async with answering(OK) as (request, script):
+        await get(bearer(request, lambda: 'abc'), URL)
+    assert authorizations(script) == [b'Bearer abc']
+
+
+class Guard:
+    """Lets in those with a token that is good, and gives tokens."""
+
+    def __init__(self, *good, refuse=b'no'):
+        self.good = [b'Bearer ' + token for token in good]
+        self.refuse = refuse
+        self.asked = []
+
+    def __call__(self, head, body):
+        return OK if value(head, b'authorization') in self.good else response(401, self.refuse)
+
+    def tokens(self, *tokens):
+        """Returns one after the other, and the last one again and again."""
+        left = list(tokens)
+
+        async def get_token():
+            self.asked.append(left[0])
+            await asyncio.sleep(0)
+            token = left.pop(0) if len(left) > 1 else left[0]
+            if isinstance(token, Exception):
+                raise token
+            return token
+
+        return get_token
+
+
+@on_loops
+async def test_after_a_401_a_token_is_asked_for_once_more():
+    guard = Guard(b'new')
+    async with answering(guard) as (request, script):
+        request = bearer(request, guard.tokens('old', 'new'))
+        code, _, body = await request(
+            b'PUT', URL, headers=iter([(b'content-length', b'3')]),
+            body=lambda *args, **kwargs: streamed(b'%d%d%d' % (*args, *kwargs.values()))(),
+            body_args=iter([1, 2]), body_kwargs=iter([('a', 3)]))
+        assert (code, await buffered(body)) == (b'200', b'ok')
+    assert authorizations(script) == [b'Bearer old', b'Bearer new']
+    assert script.bodies == [b'123'] * 2
+    assert set(script.connections) == {0}
+
+
+@on_loops
+async def test_a_second_401_is_returned():
+    guard = Guard()
+    async with answering(guard) as (request, script):
+        request = bearer(request, guard.tokens('a', 'b', 'c'))
+        code, _, body = await request(b'GET', URL)
+        assert (code, await buffered(body)) == (b'401', b'no')
+    assert authorizations(script) == [b'Bearer a', b'Bearer b']
+
+
+@on_loops
+async def test_a_401_is_returned_if_there_is_no_other_token():
+    guard = Guard()
+    async with answering(guard) as (request, script):
+        request = bearer(request, guard.tokens('same'))
+        chunks = streamed(b'abc')()
+        code, headers, body = await request(
+            b'PUT', URL, headers=((b'content-length', b'3'),), body=lambda: chunks)
+        assert code == b'401'
+        assert headers == ((b'content-length', b'2'),)
+        assert await buffered(body) == b'no'
+        assert await buffered(body) == b''
+        assert body.trailers == ()
+        _, _, body = await request(b'GET', URL)
+        await body.aclose()
+        assert await buffered(body) == b''
+    assert len(script.heads) == 2
+
+
+@on_loops
+async def test_a_401_with_a_long_body_is_not_kept_so_the_request_is_made_again():
+    guard = Guard(refuse=bytes(2 ** 20))
+    async with answering(guard) as (request, script):
+        code, _, body = await bearer(request, guard.tokens('same'))(b'GET', URL)
+        assert (code, await buffered(body)) == (b'401', bytes(2 ** 20))
+    assert len(script.heads) == 2
+
+
+@on_loops
+async def test_many_tokens_that_are_refused_at_once_are_asked_for_once():
+    guard = Guard(b'new')
+    refused = []
+
+    async def forget(token):
+        refused.append(token)
+
+    async with answering(guard) as (request, script):
+        request = bearer(request, guard.tokens(*['old'] * 20, 'new'), on_refused=forget)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(get(request, URL)) for _ in range(20)]
+    assert [task.result()[0] for task in tasks] == [b'200'] * 20
+    assert guard.asked == ['old'] * 20 + ['new']
+    assert refused == ['old']
+    assert len(script.heads) == 40
+
+
+@on_loops
+async def test_a_token_that_is_refused_later_is_asked_for_again():
+    guard = Guard(b'new')
+    async with answering(guard) as (request, script):
+        request = bearer(request, guard.tokens('old', 'old', 'old', 'new'))
+        assert [(await get(request, URL))[0] for _ in range(2)] == [b'401', b'200']
+    assert guard.asked == ['old', 'old', 'old', 'new']
+
+
+@on_loops
+async def test_nobody_gets_the_new_token_of_somebody_else():
+    who = contextvars.ContextVar('who')
+    versions = collections.Counter()
+
+    def get_token():
+        return f'{who.get()}{versions[who.get()]}'
+
+    def forget(token):
+        if token == get_token():
+            versions[who.get()] += 1
+
+    async def get_as(name):
+        who.set(name)
+        return (await get(request, URL))[0]
+
+    guard = Guard(b'a1', b'b1')
+    async with answering(guard) as (request, script):
+        request = bearer(request, get_token, on_refused=forget)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(get_as(name)) for name in 'abab']
+        assert [task.result() for task in tasks] == [b'200'] * 4
+    assert sorted(authorizations(script)) == [
+        b'Bearer ' + token for token in (b'a0', b'a0', b'a1', b'a1', b'b0', b'b0', b'b1', b'b1')]
+
+
+@pytest.mark.parametrize('outcome, on_refused', [
+    (KeyError('secret'), None), ('sec ret', None), ('new', lambda token: {}[token])])
+@on_loops
+async def test_without_another_token_there_was_an_answer(outcome, on_refused):
+    guard = Guard()
+    async with answering(guard) as (request, script):
+        request = bearer(request, guard.tokens('secret', outcome), on_refused=on_refused)
+        with pytest.raises(HttpDataError) as error:
+            await request(b'GET', URL + 'secret')
+    cause = error.value.__cause__
+    assert isinstance(cause, (KeyError, ValueError))
+    assert str(error.value) == (
+        f'after a first answer, 401: GET http://a.example:80, get_token failed: '
+        f'{type(cause).__name__}')
+    assert error.value.response_started
+    assert len(script.heads) == 1
+
+
+@on_loops
+async def test_a_body_that_can_be_made_once_is_not_sent_with_another_token():
+    guard = Guard(b'new')
+    chunks = streamed(b'abc')()
+    async with answering(guard) as (request, script):
+        request = bearer(request, guard.tokens('old', 'new'))
+        with pytest.raises(HttpDataError, match='^after a first answer, 401: PUT .*body must '
+                           'return a new async iterator at each call') as error:
+            await request(b'PUT', URL, headers=((b'content-length', b'3'),), body=lambda: chunks)
+    assert isinstance(error.value.__cause__, HttpConnectionError)
+    assert len(script.heads) == 1
+
+
+@on_loops
+async def test_the_connection_is_free_while_a_token_is_asked_for():
+    async def get_token():
+        if tokens:
+            await get(pooled, 'http://login.example/')
+        tokens.append(f'token{len(tokens)}')
+        return tokens[-1]
+
+    tokens = []
+    script = Answering(response(401, bytes(2 ** 20)), response(200), OK)
+    async with Server(script) as server:
+        async with pool(get_connection=connecting_to(http=server.port), max_connections=1) as \
+                pooled:
+            assert (await get(bearer(pooled, get_token), URL))[2] == b'ok'
 
 
 @on_loops
@@ -245,63 +434,185 @@ class Realm:
     """Answers those who prove that they know the password, as RFC 7616 has it."""
 
     def __init__(self, algorithm=b'SHA-256', password=b'password', username=b'user',
-                 realm=b'r', opaque=b'o', uses=100):
+                 realm=b'r', opaque=b'o', uses=100, qop=b'auth, auth-int'):
         self.algorithm = algorithm
         self.secret = (username, realm, password)
         self.opaque = opaque
         self.uses = uses
+        # Empty as in RFC 2069.
+        self.qop = qop
+        self.sent_qop = b'auth' if b'auth' in qop.split(b', ') else qop
         self.left = {}
         self.fields = []
 
-    def challenge(self):
+    def challenge(self, *more):
         nonce = b'n%d' % len(self.left)
         self.left[nonce] = self.uses
         realm = self.secret[1].replace(b'\\', b'\\\\').replace(b'"', b'\\"')
+        qop = (b'qop="%b"' % self.qop,) if self.qop else ()
         return response(
-            401, b'no', b'WWW-Authenticate: Digest realm="%b", nonce="%b", opaque="%b", '
-            b'algorithm=%b, qop="auth, auth-int"' % (
-                realm, nonce, self.opaque, self.algorithm))
+            401, b'no', b'WWW-Authenticate: Digest ' + b', '.join((
+                b'realm="%b"' % realm, b'nonce="%b"' % nonce, b'opaque="%b"' % self.opaque,
+                b'algorithm=' + self.algorithm, *qop, *more)))
 
     def __call__(self, head, body):
         given = value(head, b'authorization')
-        return OK if given is not None and self.is_proof(head, given) else self.challenge()
+        return OK if given is not None and self.is_proof(head, body, given) else self.challenge()
 
-    def is_proof(self, head, given):
+    def is_proof(self, head, body, given):
         scheme, _, rest = given.partition(b' ')
         pairs = re.findall(rb'(?:^|, )(\w+)=(?:"((?:[^"\\]|\\.)*)"|([^",]+))(?=,|$)', rest)
         fields = {name: re.sub(rb'\\(.)', rb'\1', text) or token for name, text, token in pairs}
         self.fields.append(fields)
         method, target, _ = head.split(b' ', 2)
-        hash_name = self.algorithm.decode().partition('-sess')[0].replace('-', '')
+        hash_name = {b'MD5': 'md5', b'SHA-256': 'sha256', b'SHA-512-256': 'sha512_256'}[
+            self.algorithm.partition(b'-sess')[0]]
 
         def h(*parts):
             return hashlib.new(hash_name, b':'.join(parts)).hexdigest().encode()
 
-        nonce, count, cnonce = fields[b'nonce'], fields[b'nc'], fields[b'cnonce']
-        a1 = h(*self.secret)
+        nonce, count, cnonce = fields[b'nonce'], fields.get(b'nc'), fields.get(b'cnonce')
+        a1, a2 = h(*self.secret), [method, target]
+        expected = {
+            b'username': self.secret[0], b'realm': self.secret[1], b'nonce': nonce,
+            b'uri': target, b'algorithm': self.algorithm, b'opaque': self.opaque}
         if b'-sess' in self.algorithm:
             a1 = h(a1, nonce, cnonce)
-        is_fresh = self.left[nonce] > 0 and int(count, 16) == self.uses - self.left[nonce] + 1
+            expected[b'cnonce'] = cnonce
+        if self.sent_qop == b'auth-int':
+            a2.append(h(body))
+        number = self.uses - self.left[nonce] + 1
         self.left[nonce] -= 1
-        return is_fresh and scheme == b'Digest' and fields == {
-            b'username': self.secret[0], b'realm': self.secret[1], b'nonce': nonce,
-            b'uri': target, b'qop': b'auth', b'nc': b'%08x' % int(count, 16), b'cnonce': cnonce,
-            b'response': h(a1, nonce, count, cnonce, b'auth', h(method, target)),
-            b'algorithm': self.algorithm, b'opaque': self.opaque}
+        if self.qop:
+            expected |= {b'qop': self.sent_qop, b'nc': b'%08x' % number, b'cnonce': cnonce,
+                         b'response': h(a1, nonce, count, cnonce, self.sent_qop, h(*a2))}
+        else:
+            expected[b'response'] = h(a1, nonce, h(*a2))
+        return number <= self.uses and scheme == b'Digest' and fields == expected
 
 
-@pytest.mark.parametrize('algorithm', [b'SHA-256', b'MD5', b'SHA-256-sess', b'MD5-sess'])
+ALGORITHMS = [
+    b'SHA-256', b'SHA-512-256', b'MD5', b'SHA-256-sess', b'SHA-512-256-sess', b'MD5-sess']
+
+
+@pytest.mark.parametrize('algorithm', ALGORITHMS)
+@pytest.mark.parametrize('qop', [b'auth, auth-int', b'auth-int', b''])
 @on_loops
-async def test_digest_answers_a_challenge_and_then_needs_none(algorithm):
-    realm = Realm(algorithm)
+async def test_digest_answers_a_challenge_and_then_needs_none(algorithm, qop):
+    realm = Realm(algorithm, qop=qop)
     async with answering(realm) as (request, script):
         request = digest(request, 'user', 'password')
         for _ in range(3):
             assert (await get(request, URL))[2] == b'ok'
     assert len(script.heads) == 4
     assert set(script.connections) == {0}
-    assert [fields[b'nc'] for fields in realm.fields] == [b'00000001', b'00000002', b'00000003']
-    assert len(realm.fields[0][b'cnonce']) == 32
+    if qop:
+        assert [fields[b'nc'] for fields in realm.fields] == [
+            b'00000001', b'00000002', b'00000003']
+        assert len(realm.fields[0][b'cnonce']) == 32
+
+
+@pytest.mark.parametrize('algorithm, qop', [
+    (b'SHA-256', b'auth, auth-int'), (b'MD5', b'auth, auth-int'), (b'SHA-256', b''), (b'MD5', b''),
+    (b'SHA-256-sess', b'auth, auth-int'), (b'MD5-sess', b'auth, auth-int')])
+@on_loops
+async def test_another_client_proves_it_to_the_server_of_these_tests(algorithm, qop):
+    realm = Realm(algorithm, qop=qop)
+    async with Server(Answering(realm)) as server:
+        async with httpx.AsyncClient(auth=httpx.DigestAuth('user', 'password')) as client:
+            for _ in range(2):
+                answer = await client.post(server.url, params={'a': 'b'}, content=b'abc')
+                assert answer.content == b'ok'
+
+
+@on_loops
+async def test_with_auth_int_the_body_is_read_once_more():
+    async def body(part):
+        calls.append(part)
+        yield part
+        yield b''
+        yield bytearray(b'c')
+
+    calls = []
+    async with answering(Realm(qop=b'auth-int')) as (request, script):
+        request = digest(request, 'user', 'password')
+        for _ in range(2):
+            code, _, _ = await request(
+                b'PUT', URL, headers=((b'content-length', b'3'),), body=body, body_args=(b'ab',))
+            assert code == b'200'
+    assert script.bodies == [b'abc'] * 3
+    assert len(calls) == 5
+
+
+class Chunks:
+    """It has no `aclose`."""
+
+    def __init__(self, chunks):
+        self.chunks = chunks
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        return await anext(self.chunks)
+
+
+@on_loops
+async def test_a_body_that_can_not_be_closed_is_hashed_as_well():
+    async with answering(Realm(qop=b'auth-int')) as (request, script):
+        code, _, _ = await digest(request, 'user', 'password')(
+            b'PUT', URL, headers=((b'content-length', b'3'),),
+            body=repeatable(streamed(b'abc'), Chunks))
+    assert code == b'200'
+
+
+@on_loops
+async def test_auth_int_is_not_for_a_body_with_framing():
+    framing = ((b'Transfer-Encoding', b'chunked'),)
+    why = (', refused: headers must not have transfer-encoding when the server asks for auth-int: '
+           'what is hashed has no framing')
+    async with answering(Realm(qop=b'auth-int')) as (request, script):
+        request = digest(request, 'user', 'password')
+        with pytest.raises(HttpDataError) as error:
+            await request(b'PUT', URL, headers=framing, body=streamed(b'0\r\n\r\n'))
+        assert str(error.value) == f'after a first answer, 401: PUT http://a.example:80{why}'
+        assert isinstance(error.value.__cause__, HttpConnectionError)
+        assert error.value.response_started
+        assert (await get(request, URL))[2] == b'ok'
+        count = len(script.heads)
+        with pytest.raises(HttpConnectionError) as error:
+            await request(b'PUT', URL, headers=framing, body=streamed(b'0\r\n\r\n'))
+        assert str(error.value) == f'PUT http://a.example:80{why}'
+        assert len(script.heads) == count
+
+
+@pytest.mark.parametrize('chunk, cause, shown', [
+    (lambda: {}['a'], KeyError, "'a'$"), (lambda: next(iter(())), RuntimeError, 'async gen'),
+    (lambda: pathlib.Path('/dev/fd/x').read_bytes(), OSError, '.*No such'),
+    (lambda: 'text', TypeError, 'Strings must'),
+    (lambda: 1, TypeError, 'object supporting the buffer'),
+    (lambda: (_ for _ in ()).throw(OSError), OSError, 'OSError$')])
+@on_loops
+async def test_a_body_that_can_not_be_hashed_is_an_error_before_anything_is_sent(
+        chunk, cause, shown):
+    async def body():
+        try:
+            yield b'a'
+            yield chunk()
+        finally:
+            closed.append(chunk)
+
+    closed = []
+    async with answering(Realm(qop=b'auth-int')) as (request, script):
+        request = digest(request, 'user', 'password')
+        await get(request, URL)
+        count = len(script.heads)
+        with pytest.raises(HttpConnectionError, match=f'^PUT http://a.example:80, refused: {shown}'
+                           ) as error:
+            await request(b'PUT', URL, headers=((b'content-length', b'3'),), body=body)
+        assert isinstance(error.value.__cause__, cause)
+        assert closed == [chunk]
+        assert len(script.heads) == count
 
 
 @on_loops
@@ -324,14 +635,127 @@ async def test_digest_returns_the_second_401():
     assert len(script.heads) == 4
 
 
+class Stale(Realm):
+    """Says that it is the nonce that it does not take."""
+
+    def __call__(self, head, body):
+        given = value(head, b'authorization')
+        if given is None:
+            return self.challenge()
+        return OK if self.is_proof(head, body, given) else self.challenge(b'stale=TRUE')
+
+
+class OneNonce(Stale):
+    """Knows only the nonce that it has given last."""
+
+    def is_proof(self, head, body, given):
+        is_last = b'nonce="n%d"' % (len(self.left) - 1) in given
+        return super().is_proof(head, body, given) and is_last
+
+
+REALMS = {
+    'many-uses': Realm,
+    'without-qop': lambda: Realm(qop=b''),
+    'auth-int': lambda: Realm(qop=b'auth-int'),
+    'one-use': lambda: Stale(uses=1),
+    'one-nonce': OneNonce,
+    'one-nonce-one-use': lambda: OneNonce(uses=1),
+}
+
+
+@pytest.mark.parametrize('realm', REALMS.values(), ids=REALMS)
+@pytest.mark.parametrize('before', [0, 1])
 @on_loops
-async def test_digest_at_once():
-    async with answering(Realm()) as (request, script):
+async def test_many_log_in_at_once(realm, before):
+    async with answering(realm()) as (request, script):
         request = digest(request, 'user', 'password')
+        for _ in range(before):
+            await get(request, URL)
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(get(request, URL)) for _ in range(2)]
-        assert [task.result()[0] for task in tasks] == [b'200'] * 2
-    assert len(script.heads) == 4
+            tasks = [group.create_task(get(request, URL)) for _ in range(20)]
+        assert [task.result()[0] for task in tasks] == [b'200'] * 20
+    assert len(script.heads) <= 20 * (lowhaio_auth.MAX_CHALLENGES + 1)
+
+
+@on_loops
+async def test_a_request_made_by_the_body_of_one_that_logs_in_does_not_wait_for_it(monkeypatch):
+    async def body():
+        calls.append(1)
+        if len(calls) == 3:
+            assert (await get(request, URL + 'inner'))[0] == b'200'
+        yield b'a'
+
+    def twice_stale(head, body):
+        visits[head.split()[1]] += 1
+        return OK if visits[head.split()[1]] > 2 else response(
+            401, b'', CHALLENGE + b', stale=true')
+
+    monkeypatch.setattr(lowhaio_auth, 'LOGIN_TIMEOUT', 0.01)
+    visits = collections.Counter()
+    calls = []
+    async with answering(twice_stale) as (request, script):
+        request = digest(request, 'user', 'password')
+        code, _, _ = await request(
+            b'PUT', URL + 'outer', headers=((b'content-length', b'1'),), body=body)
+    assert code == b'200'
+    assert visits == {b'/outer': 3, b'/inner': 3}
+
+
+@pytest.mark.parametrize('is_known', [False, True])
+@on_loops
+async def test_a_nonce_that_is_stale_again_and_again_is_an_answer_in_the_end(is_known):
+    def answer(head, body):
+        if is_fresh.pop():
+            return OK
+        return response(401, b'no', CHALLENGE.replace(b'"n"', b'"n%d"' % len(script.heads))
+                        + b', stale=true')
+
+    is_fresh = [False] * 100 + [True, False] * is_known
+    async with answering(answer) as (request, script):
+        request = digest(request, 'user', 'password')
+        if is_known:
+            assert (await get(request, URL))[0] == b'200'
+            script.heads.clear()
+        code, _, body = await request(b'GET', URL)
+        assert code == b'401'
+        assert await buffered(body) == b'no'
+    assert len(script.heads) == lowhaio_auth.MAX_CHALLENGES + 1
+
+
+@pytest.mark.parametrize('algorithm', [b'SHA-256', b'MD5-sess'])
+@on_loops
+async def test_the_next_nonce_is_used(algorithm):
+    def answer(head, body):
+        given = value(head, b'authorization')
+        if given is None:
+            return response(401, b'', CHALLENGE + b', algorithm=' + algorithm)
+        texts.append(given)
+        return response(200, b'ok', b'Authentication-Info: qop=auth, nextnonce="next\\%d", nc=1'
+                        % len(texts), b'authentication-info: nextnonce, nextnonce="')
+
+    texts = []
+    async with answering(answer) as (request, script):
+        request = digest(request, 'user', 'password')
+        for _ in range(3):
+            await get(request, URL)
+    assert [re.findall(rb'nonce="([^"]*)"|nc=(\w+)', text) for text in texts] == [
+        [(nonce, b''), (b'', b'00000001'), (cnonce(texts[0]), b'')]
+        for nonce in (b'n', b'next1', b'next2')]
+    # A session's secret is that of its first nonce.
+    hash_name = 'md5' if b'MD5' in algorithm else 'sha256'
+
+    def h(*parts):
+        return hashlib.new(hash_name, b':'.join(parts)).hexdigest().encode()
+
+    a1 = h(b'user', b'r', b'password')
+    if b'sess' in algorithm:
+        a1 = h(a1, b'n', cnonce(texts[0]))
+    assert b'response="%b"' % h(a1, b'next2', b'00000001', cnonce(texts[0]), b'auth',
+                                h(b'GET', b'/')) in texts[2]
+
+
+def cnonce(text):
+    return re.findall(rb'cnonce="([^"]*)"', text)[0]
 
 
 @on_loops
@@ -343,44 +767,79 @@ async def test_digest_calls_the_body_function_again():
     assert script.bodies == [b'abc'] * 4
 
 
-UNAUTHORIZED = b'HTTP/1.1 401 No\r\ncontent-length: %d\r\n' + CHALLENGE + b'\r\n\r\n'
+def digested(request):
+    return digest(request, 'user', 'password')
 
 
-@pytest.mark.parametrize('length, connections', [(4000, 1), (1_000_000, 2)])
+def borne(request):
+    tokens = iter(('old', 'new'))
+    return bearer(request, lambda: next(tokens))
+
+
+each_again = pytest.mark.parametrize('again', [digested, borne])
+
+
+def is_answered(head):
+    return b'Digest' in head or b'Bearer new' in head
+
+
+@each_again
+@pytest.mark.parametrize('pieces', [
+    (b'content-length: 2\r\n\r\n', b'no'),
+    (b'content-length: 32768\r\n\r\n', bytes(32768)),
+    (b'transfer-encoding: chunked\r\n\r\n', b'2\r\nno\r\n', b'0\r\n\r\n'),
+])
 @on_loops
-async def test_digest_uses_the_connection_of_a_401_again_if_its_body_is_short(
-        length, connections):
+async def test_the_connection_of_a_401_is_used_again(again, pieces):
     async def script(peer):
-        while True:
-            if b'authorization' in await peer.read_head():
-                await peer.send(OK)
-            else:
-                # The body comes after its head.
-                await peer.send(UNAUTHORIZED % length, bytes(length))
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 401 No\r\n' + CHALLENGE + b'\r\n')
+        await peer.send(*pieces)
+        assert is_answered(await peer.read_head())
+        await peer.send(OK)
 
     async with Server(script) as server, pool() as request:
-        assert (await get(digest(request, 'user', 'password'), server.url))[2] == b'ok'
-        assert len(server.peers) == connections
+        assert (await get(again(request), server.url))[2] == b'ok'
+        assert len(server.peers) == 1
 
 
+@each_again
+@pytest.mark.parametrize('length, sent', [(2 ** 20, 2 ** 20), (1000, 1)])
 @on_loops
-async def test_digest_closes_a_401_that_has_no_end(monkeypatch):
-    assert lowhaio_auth.DRAIN_TIMEOUT == 1
-    monkeypatch.setattr(lowhaio_auth, 'DRAIN_TIMEOUT', 0.01)
-
+async def test_a_401_is_not_read_for_long(again, length, sent, monkeypatch):
     async def script(peer):
-        head = await peer.read_head()
-        if b'authorization' in head:
+        if is_answered(await peer.read_head()):
             await peer.send(OK)
         else:
-            await peer.send(UNAUTHORIZED % 1000)
+            await peer.send(b'HTTP/1.1 401 No\r\ncontent-length: %d\r\n%b\r\n\r\n' % (
+                length, CHALLENGE))
+            with contextlib.suppress(ConnectionError):
+                await peer.send(bytes(sent))
             await peer.closed()
             closed.set()
 
+    if sent < length:
+        monkeypatch.setattr(lowhaio_auth, 'DRAIN_TIMEOUT', 0.01)
     closed = asyncio.Event()
-    async with Server(script) as server, pool(max_connections=1, socket_timeout=1000) as request:
-        assert (await get(digest(request, 'user', 'password'), server.url))[2] == b'ok'
+    # With that of the pool alone, the test would not end.
+    async with Server(script) as server, pool(socket_timeout=1000, max_connections=1) as request:
+        assert (await get(again(request), server.url))[2] == b'ok'
         await closed.wait()
+    assert asyncio.current_task().cancelling() == 0
+
+
+@each_again
+@on_loops
+async def test_a_401_that_is_cut_off_is_answered(again):
+    async def script(peer):
+        if is_answered(await peer.read_head()):
+            await peer.send(OK)
+        else:
+            await peer.send(b'HTTP/1.1 401 No\r\ncontent-length: 1000\r\n' + CHALLENGE
+                            + b'\r\n\r\n')
+
+    async with Server(script) as server, pool() as request:
+        assert (await get(again(request), server.url))[2] == b'ok'
 
 
 @pytest.mark.parametrize('url, params, target', [
@@ -451,8 +910,23 @@ async def test_digest_quotes_what_it_sends(username, password, realm, opaque):
       b'Digest realm="r",nonce="n",algorithm=SHA-256,qop="auth"'], b'SHA-256'),
     ([b'Digest realm="r",nonce="n",algorithm=SHA-256,qop="auth", '
       b'Digest realm="r",nonce="n",algorithm=MD5,qop="auth"'], b'SHA-256'),
-    ([b'Digest realm="r",nonce="n",algorithm=SHA-512-256,qop="auth", '
+    ([b'Digest realm="r",nonce="n",algorithm=SHA-512,qop="auth", '
       b'Digest realm="r",nonce="n",algorithm=MD5-sess,qop="auth"'], b'MD5-sess'),
+    ([b'Digest realm="r",nonce="n",algorithm=MD5,qop="auth"',
+      b'Digest realm="r",nonce="n",algorithm=SHA-512-256,qop="auth"'], b'SHA-512-256'),
+    ([b'Digest realm="r",nonce="n",algorithm=SHA-512-256,qop="auth"',
+      b'Digest realm="r",nonce="n",algorithm="SHA-256-SESS",qop="auth"'], b'SHA-256-SESS'),
+    ([b'Digest realm="x",nonce="x",qop="auth-conf"', b'Digest realm="r",nonce="n"'], None),
+    # Empty members of the list, and commas that are missing.
+    ([b'Digest realm="r",, nonce="n", ,qop="auth",'], None),
+    ([b'Digest ,realm="r",nonce="n"'], None),
+    ([b', ,Digest\t, realm="r" ,\t,nonce="n"'], None),
+    ([b'Basic realm="x",,Digest realm="r",,nonce="n",,'], None),
+    ([b'Digest realm="r" nonce="n" qop="auth"'], None),
+    ([b'Digest realm="r", nonce="n", qop=""'], None),
+    ([b'Digest realm=r, nonce=n, domain=/a/b=='], None),
+    ([b'Negotiate, Basic realm=x, Digest realm="r", nonce="n", Bearer'], None),
+    ([b'Digest realm="x", nonce="x', b'Digest realm="r", nonce="n"'], None),
 ])
 @on_loops
 async def test_digest_finds_its_challenge(fields, algorithm):
@@ -469,11 +943,13 @@ async def test_digest_finds_its_challenge(fields, algorithm):
     b'www-authenticate: Digest', b'www-authenticate: realm="r", nonce="n", qop="auth"',
     b'www-authenticate: Digest realm="r", qop="auth"',
     b'www-authenticate: Digest nonce="n", qop="auth"',
-    b'www-authenticate: Digest realm="r", nonce="n"',
-    b'www-authenticate: Digest realm="r", nonce="n", qop="auth-int"',
-    b'www-authenticate: Digest realm="r", nonce="n", qop="auth", algorithm=SHA-512-256',
+    b'www-authenticate: Digest realm="r", nonce="n", qop="auth-conf"',
+    b'www-authenticate: Digest realm="r", nonce="n", qop="auth", algorithm=SHA-512',
     b'www-authenticate: Digest realm="r", nonce="n", qop="auth", algorithm="\xff"',
     b'www-authenticate: Digest realm="r", nonce="n", qop="auth',
+    b'www-authenticate: Digest realm="r", nonce="n", qop="',
+    b'www-authenticate: Digest realm="r", nonce="n\\"',
+    b'www-authenticate: Digest realm="r", nonce="n\\',
     b'proxy-authenticate: Digest realm="r", nonce="n", qop="auth"',
 ])
 @on_loops
@@ -512,28 +988,73 @@ async def test_the_first_of_the_algorithms_that_is_offered_is_used(algorithms, e
     assert expected in authorizations(script)[1]
 
 
-@pytest.mark.parametrize('algorithm, expected', [
-    (b'MD5', b'8ca523f5e9506fed4657c9700eebdbec'),
-    (b'SHA-256', b'753927fa0e85d155564e2e272a28d1802ca10daf4496794697cf8db5856cb6c1'),
-])
+RFC_7616 = (
+    'Mufasa', 'Circle of Life', '/dir/index.html', 'f2/wE4q74E6zIJEtWaHKaf5wv/H5QzzpXusqGemxURZJ',
+    b'realm="http-auth@example.org", qop="auth, auth-int", algorithm=%b, '
+    b'nonce="7ypf/xlj9XXwfDPEoM4URrv/xwf94BcCAzFZH4GiTo0v", '
+    b'opaque="FQhe/qaU925kfnzjCev0ciny7QMkPqMAFRtzCUYo5tdS"')
+RFC_2617 = (b'realm="testrealm@host.com", %bnonce="dcd98b7102dd2f0e8b11d0f600bfb0c093", '
+            b'opaque="5ccc069c403ebaf9f0171e9517f40e41"')
+
+
+@pytest.mark.parametrize('username, password, path, cnonce, challenge, expected', [
+    (*RFC_7616[:4], RFC_7616[4] % b'MD5', b'8ca523f5e9506fed4657c9700eebdbec'),
+    (*RFC_7616[:4], RFC_7616[4] % b'SHA-256',
+     b'753927fa0e85d155564e2e272a28d1802ca10daf4496794697cf8db5856cb6c1'),
+    # 3.9.2, with what its erratum 4897 says.
+    ('J\u00e4s\u00f8n Doe', 'Secret, or not?', '/doe.json',
+     'NTg6RKcb9boFIAS3KrFK9BGeh+iDa/sm6jUMp2wds69v',
+     b'realm="api@example.org", qop="auth", algorithm=SHA-512-256, '
+     b'nonce="5TsQWLVdgBdmrQ0XsxbDODV+57QdFR34I9HAbC/RVvkK", '
+     b'opaque="HRPCssKJSGjCrkzDg8OhwpzCiGPChXYjwrI2QmXDnsOS", charset=UTF-8, userhash=true',
+     b'3798d4131c277846293534c3edc11bd8a5e4cdcbff78b05db9d95eeb1cec68a5'),
+    # RFC 2617 3.5.
+    ('Mufasa', 'Circle Of Life', '/dir/index.html', '0a4f113b',
+     RFC_2617 % b'qop="auth,auth-int", ', b'6629fae49393a05397450978507c4ef1'),
+    # RFC 2069 2.4, with what its erratum 749 says.
+    ('Mufasa', 'CircleOfLife', '/dir/index.html', '', RFC_2617 % b'',
+     b'1949323746fe6a43ef61f9606e7febea'),
+], ids=['7616-md5', '7616-sha-256', '7616-sha-512-256', '2617', '2069'])
 @on_loops
-async def test_digest_as_in_the_examples_of_rfc_7616(algorithm, expected, monkeypatch):
-    monkeypatch.setattr(
-        secrets, 'token_hex', lambda _: 'f2/wE4q74E6zIJEtWaHKaf5wv/H5QzzpXusqGemxURZJ')
-    challenge = (
-        b'WWW-Authenticate: Digest realm="http-auth@example.org", qop="auth, auth-int", '
-        b'algorithm=%b, nonce="7ypf/xlj9XXwfDPEoM4URrv/xwf94BcCAzFZH4GiTo0v", '
-        b'opaque="FQhe/qaU925kfnzjCev0ciny7QMkPqMAFRtzCUYo5tdS"' % algorithm)
-    async with answering(response(401, b'', challenge), OK) as (request, script):
-        await get(digest(request, 'Mufasa', 'Circle of Life'),
-                  'http://www.example.org/dir/index.html')
-    assert b'response="%b"' % expected in authorizations(script)[1]
+async def test_digest_as_in_the_examples_of_the_rfcs(
+        username, password, path, cnonce, challenge, expected, monkeypatch):
+    monkeypatch.setattr(secrets, 'token_hex', lambda _: cnonce)
+    async with answering(response(401, b'', b'WWW-Authenticate: Digest ' + challenge), OK) as (
+            request, script):
+        await get(digest(request, username, password), 'http://www.example.org' + path)
+    sent = authorizations(script)[1]
+    assert b'response="%b"' % expected in sent
+    if b'userhash' in challenge:
+        assert b'username="793263caabb707a56211940d90411ea4a575adeccb7e360aeb624ed06ece9b0b"' \
+            in sent
+        assert sent.endswith(b', userhash=true')
+    if b'qop' not in challenge:
+        assert not re.findall(rb'qop|nc=|cnonce', sent)
+
+
+@on_loops
+async def test_an_algorithm_that_python_does_not_have_is_not_offered(monkeypatch):
+    def new(name, *args, **kwargs):
+        if name == 'sha512_256':
+            raise ValueError('unsupported hash type sha512_256')
+        return hashlib_new(name, *args, **kwargs)
+
+    hashlib_new = hashlib.new
+    monkeypatch.setattr(hashlib, 'new', new)
+    challenges = [b'www-authenticate: Digest realm="r", nonce="n", algorithm=' + algorithm
+                  for algorithm in (b'SHA-512-256', b'MD5')]
+    async with answering(response(401, b'', *challenges), OK) as (request, script):
+        assert (await get(digest(request, 'user', 'password'), URL))[2] == b'ok'
+    assert b'algorithm=MD5' in authorizations(script)[1]
+    with pytest.raises(ValueError, match=r"has none of the algorithms \('SHA-512-256',\)"):
+        digest(get, 'user', 'password', algorithms=('SHA-512-256',))
 
 
 @pytest.mark.parametrize('field', [
     b'a' * 16000, b'a ' * 8000, b'a=' * 8000, b'a="' * 5000, b' ' * 16000, b'a' + b' ' * 16000,
     b'a=' + b' ' * 16000, b'a="' + b'\\' * 16000, b'Digest ' + b'a=b,' * 4000,
-], ids=range(9))
+    b'a="' + b'\\"' * 8000, b'=' * 16000, b'"' * 16000, b'a= ' * 5000, b',' * 16000,
+], ids=range(14))
 @on_loops
 async def test_the_longest_bad_field_takes_no_time(field):
     async def request(method, url, **kwargs):
@@ -631,6 +1152,7 @@ async def test_flask_accepts_digest(algorithm, password, expected):
     (digest, (get, 'a', 'b\r\n'), {}),
     (digest, (get, 'a', 'b'), {'algorithms': ()}),
     (digest, (get, 'a', 'b'), {'algorithms': ('MD4',)}),
+    (bearer, (get, token), {'on_refused': 'forget'}),
     (digest, (get, 'a', 'b'), {'algorithms': 'MD5'}),
     *((layer, args, {'origin': origin})
       for layer, args in ((basic, (get, 'a', 'b')), (bearer, (get, token)),
@@ -662,11 +1184,33 @@ def website(head, body):
     (BLOCKS[0], "b'200' b'Basic'\n", 1),
     (BLOCKS[1], "b'200' b'Bearer'\n" * 2, 3),
     (BLOCKS[2], "b'200' b'Digest'\n" * 2, 3),
-], ids=['basic', 'bearer', 'digest'])
+    (BLOCKS[3], "b'200' b'Digest'\n", 3),
+], ids=['basic', 'bearer', 'digest', 'upload'])
 def test_a_block_of_the_readme_runs_as_it_stands(block, shown, requests, capsys):
     script = Answering(website)
     with internet(script):
         run_block(block)
     assert capsys.readouterr().out == shown
     assert len(script.heads) == requests
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
+    # The body of the upload is sent only once.
+    assert [body for body in script.bodies if body] == [b'-' * 1024] * ('PUT' in block)
+
+
+@pytest.mark.parametrize('good, requests', [(b'abc', 3), (b'new', 5)])
+@on_loops
+async def test_the_token_of_the_readme_is_fetched_again_when_it_is_refused(good, requests):
+    def website(head, body):
+        if value(head, b'host') == b'login.example':
+            token = next(tokens)
+            return response(200, json.dumps({'access_token': token, 'expires_in': 3600}).encode())
+        return OK if value(head, b'authorization') == b'Bearer ' + good else response(401)
+
+    names = {}
+    exec(BLOCKS[1].partition('async def main')[0], names)
+    tokens = iter(('abc', 'new'))
+    async with answering(website) as (pooled, script):
+        get_token, forget = names['fetched_token'](pooled, 'http://login.example/')
+        request = bearer(pooled, get_token, on_refused=forget, origin='http://a.example')
+        assert [(await get(request, URL))[0] for _ in range(2)] == [b'200'] * 2
+    assert len(script.heads) == requests
