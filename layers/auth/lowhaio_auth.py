@@ -41,6 +41,9 @@ DRAIN_TIMEOUT = 1
 # they do when many requests log in at once, and the server knows few nonces, or takes each once.
 MAX_CHALLENGES = 5
 
+# How many more it answers because those of other requests had come in between.
+MAX_OVERTAKEN = 20
+
 # Seconds that a request waits for others that log in, before it does so beside them: they may be
 # slow, or even wait for this very one, if it is made by the body of one of them.
 LOGIN_TIMEOUT = 1
@@ -256,9 +259,10 @@ def digest(request: AnyRequest, username: str, password: str, *, origin: str | N
             reiterable(headers), reiterable(body_args), reiterable(body_kwargs))
         body = repeatable(body)
         is_ours = is_for_us(url) and not has_authorization(headers)
-        # That of the last 401 to this very request, and how many there were.
+        # That of the last 401 to this very request, how many there were, and how many of these
+        # may be due to the 401s of others.
         own: Challenge | None = None
-        challenges = 0
+        challenges = overtaken = 0
         has_login = False
         try:
             while True:
@@ -281,10 +285,11 @@ def digest(request: AnyRequest, username: str, password: str, *, origin: str | N
                 is_last = answered is known
                 # A last nonce that is not said to be stale tells that the password is wrong.
                 if new is None or own and is_last and not new.is_stale \
-                        or challenges == MAX_CHALLENGES:
+                        or challenges - overtaken == MAX_CHALLENGES or overtaken == MAX_OVERTAKEN:
                     return code, fields, response_body
                 own = known = new
                 challenges += 1
+                overtaken += not is_last
                 if has_login and not is_last:
                     # Others are still being challenged: it is the turn of the next that waits.
                     login.release()
