@@ -25,10 +25,8 @@ from lowhaio import (
     HttpConnectionClosedError,
     HttpConnectionError,
     HttpDataError,
-    HttpDnsError,
     HttpError,
     HttpHeaderTooLong,
-    HttpTlsError,
     empty_async_iterator,
     repeatable,
 )
@@ -104,10 +102,13 @@ NOT_HELPED = ('refused', 'pool')
 
 
 def is_of_caller(error: BaseException) -> bool:
-    """What a body function, a layer or `get_connection` was refused for. (A certificate that is
-    not accepted is a ValueError to Python.)"""
-    return (isinstance(error, HttpConnectionError) and isinstance(error.__cause__, (
-        TypeError, ValueError)) and not isinstance(error, (HttpDnsError, HttpTlsError)))
+    """What a body function, a layer or `get_connection` was refused for.
+
+    Subclasses do not count. A certificate that is not accepted, credentials that came as bad JSON
+    and bytes that are no UTF-8 are ValueErrors, too, and may be good the next time.
+    """
+    return isinstance(error, HttpConnectionError) and type(error.__cause__) in (
+        TypeError, ValueError)
 
 
 # -------------------------------------------------------------------------------- the layer

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import pathlib
 import random
 import re
@@ -457,6 +458,7 @@ AGAIN = {
     'redirect-to-nothing': (to_nothing, {}, 'connecting failed'),
     'proxy-502': (plainly, {'get_connection': raising(ServerError('no'))}, 'ServerError'),
     'get_connection': (plainly, {'get_connection': raising(OSError('no'))}, 'OSError'),
+    'bad-json': (plainly, {'get_connection': raising(json.JSONDecodeError('no', '', 0))}, 'no'),
 }
 
 
