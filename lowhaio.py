@@ -3007,31 +3007,38 @@ class ReceivedBody:
     """A `ResponseBody`: the content of a response, as an async iterator of bytes.
 
     Read, its connection can be reused after the last byte. Closed with `aclose`, or dropped,
-    before that, it closes its connection.
+    before that, it closes its connection. What fails once, or was closed before all of it was
+    taken, fails in the same way whenever it is read again.
     """
 
     request_sent = True
     """The whole request has been sent. If not, the response came first, and told to stop."""
 
     # A weak reference to it can be made, as `repeatable` does if it is sent on.
-    __slots__ = ('trailers', '_chunk', '_connection', '_decoder', '_error', '__weakref__')
+    __slots__ = ('_chunk', '_connection', '_decoder', '_error', '_is_being_read', '_source',
+                 '_method', '__weakref__')
 
     def __init__(self, connection: Connection, decoder: Decoder, data: bytes) -> None:
-        self.trailers: Fields = ()
-        """The fields after a chunked body, as pairs like those of the headers, once it ended."""
-        self._connection: Connection | None = connection
         self._decoder = decoder
         self._error: HttpError | None = None
+        self._is_being_read = False
+        # Told in errors, also when it serves another request already.
+        self._source = connection
+        self._method = connection.method
+        # Its own until all has arrived.
+        self._connection: Connection | None = None
         # What has arrived and was not asked for yet. None once all has been asked for at once.
         self._chunk: bytes | None = decoder.feed(data)
         connection.receiver = decoder
         if decoder.is_done:
-            self._finish(connection)
+            connection.release(decoder.has_surplus)
+        else:
+            self._connection = connection
 
-    def _finish(self, connection: Connection) -> None:
-        self._connection = None
-        self.trailers = self._decoder.trailers
-        connection.release(self._decoder.has_surplus)
+    @property
+    def trailers(self) -> Fields:
+        """The fields after a chunked body, as pairs like those of the headers, once it ended."""
+        return self._decoder.trailers
 
     def __aiter__(self) -> ReceivedBody:
         return self
@@ -3049,20 +3056,38 @@ class ReceivedBody:
         return chunk
 
     async def _read(self, connection: Connection) -> bytes:
+        if self._is_being_read:
+            cause = RuntimeError('the body is being read by another task')
+            raise exchange_error(connection, cause) from cause
+        self._is_being_read = True
+        chunk = b''
         try:
-            chunk: bytes = await connection.read()
-            if self._decoder.is_done:
+            chunk = await connection.read()
+            # Unless it has been closed since that came.
+            if self._decoder.is_done and self._connection is not None:
                 self._finish(connection)
-            return chunk
         except BaseException as cause:
             # Whoever asks again must not take what there was for the whole.
-            self._connection = None
+            self._fail(cause)
+            if not isinstance(cause, Exception):
+                raise
+        finally:
+            self._is_being_read = False
+        if self._error is not None:
+            raise self._error
+        return chunk
+
+    def _finish(self, connection: Connection) -> None:
+        self._connection = None
+        connection.release(self._decoder.has_surplus)
+
+    def _fail(self, cause: BaseException) -> None:
+        """Close the connection. The first reason is what each reader gets to know."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
             self._error = exchange_error(connection, cause)
             self._error.__cause__ = cause
             connection.close()
-            if isinstance(cause, Exception):
-                raise self._error from cause
-            raise
 
     def _take_whole(self) -> bytes | None:
         """All that is left of the body if it has arrived, or else None."""
@@ -3075,11 +3100,20 @@ class ReceivedBody:
         return chunk
 
     async def aclose(self) -> None:
-        """Close the connection, unless the whole response has arrived."""
-        self._chunk = b''
-        connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
+        """Close the connection, unless the whole response has arrived.
+
+        Who reads on, and had not taken all, gets an `HttpDataError`.
+        """
+        cause = ConnectionAbortedError('the response body was closed before its end')
+        self._fail(cause)
+        if self._chunk:
+            self._chunk = b''
+            if self._error is None:
+                self._error = HttpDataError(
+                    f'{shown_method(self._method)} {self._source.describe()}, reading the '
+                    f'response body: {reason(cause)}')
+                self._error.response_started = True
+                self._error.__cause__ = cause
 
     def __del__(self) -> None:
         if self._connection is not None:
@@ -3372,8 +3406,6 @@ class Connection:
             await self.take_turns()
         if self.fd < 0:
             raise ConnectionAbortedError('the connection was closed meanwhile')
-        if self.data_waiter is not None:
-            raise RuntimeError('the body is being read by another task')
         # TLS may hold bytes that no look at the socket sees.
         if self.poller.poll(0) or isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
             try:

@@ -88,6 +88,8 @@ if uvloop is not None:
     LOOPS['uvloop'] = uvloop.new_event_loop
     uvloop.new_event_loop().close()  # the first one opens descriptors that stay
 
+SCHEMES = pytest.mark.parametrize('scheme', ['http', 'https'])
+
 # So that a hang is a failure. Nothing waits for it to pass.
 PATIENCE = 20
 
@@ -4751,6 +4753,7 @@ async def test_a_body_that_came_whole_can_be_closed_or_dropped_without_harm():
         _, _, body = await request(b'GET', server.url)
         del body
         _, _, body = await request(b'GET', server.url)
+        assert await anext(body) == b'ok'
         await body.aclose()
         await body.aclose()
         with pytest.raises(StopAsyncIteration):
@@ -4765,6 +4768,19 @@ async def test_a_body_that_came_whole_can_be_closed_or_dropped_without_harm():
     assert script.connections == [0, 0, 0, 0, 0]
 
 
+WAS_CLOSED = 'ConnectionAbortedError: the response body was closed before its end'
+
+
+async def closed(server, *readings, method='GET'):
+    """Each tells the same: that the body was closed before its end."""
+    errors = [await failure(reading) for reading in readings]
+    for error in errors:
+        assert error is errors[0]
+        assert (type(error), type(error.__cause__)) == (HttpDataError, ConnectionAbortedError)
+        assert str(error) == f'{where(server, method)}reading the response body: {WAS_CLOSED}'
+        assert error.response_started
+
+
 @on_loops
 async def test_a_body_closed_unfinished_closes_its_connection():
     for raw in (UNFINISHED, head(b'content-length: 5'), chunked(b'2\r\nok\r\n'), head(),
@@ -4774,11 +4790,126 @@ async def test_a_body_closed_unfinished_closes_its_connection():
             _, _, body = await request(b'GET', server.url)
             for _ in range(2):
                 await body.aclose()
-                with pytest.raises(StopAsyncIteration):
-                    await anext(body)
-                assert await buffered(body) == b''
+                await closed(server, anext(body), buffered(body), anext(body))
                 assert body.trailers == ()
             await until(lambda script=script: script.closed)
+
+
+async def all_of(body):
+    """By an `async for`, as `buffered` reads it."""
+    return b''.join([chunk async for chunk in body])
+
+
+@SCHEMES
+@pytest.mark.parametrize('read', [anext, all_of, buffered])
+@on_loops
+async def test_a_body_closed_before_it_was_read_is_never_taken_for_an_empty_one(scheme, read):
+    for raw in (OK, OK[:-2], UNFINISHED, chunked(b'2\r\nok\r\n'),
+                chunked(b'2\r\nok\r\n0\r\n\r\n'), head() + b'ok'):
+        with row(raw):
+            async with Server(holding(raw), context_of(scheme)) as server, pool(
+                    get_ssl_context=trusting) as request:
+                _, _, body = await request(b'GET', server.url)
+                await body.aclose()
+                await closed(server, read(body), read(body), anext(body), buffered(body))
+
+
+@pytest.mark.parametrize('read', [all_of, buffered])
+@on_loops
+async def test_a_body_closed_as_its_bytes_come_fails_its_reader(read):
+    """In whatever turn: also if the loop has read them already, but the reader has not gone on."""
+    sockets = Sockets()
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(UNFINISHED)
+        await peer.closed()
+
+    outcomes = []
+    for more, number in itertools.product((b'x', b'x' * 98), range(6)):
+        with row(f'{len(more)} bytes, {number} turns'):
+            async with Server(script) as server, pool(get_sock=sockets) as request:
+                _, _, body = await request(b'GET', server.url)
+                reading = asyncio.create_task(read(body))
+                await turns(5)
+                sockets.send_to_last(server.peers[0], more)
+                await turns(number)
+                outcomes.append(reading.done())
+                await body.aclose()
+                if reading.done():
+                    assert await reading == b'ok' + more
+                else:
+                    await closed(server, reading, buffered(body), anext(body))
+                # It is not one that could be used again.
+                assert sockets.socks[-1].fileno() == -1 or reading.done()
+    # Only all of them end it.
+    assert outcomes[:6] == [False] * 6
+    assert outcomes[6:] == sorted(outcomes[6:])
+    assert (outcomes[6], outcomes[-1]) == (False, True)
+
+
+@SCHEMES
+@on_loops
+async def test_a_body_closed_while_its_reader_has_a_chunk_fails_it(scheme):
+    async def read():
+        async for chunk in body:
+            chunks.append(chunk)
+            await goes_on.wait()
+
+    for raw in (UNFINISHED, UNFINISHED + b'x' * 90, chunked(b'2\r\nok\r\n'), head() + b'ok'):
+        chunks, goes_on = [], asyncio.Event()
+        async with Server(holding(raw), context_of(scheme)) as server, pool(
+                get_ssl_context=trusting) as request:
+            _, _, body = await request(b'GET', server.url)
+            reading = asyncio.create_task(read())
+            await until(lambda: chunks)  # noqa: B023
+            await body.aclose()
+            goes_on.set()
+            await closed(server, reading, buffered(body))
+
+
+@on_loops
+async def test_a_body_that_was_read_stays_one_that_ended_when_it_is_closed():
+    async with Server(Answering(OK)) as server, pool() as request:
+        for read in all_of, buffered:
+            _, _, body = await request(b'GET', server.url)
+            assert await read(body) == b'ok'
+            await body.aclose()
+            with pytest.raises(StopAsyncIteration):
+                await anext(body)
+            if read is buffered:
+                await read_before(body)
+            else:
+                assert await buffered(body) == b''
+        # There was nothing to be read.
+        _, _, body = await request(b'HEAD', server.url)
+        await body.aclose()
+        assert await buffered(body) == b''
+
+
+@on_loops
+async def test_a_body_closed_after_its_connection_serves_another_tells_of_its_own_request():
+    async with Server(Answering(OK)) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        await request(b'POST', server.url)
+        await body.aclose()
+        await closed(server, anext(body), buffered(body))
+        assert (await get(request, server.url))[2] == b'ok'
+
+
+@on_loops
+async def test_a_cancellation_of_a_reader_whose_body_is_closed_wins():
+    script = holding(UNFINISHED)
+    async with Server(script) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        reading = asyncio.create_task(buffered(body))
+        await turns(5)
+        await body.aclose()
+        reading.cancel('why')
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await reading
+        assert caught.value.args == ('why',)
+        await closed(server, anext(body))
 
 
 @on_loops
@@ -4789,10 +4920,7 @@ async def test_a_body_closed_while_it_is_read_fails_the_reading():
         reading = asyncio.create_task(buffered(body))
         await turns(5)
         await body.aclose()
-        error = await failure(reading)
-        assert (type(error), type(error.__cause__)) == (HttpDataError, ConnectionAbortedError)
-        assert str(error) == (f'{where(server)}reading the response body: '
-                              'ConnectionAbortedError: closed meanwhile')
+        await closed(server, reading)
         await until(lambda: script.closed)
 
 
@@ -4813,21 +4941,43 @@ async def test_a_body_that_failed_fails_the_same_again():
         await until(lambda: script.closed)
 
 
-@on_loops
-async def test_a_body_read_by_two_tasks_at_once_fails_in_both():
-    script = holding(UNFINISHED)
-    async with Server(script) as server, pool() as request:
-        _, _, body = await request(b'GET', server.url)
-        assert await anext(body) == b'ok'
-        first = asyncio.create_task(anext(body, None))
-        await turns(3)
-        error = await failure(anext(body))
+async def refused(server, *readings):
+    for reading in readings:
+        error = await failure(reading)
         assert (type(error), type(error.__cause__)) == (HttpDataError, RuntimeError)
         assert str(error) == (f'{where(server)}reading the response body: RuntimeError: '
                               'the body is being read by another task')
-        error = await failure(first)
-        assert (type(error), type(error.__cause__)) == (HttpDataError, ConnectionAbortedError)
-        await until(lambda: script.closed)
+
+
+@SCHEMES
+@on_loops
+async def test_a_second_reader_at_the_same_time_is_refused_and_the_first_reads_on(scheme):
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(head(b'content-length: 6') + b'ok')
+        for piece in b'ay', b'!!':
+            await goes_on.wait()
+            goes_on.clear()
+            await peer.send(piece)
+        await peer.read_head()
+        await peer.send(OK)
+
+    goes_on = asyncio.Event()
+    async with Server(script, context_of(scheme)) as server, pool(
+            get_ssl_context=trusting) as request:
+        _, _, body = await request(b'GET', server.url)
+        assert await anext(body) == b'ok'
+        for piece in b'ay', b'!!':
+            first = asyncio.create_task(anext(body))
+            await turns(5)
+            await refused(server, anext(body), buffered(body), all_of(body))
+            goes_on.set()
+            assert await first == piece
+        with pytest.raises(StopAsyncIteration):
+            await anext(body)
+        # Its connection has been released.
+        assert (await get(request, server.url))[2] == b'ok'
+        assert len(server.peers) == 1
 
 
 class Sockets:
@@ -4868,13 +5018,10 @@ async def test_a_body_read_by_two_tasks_at_once_never_harms_another_request():
         first = asyncio.create_task(anext(body, None))
         await turns(3)
         sockets.send_to_last(server.peers[0], b'ay')
-        with contextlib.suppress(HttpDataError):
-            await anext(body)
-        try:
-            assert (await get(request, server.url))[2] == b'ok'
-        finally:
-            first.cancel()
-            await asyncio.gather(first, return_exceptions=True)
+        await refused(server, anext(body))
+        assert await first == b'ay'
+        assert (await get(request, server.url))[2] == b'ok'
+        assert len(server.peers) == 1
 
 
 @contextlib.asynccontextmanager
@@ -4918,11 +5065,9 @@ async def test_a_body_read_by_two_tasks_at_once_never_leaves_one_waiting_forever
         readings = [asyncio.create_task(anext(body)) for _ in range(2)]
         await turns(5)
         await body.aclose()
-        _, pending = await asyncio.wait(readings, timeout=0.1)
-        for reading in pending:
-            reading.cancel()
         outcomes = await asyncio.gather(*readings, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [HttpDataError, HttpDataError]
+    assert [type(outcome.__cause__) for outcome in outcomes] == [
+        ConnectionAbortedError, RuntimeError]
 
 
 @on_loops
@@ -5678,8 +5823,6 @@ TLS_VERSIONS = pytest.mark.parametrize('version', [TLS_1_2, TLS_1_3], ids=['1.2'
 def server_context():
     return certified('127.0.0.1', 'name.test')
 
-
-SCHEMES = pytest.mark.parametrize('scheme', ['http', 'https'])
 
 
 def context_of(scheme):
@@ -9667,9 +9810,10 @@ async def test_a_response_that_is_being_read_can_be_closed_and_not_read_twice(sc
                     anext(body), HttpDataError, RuntimeError,
                     f'{peer_prefix(server)}, reading the response body: RuntimeError: the body is '
                     'being read by another task')
+                await body.aclose()
             error = await failed(reading, HttpDataError, ConnectionAbortedError)
-            assert str(error) == (f'{peer_prefix(server)}, reading the response body: '
-                                  'ConnectionAbortedError: closed meanwhile')
+            assert str(error) == (
+                f'{peer_prefix(server)}, reading the response body: {WAS_CLOSED}')
         await until(lambda: ends == [b'', b''])
 
 
@@ -9700,8 +9844,7 @@ async def test_a_body_can_be_closed_while_its_reader_lets_others_run():
             await body.aclose()
             await failed(
                 reading, HttpDataError, ConnectionAbortedError,
-                f'{peer_prefix(server)}, reading the response body: ConnectionAbortedError: the '
-                'connection was closed meanwhile')
+                f'{peer_prefix(server)}, reading the response body: {WAS_CLOSED}')
 
 
 KEPT_IN_A_CHILD = """
@@ -15926,6 +16069,17 @@ asyncio.run(main())
 """
 
 
+async def troubles_of_readers(address):
+    async with Server(holding(UNFINISHED)) as server, routed(
+            ('127.0.0.1', server.port)) as request:
+        _, _, body = await request(b'GET', 'http://www.example.com/')
+        reading = asyncio.create_task(buffered(body))
+        await turns(5)
+        yield as_printed(await failure(anext(body)))
+        await body.aclose()
+        yield as_printed(await failure(reading))
+
+
 async def troubles_of_pools(address):
     url = 'http://www.example.com/'
     async with routed(address) as request:
@@ -15956,7 +16110,7 @@ async def test_what_goes_wrong_is_printed_as_the_readme_says():
     async with Server(Answering(OK)) as server:
         printed = [text for troubles in (
             troubles_of_arguments, troubles_of_names_and_connecting, troubles_of_tls,
-            troubles_of_responses, troubles_of_pools)
+            troubles_of_responses, troubles_of_readers, troubles_of_pools)
             async for text in troubles(('127.0.0.1', server.port))]
     assert printed == TROUBLES[:-2]
 

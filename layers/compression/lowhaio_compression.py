@@ -174,13 +174,14 @@ class DecompressedBody:
     It has what a response body has, such as `aclose` and `trailers`, and it may be dropped.
     """
 
-    __slots__ = ('_body', '_decoders', '_codings', '_error', '__weakref__')
+    __slots__ = ('_body', '_decoders', '_codings', '_error', '_has_ended', '__weakref__')
 
     def __init__(self, body: Any, codings: list[bytes], max_length: int | None) -> None:
         self._body = body
         self._codings = codings
         self._decoders = [Decoder(coding, max_length) for coding in reversed(codings)]
         self._error: HttpDataError | None = None
+        self._has_ended = False
 
     @property
     def trailers(self) -> Fields:
@@ -207,15 +208,21 @@ class DecompressedBody:
         except HttpError:
             raise
         except Exception as cause:
-            self._error = HttpDataError(
-                f'decoding the response body ({b", ".join(self._codings).decode()}) failed: '
-                f'{cause or type(cause).__name__}')
-            self._error.response_started = True
+            self._error = self._failure(cause)
             await self.aclose()
             raise self._error from cause
         if not chunk:
+            self._has_ended = True
             raise StopAsyncIteration
         return chunk
+
+    def _failure(self, cause: Exception) -> HttpDataError:
+        error = HttpDataError(
+            f'decoding the response body ({b", ".join(self._codings).decode()}) failed: '
+            f'{cause or type(cause).__name__}')
+        error.response_started = True
+        error.__cause__ = cause
+        return error
 
     async def _read(self, decoded: int) -> bytes:
         """Some of what that many of the decoders make of the body, or `b''` at its end."""
@@ -240,8 +247,15 @@ class DecompressedBody:
         return chunk
 
     async def aclose(self) -> None:
-        """Close the connection, unless the whole response has arrived."""
+        """Close the connection, unless the whole response has arrived.
+
+        Who reads on, and had not come to the end, gets an `HttpDataError`: what has arrived may be
+        the whole, but it has not been decoded.
+        """
         self._decoders = []
+        if self._error is None and not self._has_ended:
+            self._error = self._failure(
+                ConnectionAbortedError('the response body was closed before its end'))
         await self._body.aclose()
 
 

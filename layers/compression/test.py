@@ -40,6 +40,16 @@ from lowhaio_chunked import chunked as chunked_body
 from lowhaio_compression import compressed, decompressed
 
 
+async def told_of_the_close(body):
+    """Whoever reads on is told so, again and again."""
+    for reading in buffered(body), anext(body):
+        with pytest.raises(HttpDataError) as caught:
+            await reading
+        assert str(caught.value).endswith('failed: the response body was closed before its end')
+        assert type(caught.value.__cause__) is ConnectionAbortedError
+        assert caught.value.response_started
+
+
 async def forever():
     await asyncio.get_running_loop().create_future()
 
@@ -419,6 +429,23 @@ async def test_bad_content_closes_the_connection():
 
 
 @on_loops
+async def test_a_body_closed_before_it_was_decoded_is_no_empty_one():
+    async with Server(Answering(coded('gzip', gzip.compress(CONTENT)))) as server, \
+            pool() as request:
+        for chunks in 0, 1:
+            _, _, body = await decompressed(request)(b'GET', server.url)
+            for _ in range(chunks):
+                await anext(body)
+            await body.aclose()
+            await told_of_the_close(body)
+        _, _, body = await decompressed(request)(b'GET', server.url)
+        assert await buffered(body) == CONTENT
+        await body.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(body)
+
+
+@on_loops
 async def test_the_errors_of_the_body_stay_as_they_are():
     raw = coded('gzip', gzip.compress(CONTENT))[:-1]
 
@@ -457,8 +484,7 @@ async def test_a_body_that_is_left_closes_its_connection(leave):
         if leave == 'aclose':
             await body.aclose()
             await body.aclose()
-            with pytest.raises(StopAsyncIteration):
-                await anext(body)
+            await told_of_the_close(body)
         elif leave.startswith('cancel'):
             task = asyncio.create_task(read())
             await read_some.wait()

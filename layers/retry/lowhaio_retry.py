@@ -360,11 +360,12 @@ class BegunBody:
     """The content of a response, of which some has been read. Its attributes are those of the
     body that it is read from."""
 
-    __slots__ = ('_body', '_chunks', '__weakref__')
+    __slots__ = ('_body', '_chunks', '_error', '__weakref__')
 
     def __init__(self, body: Any) -> None:
         self._body = body
         self._chunks: deque[bytes] = deque()
+        self._error: HttpDataError | None = None
 
     async def begin(self, max_length: int) -> None:
         try:
@@ -382,14 +383,24 @@ class BegunBody:
         return self
 
     async def __anext__(self) -> bytes:
+        if self._error is not None:
+            raise self._error
         if self._chunks:
             return self._chunks.popleft()
         chunk: bytes = await anext(self._body)
         return chunk
 
     async def aclose(self) -> None:
-        """Close the connection, unless the whole response has arrived."""
-        self._chunks.clear()
+        """Close the connection, unless the whole response has arrived.
+
+        Who reads on, and had not taken all, gets an `HttpDataError`.
+        """
+        if self._chunks:
+            self._chunks.clear()
+            cause = ConnectionAbortedError('the response body was closed before its end')
+            self._error = HttpDataError(f'reading the response body: {cause}')
+            self._error.response_started = True
+            self._error.__cause__ = cause
         await self._body.aclose()
 
     def __getattr__(self, name: str) -> Any:

@@ -812,6 +812,21 @@ async def test_a_body_in_memory_has_all_that_the_body_has(slept):
     assert not inner.is_closed
     await body.aclose()
     assert inner.is_closed
+    # What is lost is not taken for an empty body, by whoever reads on.
+    for reading in anext(body), buffered(body):
+        with pytest.raises(HttpDataError) as raised:
+            await reading
+        assert str(raised.value) == (
+            'reading the response body: the response body was closed before its end')
+        assert type(raised.value.__cause__) is ConnectionAbortedError
+
+
+@on_loops
+async def test_a_body_in_memory_that_was_read_has_ended_when_it_is_closed(slept):
+    request, _ = failing((b'200', (), Content(b'ab')))
+    _, _, body = await retry(request, max_buffered=4)(b'GET', 'http://a/')
+    assert await buffered(body) == b'ab'
+    await body.aclose()
     assert [chunk async for chunk in body] == []
 
 
