@@ -9887,6 +9887,40 @@ def test_a_forked_child_does_not_keep_connections_open_that_the_parent_has_close
         assert parent.wait(PATIENCE) == 0
 
 
+def test_a_child_that_goes_on_with_the_loop_is_told_nothing_of_the_parents_sockets():
+    """In this process, so that what runs in a child is measured, too. In place of the parent, a
+    copy of each descriptor keeps what the loop's selector knows of."""
+    def get_sock(family):
+        sock = default_of('get_sock')(family)
+        copies.append(sock.dup())
+        return sock
+
+    async def begin():
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+        await get(request, server.url)
+        return (await request(b'GET', server.url + 'half'))[2]
+
+    async def go_on():
+        script.go_on.set()
+        await until(lambda: copies[0].recv(1, socket.MSG_PEEK))
+        await turns(3)
+        await failed(request(b'GET', server.url), HttpConnectionError, RuntimeError,
+                     f'GET {server.origin}, {FORKED}')
+        assert await anext(body) == b'o'
+        await failed(anext(body), HttpDataError, ConnectionAbortedError)
+        await close()
+
+    script, copies, errors = Parted(), [], []
+    request, close = Pool(get_sock=get_sock)
+    with ThreadServer(script) as server, contextlib.closing(LOOPS['asyncio']()) as loop:
+        body = loop.run_until_complete(begin())
+        lowhaio.leave_to_parent()
+        loop.run_until_complete(go_on())
+        assert errors == []
+        for sock in copies:
+            sock.close()
+
+
 def test_a_pool_without_a_connection_may_be_made_before_a_fork(plain_website):
     script = FORKING.partition('async def begin')[0] + """
 made = Pool(), Pool()
