@@ -615,7 +615,7 @@ def Pool(
         response = await exchange(
             connection, method, head, declared, body, body_args, body_kwargs)
         if logger is not None:
-            logger.info('Received %s from %s', response[0].decode(), connection.describe())
+            logger.info('Received %s from %s', response[0].decode(), connection.shown)
             logger.debug('That was request %s of its connection', connection.requests)
         return response
 
@@ -785,7 +785,7 @@ def exchange_error(connection: Connection, cause: BaseException) -> HttpError:
     hint = '' if connection.phase == REQUEST_BODY else \
         tls_hint(cause) if is_alert(cause) else \
         early_hint(connection) or plain_hint(connection, kind, cause)
-    error = kind(f'{shown_method(connection.method)} {connection.describe()}, '
+    error = kind(f'{shown_method(connection.method)} {connection.shown}, '
                  f'{connection.phase}: {reason(cause)}{hint}')
     error.reused = connection.requests > 1
     error.response_started = connection.has_started
@@ -1657,7 +1657,7 @@ class Opening:
                 if not isinstance(cause, Exception):
                     raise
                 raise HttpTlsError(
-                    f'{shown_method(self.method)} {connection.describe()}: the TLS handshake '
+                    f'{shown_method(self.method)} {connection.shown}: the TLS handshake '
                     f'failed: {reason(cause)}{tls_hint(cause)}') from cause
         return connection
 
@@ -3022,8 +3022,8 @@ class ReceivedBody:
         self._decoder = decoder
         self._error: HttpError | None = None
         self._is_being_read = False
-        # Told in errors, also when it serves another request already.
-        self._source = connection
+        # Told in errors, when the connection serves another request already.
+        self._source = connection.shown
         self._method = connection.method
         # Its own until all has arrived.
         self._connection: Connection | None = None
@@ -3110,7 +3110,7 @@ class ReceivedBody:
             self._chunk = b''
             if self._error is None:
                 self._error = HttpDataError(
-                    f'{shown_method(self._method)} {self._source.describe()}, reading the '
+                    f'{shown_method(self._method)} {self._source}, reading the '
                     f'response body: {reason(cause)}')
                 self._error.response_started = True
                 self._error.__cause__ = cause
@@ -3202,7 +3202,7 @@ class TlsSession:
 
 class Connection:
     __slots__ = (
-        'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'where', 'settings', 'connections',
+        'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'shown', 'settings', 'connections',
         'share', 'tls_session', 'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
         'deadline', 'timer', 'timer_at', 'is_idle', 'keep_alive',
         'requests', 'method', 'phase', 'receiver', 'has_sent', 'has_written', 'has_started',
@@ -3218,9 +3218,9 @@ class Connection:
         self.poller = select.poll()
         self.poller.register(self.fd, select.POLLIN)
         self.origin = origin
-        # Its address as the resolver has it, and as errors show it.
+        # Its address as the resolver has it, and what errors show.
         self.peer = peer
-        self.where = where
+        self.shown = origin.name + (f' (peer {where})' if where else '')
         self.settings = settings
         self.connections = connections
         # Whose place it has. None while it is being opened: the place is not yet its own.
@@ -3256,9 +3256,6 @@ class Connection:
             settings.recv_bufsize
         self.is_full = False
         connections.opened.add(self)
-
-    def describe(self) -> str:
-        return self.origin.name + (f' (peer {self.where})' if self.where else '')
 
     # Opening
 
