@@ -1887,8 +1887,8 @@ TLS_HINTS = {
     'WRONG_VERSION_NUMBER': 'the peer does not speak TLS',
     'HANDSHAKE_FAILURE': 'the peer refused the handshake: it may share no version, cipher or '
                          'group, or want a client certificate',
-    'PROTOCOL_VERSION': 'the peer shares no version of TLS',
-    'UNSUPPORTED_PROTOCOL': 'the peer shares no version of TLS',
+    'ALERT_PROTOCOL_VERSION': 'the peer allows none of the TLS versions of the SSL context',
+    'UNSUPPORTED_PROTOCOL': 'the SSL context does not allow the TLS version of the peer',
     'CERTIFICATE_REQUIRED': 'the peer wants a client certificate',
     'ALERT_BAD_CERTIFICATE': 'the peer got no client certificate, or does not accept it',
     'ALERT_UNKNOWN_CA': "the peer does not know the client certificate's authority",
@@ -2313,9 +2313,9 @@ class Meanwhile:
                 self.decoder.feed_end()
             except EOFError as cause:
                 raise EOFError(f'the response is cut off: {cause}') from cause
-        if self.is_closing:
-            raise EarlyEnd
-        self.is_done = True
+        # After any other whole response, nothing more is taken.
+        assert self.is_closing
+        raise EarlyEnd
 
     def hand_over(self) -> None:
         """The content that has been taken is that of the response."""

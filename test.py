@@ -13429,18 +13429,18 @@ async def test_an_error_tells_that_a_server_does_not_speak_tls():
             assert b'/path' not in b''.join(sent)
 
 
-class WithoutCertificate:
-    """A script of a plain socket, for a client whose certificate is missing. It does what TLS
-    asks for, and then takes all that comes, so that no reset overtakes what it said."""
+class RefusingTls:
+    """A script of a plain socket, for a client that the context refuses. It does what TLS asks
+    for, and then takes all that comes, so that no reset overtakes what it said."""
 
-    def __init__(self, version):
-        self.version = version
+    def __init__(self, context):
+        self.context = context
         self.reasons = []
         self.data = b''
 
     def __call__(self, sock):
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        tls = wanting_certificates(self.version).wrap_bio(incoming, outgoing, server_side=True)
+        tls = self.context.wrap_bio(incoming, outgoing, server_side=True)
         while True:
             try:
                 tls.do_handshake()
@@ -13469,7 +13469,7 @@ UNCERTIFIED = {
 @TLS_VERSIONS
 @on_loops
 async def test_a_request_without_the_certificate_that_the_server_wants_is_never_heard(version):
-    script = WithoutCertificate(version)
+    script = RefusingTls(wanting_certificates(version))
     with ThreadServer(script) as server:
         origin = f'https://127.0.0.1:{server.port}'
         async with pool(get_ssl_context=trusting) as request:
@@ -13491,6 +13491,108 @@ async def test_a_request_without_the_certificate_that_the_server_wants_is_never_
                     assert (error.reused, error.response_started) == (False, False)
     assert script.reasons == ['PEER_DID_NOT_RETURN_A_CERTIFICATE'] * 2
     assert script.data == b''
+
+
+def limited(context, version=None, ciphers=None, group=None):
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    if ciphers is not None:
+        context.set_ciphers(ciphers)
+    if group is not None:
+        context.set_ecdh_curve(group)
+    return context
+
+
+def with_unknown_certificate():
+    """A client's context with a certificate of an authority that the server does not know."""
+    context = trusting.__wrapped__()
+    trustme.CA().issue_cert('client.test').configure_cert(context)
+    return context
+
+
+FAILED = ': the TLS handshake failed: SSLError: [SSL: '
+AFTER_HANDSHAKE = ', reading the response head: SSLError: [SSL: '
+OTHER_VERSION = ' (the peer allows none of the TLS versions of the SSL context)'
+UNKNOWN_CERTIFICATE = " (the peer does not know the client certificate's authority)"
+# What server and client allow, or have, and how the message of the error begins and ends.
+NOT_IN_COMMON = {
+    'versions': ({'version': TLS_1_2}, {'version': TLS_1_3}, FAILED, OTHER_VERSION),
+    'versions, of which the server wants the newer': (
+        {'version': TLS_1_3}, {'version': TLS_1_2}, FAILED, OTHER_VERSION),
+    'ciphers': ({'version': TLS_1_2, 'ciphers': 'ECDHE+AES256'},
+                {'version': TLS_1_2, 'ciphers': 'ECDHE+AES128'}, FAILED, REFUSED_HANDSHAKE),
+    'groups in TLS 1.2': ({'version': TLS_1_2, 'group': 'secp384r1'},
+                          {'version': TLS_1_2, 'group': 'prime256v1'}, FAILED, REFUSED_HANDSHAKE),
+    'groups in TLS 1.3': ({'version': TLS_1_3, 'group': 'secp384r1'},
+                          {'version': TLS_1_3, 'group': 'prime256v1'}, FAILED, REFUSED_HANDSHAKE),
+}
+UNWANTED = {
+    'no certificate, TLS 1.2': (TLS_1_2, False, FAILED, REFUSED_HANDSHAKE),
+    'no certificate, TLS 1.3': (
+        TLS_1_3, False, AFTER_HANDSHAKE, ' (the peer wants a client certificate)'),
+    'unknown certificate, TLS 1.2': (TLS_1_2, True, FAILED, UNKNOWN_CERTIFICATE),
+    'unknown certificate, TLS 1.3': (TLS_1_3, True, AFTER_HANDSHAKE, UNKNOWN_CERTIFICATE),
+}
+
+
+@on_loops
+async def test_a_hint_for_a_refused_handshake_says_only_what_can_be():
+    """Of the reasons for a failed handshake, its alert names some, and does not tell others."""
+    cases = {name: (limited(certified('127.0.0.1'), **server),
+                    limited(trusting.__wrapped__(), **client), begin, end)
+             for name, (server, client, begin, end) in NOT_IN_COMMON.items()}
+    for name, (version, has_certificate, begin, end) in UNWANTED.items():
+        client = with_unknown_certificate() if has_certificate else trusting()
+        cases[name] = wanting_certificates(version), client, begin, end
+    for name, (server_side, client, begin, end) in cases.items():
+        with row(name), ThreadServer(RefusingTls(server_side)) as server:
+            origin = f'https://127.0.0.1:{server.port}'
+            async with pool(get_ssl_context=functools.partial(lambda same: same, client)) \
+                    as request:
+                error = await failed(
+                    request(b'GET', origin),
+                    HttpTlsError if begin is FAILED else HttpDataError, ssl.SSLError)
+                assert str(error).startswith(
+                    f'GET {origin} (peer 127.0.0.1:{server.port}){begin}')
+                assert str(error).endswith(f'){end}')
+                assert (error.reused, error.response_started) == (False, False)
+
+
+def alert(number):
+    """RFC 8446 6, 5.1."""
+    return b'\x15\x03\x03\0\2\2%c' % number
+
+
+# RFC 5246 7.4.1.3, but with the version of TLS 1.0.
+OLD_SERVER_HELLO = b'\x16\3\1\0\x2a\2\0\0\x26\3\1' + bytes(32) + b'\0\0\x2f\0'
+SAID_IN_HANDSHAKE = {
+    'handshake_failure': (alert(40), REFUSED_HANDSHAKE),
+    'bad_certificate': (
+        alert(42), ' (the peer got no client certificate, or does not accept it)'),
+    'unknown_ca': (alert(48), UNKNOWN_CERTIFICATE),
+    'protocol_version': (alert(70), OTHER_VERSION),
+    'unrecognized_name': (alert(112), ''),
+    'certificate_required': (alert(116), ' (the peer wants a client certificate)'),
+    'an old version': (
+        OLD_SERVER_HELLO, ' (the SSL context does not allow the TLS version of the peer)'),
+}
+
+
+@on_loops
+async def test_what_a_server_says_in_the_handshake_is_told_with_a_hint():
+    async def script(said, peer):
+        await peer.reader.read(65536)
+        await peer.send(said)
+        await peer.closed()
+
+    for name, (said, hint) in SAID_IN_HANDSHAKE.items():
+        async with (Server(functools.partial(script, said)) as server,
+                    pool(get_ssl_context=trusting) as request):
+            with row(name):
+                error = await failed(
+                    request(b'GET', f'https://127.0.0.1:{server.port}'), HttpTlsError,
+                    ssl.SSLError)
+                assert re.sub(r' \(_ssl\.c:\d+\)', '|', str(error)).partition('|')[2] == hint
 
 
 @on_loops_at_once
@@ -14190,17 +14292,18 @@ class EndingBehind:
     """A script that answers an upload, ends its own side of the connection, and goes on reading
     if it is to. GETs are answered."""
 
-    def __init__(self, raw, end, is_read=True):
+    def __init__(self, raw, end, is_read=True, answers_get=True):
         self.raw = raw
         self.end = end
         self.is_read = is_read
+        self.answers_get = answers_get
         self.is_over = threading.Event()
 
     def __call__(self, sock):
         data = b''
         while b'\r\n\r\n' not in data:
             data += sock.recv(65536)
-        if data.startswith(b'GET'):
+        if data.startswith(b'GET') and self.answers_get:
             sock.sendall(OK)
             receive_end(sock)
             return
@@ -14248,6 +14351,27 @@ async def test_the_end_behind_a_whole_last_response_below_300_ends_the_sending(e
                 # Its connection is not used again.
                 assert (await get(request, server.url))[2] == b'ok'
                 assert len(server.socks) == 2
+
+
+@SCHEMES
+@on_loops
+async def test_bytes_between_a_whole_last_response_and_the_end_are_never_delivered(scheme):
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(LAST)
+        await turns(30)
+        answered.set()
+        assert await peer.read(2) == b'ab'
+        await peer.send(FORGED)
+        peer.writer.close()
+
+    answered = asyncio.Event()
+    async with (Server(script, context_of(scheme)) as server,
+                pool(get_ssl_context=trusting) as request):
+        body = Sending(b'a', answered.wait, b'b', forever)
+        code, _, response = await uploading(request, server, body, length=3)
+        assert (code, await buffered(response), response.request_sent) == (b'200', b'ok', False)
+        assert body.events == CANCELLED
 
 
 @on_loops
@@ -14567,6 +14691,118 @@ async def test_what_came_before_a_byte_of_the_request_was_sent_is_not_its_respon
             assert type(error.__cause__) in (BrokenPipeError, ConnectionResetError)
             assert str(error).startswith(at(server, 'sending the request: '))
             assert error.reused
+
+
+class Blocked:
+    """The server's end of a connection that has no room for anything more."""
+
+    async def get_connection(self, *_):
+        ours, self.theirs = socket.socketpair()
+        ours.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                ours.send(bytes(65536))
+        return ours
+
+
+async def with_a_short_time():
+    async with asyncio.timeout(0.01):
+        yield BLOCKING
+
+
+@on_loops
+async def test_a_time_out_of_the_body_tells_if_something_of_the_request_was_sent():
+    text = 'sending the request: TimeoutError: a time-out in the body passed '
+    with deaf_server() as server:
+        async with pool(get_sock=small_sock) as request:
+            error = await failed(
+                uploading(request, server, with_a_short_time, '', len(BLOCKING)), HttpDataError,
+                TimeoutError)
+            assert str(error).endswith(f', {text}while the request was being sent')
+    blocked = Blocked()
+    async with pool(get_connection=blocked.get_connection) as request:
+        error = await failed(
+            request(b'PUT', 'http://a.test/', headers=of_length(len(BLOCKING)),
+                    body=with_a_short_time), HttpConnectionError, TimeoutError)
+        assert str(error).endswith(f', {text}before the head was sent')
+        blocked.theirs.close()
+
+
+@pytest.mark.parametrize('ending', ENDINGS)
+@on_loops
+async def test_an_end_of_the_connection_is_told_with_the_phase_that_it_came_in(ending):
+    """Whether a byte of the response has come, or none. Over TLS it may be a truncation."""
+    context, end = ENDINGS[ending]
+
+    def get(request, server):
+        return request(b'GET', server.url)
+
+    def waiting(request, server):
+        return uploading(request, server, Sending(b'a', forever))
+
+    def blocked(request, server):
+        return uploading(request, server, Sending(BLOCKING))
+
+    def sent(request, server):
+        return uploading(request, server, streamed(b'a'), length=1)
+
+    def expecting(request, server):
+        return uploading(request, server, Sending(b'a'), headers=EXPECT)
+
+    phases = {
+        get: ('GET', 'reading the response head', 'it'),
+        waiting: ('PUT', 'waiting for the request body', 'the response head'),
+        blocked: ('PUT', 'sending the request', 'the response head'),
+        sent: ('PUT', 'reading the response head', 'it'),
+        expecting: ('PUT', 'waiting for 100 Continue', 'it'),
+    }
+    script = EndingBehind(b'', end, is_read=False, answers_get=False)
+    with ThreadServer(script, context and context()) as server:
+        async with pool(get_ssl_context=trusting, get_sock=small_sock) as request:
+            for raw in (b'', b'HTTP/1.1 2', HINTS, HINTS + b'HTTP/1.1 2'):
+                partial = raw.removeprefix(HINTS)
+                for make, (method, phase, what) in phases.items():
+                    with row((phase, raw)):
+                        script.raw = raw
+                        script.is_over.clear()
+                        error = await failed(
+                            make(request, server), HttpConnectionClosedError, None)
+                        script.is_over.set()
+                        expected = at(server, phase, method) + (
+                            ': SSLEOFError: ' if ending == 'TLS, without' else
+                            f': the peer closed the connection, after '
+                            f'{partial or f"no byte of {what}"}'
+                            f'{"" if raw or context else MAY_BE_TLS}')
+                        assert str(error).startswith(expected)
+                        assert ending == 'TLS, without' or str(error) == expected
+                        assert error.response_started == bool(raw)
+
+
+@on_loops
+async def test_the_hint_that_a_port_may_be_for_https_is_for_an_origin_that_never_answered():
+    """Neither if it answered over another connection, nor if that was long ago."""
+    async def script(peer):
+        head = await peer.read_head()
+        if head.startswith(b'GET /answer'):
+            await peer.send(LAST)
+
+    async def upload(request):
+        return await failed(
+            uploading(request, server, Sending(forever)), HttpConnectionClosedError, EOFError)
+
+    async with Server(script) as server:
+        for is_answered in (False, True):
+            async with pool() as request:
+                if is_answered:
+                    await get(request, server.url + 'answer')
+                hint = '' if is_answered else MAY_BE_TLS
+                await failed(
+                    get(request, server.url), HttpConnectionClosedError, EOFError,
+                    at(server, 'reading the response head: the peer closed the connection, after '
+                       f'no byte of it{hint}', 'GET'))
+                assert str(await upload(request)) == at(
+                    server, 'waiting for the request body: the peer closed the connection, after '
+                    f'no byte of the response head{hint}')
 
 
 EARLIER = {
