@@ -8,6 +8,7 @@ descriptor, no error in the loop, no warning.
 import _ssl
 import array
 import asyncio
+import base64
 import collections
 import concurrent.futures
 import contextlib
@@ -15802,7 +15803,7 @@ class Proxy:
 
 
 @contextlib.asynccontextmanager
-async def listening(script):
+async def listening(script, host='127.0.0.1'):
     """A server of two streams, until its connections have ended."""
     started = []
 
@@ -15810,7 +15811,7 @@ async def listening(script):
         started.append(asyncio.current_task())
         await script(reader, writer)
 
-    server = await asyncio.start_server(serve, '127.0.0.1', 0)
+    server = await asyncio.start_server(serve, host, 0)
     yield server.sockets[0].getsockname()
     server.close()
     await asyncio.gather(*started)
@@ -15834,28 +15835,69 @@ async def test_recipe_through_a_unix_socket(scheme, tmp_path):
                                      'FileNotFoundError: [Errno 2]')
 
 
+def url_of_proxy(address, user=''):
+    host, port = address[:2]
+    return f'http://{user}[{host}]:{port}' if ':' in host else f'http://{user}{host}:{port}'
+
+
 @SCHEMES
 @on_loops
 async def test_recipe_through_an_http_proxy(scheme):
     through_http_proxy = recipe('through_http_proxy').through_http_proxy
-    fields = ((b'proxy-authorization', b'Basic dTpw'),)
+    fields = ((b'proxy-authorization', b'Bearer a'),)
     async with Server(Answering(OK), context_of(scheme)) as server:
         proxy = Proxy(server.port)
         async with listening(proxy) as address:
-            async with pool(get_connection=through_http_proxy(address, fields),
+            async with pool(get_connection=through_http_proxy(url_of_proxy(address), fields),
                             get_ssl_context=trusting, get_dns_resolver=unwanted) as request:
                 for host in ('name.test', '127.0.0.1:81', 'name.test'):
                     assert (await get(request, f'{scheme}://{host}/'))[2] == b'ok'
-            async with pool(get_connection=through_http_proxy(address)) as request:
+            async with pool(get_connection=through_http_proxy(
+                    url_of_proxy(address) + '/')) as request:
                 with contextlib.suppress(HttpError):
                     await get(request, f'{scheme}://[2001:DB8::1]/')
     port = 443 if scheme == 'https' else 80
     assert proxy.heads == [
         b'CONNECT name.test:%d HTTP/1.1\r\nhost: name.test:%d\r\n'
-        b'proxy-authorization: Basic dTpw\r\n\r\n' % (port, port),
+        b'proxy-authorization: Bearer a\r\n\r\n' % (port, port),
         b'CONNECT 127.0.0.1:81 HTTP/1.1\r\nhost: 127.0.0.1:81\r\n'
-        b'proxy-authorization: Basic dTpw\r\n\r\n',
+        b'proxy-authorization: Bearer a\r\n\r\n',
         b'CONNECT [2001:db8::1]:%d HTTP/1.1\r\nhost: [2001:db8::1]:%d\r\n\r\n' % (port, port)]
+
+
+@pytest.mark.parametrize('host, user, sent', [
+    ('127.0.0.1', '', None),
+    ('127.0.0.1', 'u:p@', b'u:p'),
+    ('127.0.0.1', 'u@', b'u:'),
+    ('127.0.0.1', ':p@', b':p'),
+    ('127.0.0.1', 'u:p:q@', b'u:p:q'),
+    ('127.0.0.1', '%C3%A9%40x:%3A%2F%25%20@', 'é@x::/% '.encode()),
+    ('::1', '', None),
+    ('::1', 'u:p@', b'u:p'),
+])
+@on_loops
+async def test_recipe_an_http_proxy_by_its_url(host, user, sent):
+    through_http_proxy = recipe('through_http_proxy').through_http_proxy
+    async with Server(Answering(OK)) as server:
+        proxy = Proxy(server.port)
+        async with listening(proxy, host) as address:
+            url = url_of_proxy(address, user)
+            async with pool(get_connection=through_http_proxy(url)) as request:
+                assert (await get(request, 'http://name.test/'))[2] == b'ok'
+    [head] = proxy.heads
+    credentials = re.findall(rb'\r\nproxy-authorization: Basic (.*)\r\n', head)
+    assert credentials == ([] if sent is None else [base64.b64encode(sent)])
+    assert head.count(b'\r\n') == 3 + len(credentials)
+
+
+@pytest.mark.parametrize('url', [
+    '', 'name.test:1', 'https://name.test', 'http://', 'http://u:secret/@name.test',
+    'http://u:secret@', 'http://u:secr@et@name.test', 'http://u:secret@name.test:x',
+    'http://u:secret@name.test/path', 'http://u:secret@::1', 'http://[::1'])
+def test_recipe_an_http_proxy_whose_url_is_none(url):
+    with pytest.raises(ValueError, match='must be like http://user:password@192.0.2.1') as caught:
+        recipe('through_http_proxy').through_http_proxy(url)
+    assert 'secr' not in str(caught.value)
 
 
 @on_loops
@@ -15865,23 +15907,50 @@ async def test_recipe_through_an_http_proxy_that_refuses():
     said = 'GET https://name.test:443: get_connection failed: ProxyError: the proxy answered '
     refusal = (b'HTTP/1.1 407 Proxy Authentication Required\r\n'
                b'Proxy-Authenticate: Basic realm="a: b"\r\ncontent-length: 0\r\n\r\n')
-    proxy = Proxy(0, refusal, b'HTTP/1.0 502\r\n\r\n', b'SSH-2.0-a\r\n\r\n', bytes(20_000))
+    answers = {
+        b'HTTP/1.0 502\r\n\r\n<p>No such\x1b host</p>\r\nmore':
+            "b'HTTP/1.0 502': b'<p>No such\\x1b host</p>'",
+        b'HTTP/1.1 403 No\ncontent-length: 9\n\n\n <p>\nb': "b'HTTP/1.1 403 No': b'<p>'",
+        b'HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n':
+            "b'HTTP/1.1 403 No': b'abc'",
+        b'HTTP/1.1 503 \r\n\r\n' + b'a' * 20_000: f"b'HTTP/1.1 503': {b'a' * 200!r}",
+        b'SSH-2.0-a\r\n\r\n\r\n': "b'SSH-2.0-a'",
+        b'HTTP/1.1 2000\r\ncontent-length: 0\r\n\r\n': "b'HTTP/1.1 2000'",
+        b'HTTP/2 200\r\ncontent-length: 0\r\n\r\n': "b'HTTP/2 200'",
+        bytes(20_000): repr(bytes(60)),
+    }
+    proxy = Proxy(0, refusal, *answers)
     async with listening(proxy) as address:
-        async with pool(get_connection=through_http_proxy(address)) as request:
+        url = url_of_proxy(address, 'user:secret@')
+        async with pool(get_connection=through_http_proxy(url)) as request:
             error = await failed(
                 request(b'GET', 'https://name.test/'), HttpConnectionError, ProxyError,
                 said + "b'HTTP/1.1 407 Proxy Authentication Required'")
-            assert error.__cause__.code == b'407'
+            assert (error.__cause__.code, error.__cause__.is_lasting) == (b'407', True)
             assert error.__cause__.headers == (
                 (b'proxy-authenticate', b'Basic realm="a: b"'), (b'content-length', b'0'))
-            for answer in (b'HTTP/1.0 502', b'SSH-2.0-a', bytes(60)):
+            for shown in answers.values():
                 await failed(request(b'GET', 'https://name.test/'), HttpConnectionError,
-                             ProxyError, said + repr(answer))
-    assert proxy.ends == 4
+                             ProxyError, said + shown)
+    assert proxy.ends == len(proxy.heads) == 1 + len(answers)
     async with listening(hanging_up) as address:
-        async with pool(get_connection=through_http_proxy(address)) as request:
+        async with pool(get_connection=through_http_proxy(url_of_proxy(address))) as request:
             await failed(request(b'GET', 'https://name.test/'), HttpConnectionError, ProxyError,
                          said + "b''")
+
+
+@on_loops_at_once
+async def test_recipe_an_http_proxy_that_refuses_without_saying_why():
+    """Its connection stays open, so that the end of what it says does not show."""
+    module = recipe('through_http_proxy')
+    async with listening(Proxy(0, b'HTTP/1.1 403 No\r\n\r\n')) as address:
+        get_connection = module.through_http_proxy(url_of_proxy(address))
+        async with pool(get_connection=get_connection, socket_timeout=PATIENCE) as request:
+            await failed(
+                request(b'GET', 'http://name.test/'), HttpConnectionError, module.ProxyError,
+                "GET http://name.test:80: get_connection failed: ProxyError: the proxy answered "
+                "b'HTTP/1.1 403 No'")
+    assert asyncio.current_task().cancelling() == 0
 
 
 async def hanging_up(reader, writer):
@@ -15891,17 +15960,21 @@ async def hanging_up(reader, writer):
     writer.close()
 
 
+@pytest.mark.parametrize('head', [
+    b'HTTP/1.1 200 \r\n\r\n', b'HTTP/1.0 200 OK\n\n', b'HTTP/1.1 200\na: b\r\n\n',
+    b'HTTP/1.1 299 OK\r\na: b\n\r\n', b'HTTP/1.1 100 Continue\n\nHTTP/1.1 200 OK\n\n'])
 @on_loops
-async def test_recipe_through_an_http_proxy_takes_no_byte_of_the_server():
+async def test_recipe_through_an_http_proxy_takes_no_byte_of_the_server(head):
     """A response that comes at once is one to no request."""
     async def script(reader, writer):
         await reader.readuntil(b'\r\n\r\n')
-        writer.write(b'HTTP/1.1 200 \r\n\r\n' + OK)
+        writer.write(head + OK)
         await reader.read()
         writer.close()
 
     async with listening(script) as address:
-        get_connection = recipe('through_http_proxy').through_http_proxy(address)
+        through_http_proxy = recipe('through_http_proxy').through_http_proxy
+        get_connection = through_http_proxy(url_of_proxy(address))
         with await get_connection('http', 'name.test', 80) as sock:
             assert await asyncio.get_running_loop().sock_recv(sock, 100) == OK
 
@@ -15942,10 +16015,11 @@ class SocksProxy:
 async def test_recipe_through_a_socks_proxy(scheme):
     through_socks_proxy = recipe('through_socks_proxy').through_socks_proxy
     async with Server(Answering(OK), context_of(scheme)) as server:
-        for bound in (b'\1\0\0\0\0', b'\4' + bytes(16), b'\3\4name'):
+        for bound, at in ((b'\1\0\0\0\0', '127.0.0.1'), (b'\4' + bytes(16), '::1'),
+                          (b'\3\4name', '127.0.0.1')):
             proxy = SocksProxy(server.port, bound=bound)
-            async with listening(proxy) as address:
-                async with pool(get_connection=through_socks_proxy(address),
+            async with listening(proxy, at) as address:
+                async with pool(get_connection=through_socks_proxy(address[:2]),
                                 get_ssl_context=trusting, get_dns_resolver=unwanted) as request:
                     for host in ('name.test', '127.0.0.1:81', 'name.test'):
                         assert (await get(request, f'{scheme}://{host}/'))[2] == b'ok'
@@ -15982,7 +16056,8 @@ async def test_recipe_a_proxy_that_says_nothing_is_left_in_time(name):
 
     started, ended = asyncio.Event(), []
     async with listening(silent) as address:
-        get_connection = getattr(recipe(name), name)(address)
+        proxy = address if 'socks' in name else url_of_proxy(address)
+        get_connection = getattr(recipe(name), name)(proxy)
         async with pool(get_connection=get_connection, socket_timeout=0.1) as request:
             await failed(
                 request(b'GET', 'http://name.test/'), HttpConnectionError, TimeoutError)
@@ -16249,7 +16324,8 @@ async def troubles_of_names_and_connecting(address):
             yield await said(sock.getsockname(), options={'socket_timeout': 0.05})
     async with listening(refusing) as proxy:
         through_http_proxy = recipe('through_http_proxy').through_http_proxy
-        yield await said(address, options={'get_connection': through_http_proxy(proxy)})
+        yield await said(address, options={
+            'get_connection': through_http_proxy(url_of_proxy(proxy))})
 
 
 async def troubles_of_tls(address):

@@ -23,6 +23,7 @@ import re
 import signal
 import socket
 import ssl
+import subprocess
 import sys
 import threading
 import types
@@ -61,6 +62,7 @@ from harness import (  # noqa: E402
     value,
 )
 from lowhaio_redirect import redirectable  # noqa: E402
+from lowhaio_retry import retry  # noqa: E402
 
 README = (HERE / 'README.md').read_text(encoding='utf-8')
 BLOCKS = re.findall(r'(?<=^```python\n).*?(?=^```$)', README, re.MULTILINE | re.DOTALL)
@@ -135,11 +137,12 @@ def missing(asked):
 
 
 def archive(asked):
-    """1000 bytes, of which the first 400 are the first answer, which is cut off."""
+    """1000 bytes, of which the first 400 are the first answer, which is cut off. The last of these
+    is asked for again."""
     if not asked.before:
         return 200, {'etag': '"1"', 'content-length': '1000', 'connection': 'close'}, b'a' * 400
-    assert (asked.fields['range'], asked.fields['if-range']) == ('bytes=400-', '"1"')
-    return 206, {'etag': '"1"', 'content-range': 'bytes 400-999/1000'}, b'b' * 600
+    assert (asked.fields['range'], asked.fields['if-range']) == ('bytes=399-', '"1"')
+    return 206, {'etag': '"1"', 'content-range': 'bytes 399-999/1000'}, b'a' + b'b' * 600
 
 
 def event_stream(asked):
@@ -515,12 +518,13 @@ def test_ci_runs_what_the_readme_tells_a_person_to_run():
 
 
 def recipe(name):
-    """The imports and definitions of the block that defines the name, as a module."""
+    """The imports, constants and definitions of the block that defines the name, as a module."""
     [block] = [block for block in BLOCKS
                if re.search(rf'^(async def|def|class) {name}\b', block, re.MULTILINE)]
     tree = ast.parse(block)
     tree.body = [node for node in tree.body if isinstance(
-        node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)]
+        node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        or isinstance(node, ast.Assign) and node.targets[0].id.isupper()]
     module = types.ModuleType(name)
     exec(compile(tree, 'README.md', 'exec'), vars(module))
     return module
@@ -637,13 +641,13 @@ def cut_off(*responses, at=100):
     return script
 
 
-def rest(start, end=1024, etag=b'"1"'):
-    return response(206, CONTENT[start:end], b'etag: ' + etag,
-                    b'content-range: bytes %d-%d/1024' % (start, end - 1))
+def rest(start, end=1024, etag=b'"1"', code=206, total=1024):
+    return response(code, CONTENT[start:end], b'etag: ' + etag,
+                    b'content-range: bytes %d-%d/%d' % (start, end - 1, total))
 
 
-def unsatisfied(total):
-    return response(416, b'', b'content-range: bytes */%d' % total)
+def unsatisfied(total, *fields):
+    return response(416, b'', b'content-range: bytes */%d' % total, *fields)
 
 
 @contextlib.contextmanager
@@ -675,9 +679,10 @@ async def downloaded(path, *responses, at=None, pauses=()):
     return asked, bars, error
 
 
-NOT_WHOLE = 'PATH is not whole after 1 attempts'
+NOT_WHOLE = 'PATH is not whole, and no more of it comes'
 WHOLE = (None, None)
-FROM_100 = (b'bytes=100-', b'"1"')
+# Of which 100 bytes are there: the last of them once more.
+FROM_99 = (b'bytes=99-', b'"1"')
 
 
 async def begin(path, etag=b'"1"'):
@@ -689,21 +694,30 @@ async def begin(path, etag=b'"1"'):
 
 DOWNLOADS = {
     # What is answered to the rest; what is asked for with that; what bars begin with.
-    'the rest': ([rest(100)], [FROM_100], [(100, 1024)]),
+    'the rest': ([rest(99)], [FROM_99], [(99, 1024)]),
     'the rest in pieces': (
-        [rest(100, 200), rest(200)], [FROM_100, (b'bytes=200-', b'"1"')],
-        [(100, 1024), (200, 1024)]),
-    'no ranges': ([whole()], [FROM_100], [(0, 1024)]),
-    'it has changed': ([whole(b'"2"')], [FROM_100], [(0, 1024)]),
+        [rest(99, 200), rest(199)], [FROM_99, (b'bytes=199-', b'"1"')],
+        [(99, 1024), (199, 1024)]),
+    'the rest, with 200': ([rest(99, code=200)], [FROM_99], [(99, 1024)]),
+    'the rest of another one, with 200': (
+        [rest(99, etag=b'"2"', code=200), whole(b'"2"')], [FROM_99, WHOLE], [(0, 1024)]),
+    'no ranges': ([whole()], [FROM_99], [(0, 1024)]),
+    'it has changed': ([whole(b'"2"')], [FROM_99], [(0, 1024)]),
     'it has changed, and if-range is not known': (
-        [rest(100, etag=b'"2"'), whole(b'"2"')], [FROM_100, WHOLE], [(0, 1024)]),
-    'another range': ([rest(99), whole()], [FROM_100, WHOLE], [(0, 1024)]),
+        [rest(99, etag=b'"2"'), whole(b'"2"')], [FROM_99, WHOLE], [(0, 1024)]),
+    'the rest has no etag': (
+        [response(206, CONTENT[99:], b'content-range: bytes 99-1023/1024'), whole()],
+        [FROM_99, WHOLE], [(0, 1024)]),
+    'another range': ([rest(98), whole()], [FROM_99, WHOLE], [(0, 1024)]),
     'no range': (
-        [response(206, b'a', b'etag: "1"'), whole()], [FROM_100, WHOLE], [(0, 1024)]),
+        [response(206, b'a', b'etag: "1"'), whole()], [FROM_99, WHOLE], [(0, 1024)]),
+    'another range, with 200': ([rest(0, code=200), whole()], [FROM_99, WHOLE], [(0, 1024)]),
     'it is shorter, and if-range is not known': (
-        [unsatisfied(50), whole()], [FROM_100, WHOLE], [(0, 1024)]),
+        [unsatisfied(50), whole()], [FROM_99, WHOLE], [(0, 1024)]),
+    'another one is as long as what is there, and if-range is not known': (
+        [unsatisfied(100, b'etag: "2"'), whole()], [FROM_99, WHOLE], [(0, 1024)]),
     'the server has no time': (
-        [response(503), response(429), rest(100)], [FROM_100] * 3, [(100, 1024)]),
+        [response(503), response(429), rest(99)], [FROM_99] * 3, [(99, 1024)]),
 }
 
 
@@ -722,24 +736,48 @@ async def test_a_download_goes_on_where_it_ended(case, tmp_path):
 
 
 @on_loops
-async def test_a_download_goes_on_in_one_run(tmp_path):
+async def test_a_download_goes_on_as_long_as_bytes_come(tmp_path):
+    """Two attempts that bring nothing, one after the other, are too many."""
     path = tmp_path / 'file'
+    starts = [99, 198, 297, 297, 396, 396]
+    busy = response(503, b'', b'connection: close')
     assert await downloaded(
-        path, whole(), rest(100), rest(200), rest(300), at=100, pauses=[0] * 3) == (
-            [WHOLE, FROM_100, (b'bytes=200-', b'"1"'), (b'bytes=300-', b'"1"')],
-            [(0, 1024), (100, 1024), (200, 1024), (300, 1024)],
-            'PATH is not whole after 4 attempts')
-    assert await downloaded(path, rest(400)) == ([(b'bytes=400-', b'"1"')], [(400, 1024)], None)
+        path, whole(), rest(99), rest(198), busy, rest(297), busy, busy, at=100,
+        pauses=[0, 0]) == (
+            [WHOLE, *((b'bytes=%d-' % start, b'"1"') for start in starts)],
+            [(0, 1024), (99, 1024), (198, 1024), (297, 1024)], NOT_WHOLE)
+    assert await downloaded(path, rest(396)) == ([(b'bytes=396-', b'"1"')], [(396, 1024)], None)
     assert path.read_bytes() == CONTENT
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@on_loops
+async def test_a_download_that_begins_anew_again_and_again_comes_to_an_end(tmp_path):
+    """Without an etag, the same bytes are no progress."""
+    path = tmp_path / 'file'
+    assert await downloaded(path, *[whole(b'')] * 3, at=100, pauses=(0, 0)) == (
+        [WHOLE] * 3, [(0, 1024)] * 3, NOT_WHOLE)
+    assert await downloaded(
+        path, *[whole(b'"1"'), rest(99, etag=b'"2"')] * 2, at=100, pauses=(0, 0, 0)) == (
+            [WHOLE, FROM_99] * 2, [(0, 1024)] * 2, NOT_WHOLE)
 
 
 @on_loops
 async def test_a_download_that_is_whole_already(tmp_path):
     path = tmp_path / 'file'
     await begin(path)
-    assert await downloaded(path, unsatisfied(100)) == ([FROM_100], [], None)
+    assert await downloaded(path, rest(99, 100, total=100)) == ([FROM_99], [(99, 100)], None)
     assert path.read_bytes() == CONTENT[:100]
     assert list(tmp_path.iterdir()) == [path]
+
+
+@on_loops
+async def test_a_download_of_which_one_byte_has_come_begins_anew(tmp_path):
+    path = tmp_path / 'file'
+    assert await downloaded(path, whole(), whole(), at=1, pauses=[0]) == (
+        [WHOLE] * 2, [(0, 1024)] * 2, NOT_WHOLE)
+    assert await downloaded(path, whole()) == ([WHOLE], [(0, 1024)], None)
+    assert path.read_bytes() == CONTENT
 
 
 @pytest.mark.parametrize('etag', [b'W/"1"', b''])
@@ -755,7 +793,8 @@ async def test_a_download_without_a_strong_etag_begins_anew(etag, tmp_path):
 @on_loops
 async def test_a_download_of_nothing_is_not_tried_again(code, tmp_path):
     path = tmp_path / 'file'
-    assert await downloaded(path, response(code), pauses=(0,)) == ([WHOLE], [], f'/: {code}')
+    assert await downloaded(path, response(code), pauses=(0,)) == (
+        [WHOLE], [], f'file: the server answered {code}')
     assert list(tmp_path.iterdir()) == []
 
 
@@ -771,6 +810,55 @@ async def test_a_download_without_a_length(tmp_path):
             await module.download(request, server.url, tmp_path / 'file')
     assert (tmp_path / 'file').read_bytes() == b'hello'
     assert bars == [(0, None)]
+
+
+@pytest.fixture(scope='module')
+def rclone(tmp_path_factory):
+    """The URL of a server that sends ranges with 200, and does not know if-range."""
+    program = pathlib.Path(sys.executable).with_name('rclone')
+    with subprocess.Popen(
+            [program, 'serve', 's3', '--addr', '127.0.0.1:0', tmp_path_factory.mktemp('rclone')],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for line in process.stderr:
+                if match := re.search(r'Starting s3 server on \[(http://.*)/\]', line):
+                    break
+            yield match[1]
+        finally:
+            process.kill()
+            process.stderr.read()
+
+
+@on_loops
+async def test_a_download_from_rclone(rclone, tmp_path):
+    async def put(url, content=b''):
+        code, _, body = await request(
+            b'PUT', url, body=streamed(content),
+            headers=((b'content-length', b'%d' % len(content)),))
+        await buffered(body)
+        assert code in (b'200', b'409')
+
+    module = recipe('download')
+    path, part = tmp_path / 'file', tmp_path / 'file.part'
+    url = f'{rclone}/bucket/key'
+    old, new = os.urandom(1000), os.urandom(1000)
+    async with pool() as request:
+        with silent_bars(module) as bars:
+            await put(f'{rclone}/bucket')
+            await put(url, old)
+            _, fields, body = await request(b'GET', url)
+            assert await buffered(body) == old
+            # Of the one before: some of it, all of it; and then of this one.
+            for there, whole_one, begun in ((500, old, [499]), (1000, old, [999]),
+                                            (500, new, [0]), (1000, new, [0]),
+                                            (1000, new[:10], [0])):
+                await put(url, whole_one)
+                part.write_bytes(old[:there])
+                (tmp_path / 'file.etag').write_bytes(dict(fields)[b'etag'])
+                bars.clear()
+                await module.download(request, url, path, pauses=(0, 0))
+                assert path.read_bytes() == whole_one
+                assert bars == [(start, len(whole_one)) for start in begun]
 
 
 # ------------------------------------------------------------------------------------ events
@@ -792,6 +880,8 @@ STREAMS = {
                     [('message', 'a', '1'), ('message', 'b', '1')]),
     'an ID alone': ('id: 1\n\ndata: b\n\n', [('message', 'b', '1')]),
     'an ID with NUL': ('id: 1\nid: 2\0\ndata: a\n\n', [('message', 'a', '1')]),
+    'an ID that no field can have': (
+        'id: 1\tb\nid: 2\x01\nid:\x7f\ndata: a\n\n', [('message', 'a', '1\tb')]),
     'CR': ('data: a\rdata: b\r\rdata: c\r\r', [('message', 'a\nb', ''), ('message', 'c', '')]),
     'CRLF': ('data: a\r\ndata: b\r\n\r\n', [('message', 'a\nb', '')]),
     'CR, CRLF, LF': ('data: a\rdata: b\r\ndata: c\n\ndata: d\r\n\n',
@@ -837,17 +927,42 @@ def test_what_a_server_says_about_coming_back():
     EventParser = recipe('EventParser').EventParser
     assert retry('retry: 1500\n') == 1.5
     assert retry('retry: 0\n') == 0
+    # A day at most.
+    for text in ('86400001', '9' * 400, '9' * 10_000):
+        assert retry(f'retry: {text}\n') == 86400
     for text in ('', '1.5', '-1', '+1', '1 ', '\u0663', '1_0'):
         assert retry(f'retry: {text}\n') == 3
+
+
+@pytest.mark.parametrize('endless', [b'data: ab\n', b'data: ' + b'a' * 100, b':' + b'a' * 100])
+def test_an_event_that_does_not_end_is_not_held_for_ever(endless):
+    module = recipe('EventParser')
+    module.MAX_EVENT = 10_000
+    parser = module.EventParser('', 3)
+    with pytest.raises(module.EventStreamError, match='an event is longer than 10000 characters'):
+        for _ in range(2000):
+            assert list(parser.feed(endless)) == []
+
+
+@pytest.mark.parametrize('endless', [
+    b': ping\n', b'\n', b'data: ab\n\n', b'event: a\nretry: 1\nid: 1\n'])
+def test_a_stream_of_events_need_not_end(endless):
+    module = recipe('EventParser')
+    module.MAX_EVENT = 1000
+    parser = module.EventParser('', 3)
+    for data in (endless, endless * 10):
+        for _ in range(1000):
+            list(parser.feed(data))
 
 
 def stream(content, *fields):
     return response(200, content, b'content-type: text/event-stream', *fields)
 
 
-async def events_of(*responses, **options):
+async def events_of(*responses, slept=None, **options):
     """What came, with what it ended, and the IDs that the server was told."""
     module = recipe('events')
+    module.asyncio = types.SimpleNamespace(sleep=sleeping([] if slept is None else slept))
     came = []
     async with answered(*responses) as (request, script):
         error = None
@@ -892,7 +1007,8 @@ async def test_a_stream_of_events_survives_lost_connections():
     slept = []
     module.asyncio = types.SimpleNamespace(sleep=sleeping(slept))
     async with Server(script) as server, pool() as request:
-        came = [event.id async for event in module.events(request, server.url, 1, attempts=3)]
+        came = [event.id async for event in module.events(
+            request, server.url, retry=1, attempts=3)]
     assert came == ['3', '6']
     assert [value(head, b'last-event-id') for head in script.heads] == [
         None, None, None, b'3', b'3', b'3', b'6']
@@ -907,21 +1023,56 @@ def sleeping(slept):
 
 
 @on_loops
-async def test_a_stream_of_events_gives_up():
-    assert await events_of(None, retry=0, attempts=3) == (
-        [], 'HttpConnectionClosedError', [None] * 3)
+async def test_a_stream_of_events_waits_longer_each_time_but_not_without_end():
+    slept = []
+    answers = [response(503), None, response(429), response(500), response(502), response(504),
+               *[None] * 2000, stream(b'data: a\n\n'), response(503, b'busy'), response(204)]
+    assert (await events_of(*answers, slept=slept, longest=20))[:2] == (['a'], None)
+    assert slept == [3, 4, 8, 16, 20, *[20] * 2001, 3, 3]
+    slept = []
+    await events_of(
+        stream(b'retry: 30000\n'), None, stream(b'retry: 0\n'), None, None, response(204),
+        slept=slept, longest=20)
+    assert slept == [30, 30, 0, 2, 4]
+
+
+@on_loops
+async def test_a_stream_of_events_goes_on_after_one_of_an_earlier_run():
+    assert await events_of(
+        response(503), stream(b'data: a\n\nid: 8\n\n'), response(204), last_id='7\xe9') == (
+            ['a'], None, [b'7\xc3\xa9', b'7\xc3\xa9', b'8'])
+
+
+@on_loops
+async def test_a_stream_of_events_gives_up_if_it_is_told_to():
+    assert await events_of(None, attempts=3) == ([], 'HttpConnectionClosedError', [None] * 3)
+    assert await events_of(response(503), attempts=3) == ([], 'EventStreamError', [None] * 3)
+
+
+@on_loops
+async def test_a_stream_of_events_gives_up_where_time_does_not_help():
+    events = recipe('events').events
     request, close = Pool()
+    with pytest.raises(HttpConnectionError, match='url must'):
+        await anext(events(request, 'ftp://name.test/'))
     await close()
     with pytest.raises(HttpConnectionError, match='the pool is closed'):
-        await anext(recipe('events').events(request, 'http://name.test/', 0))
+        await anext(events(request, 'http://name.test/'))
 
 
 @pytest.mark.parametrize('no_stream', [
     response(404, b'', b'content-type: text/event-stream'), response(200, b'data: a\n\n'),
-    response(200, b'data: a\n\n', b'content-type: text/event-streams')])
+    response(200, b'data: a\n\n', b'content-type: text/event-streams'), response(501)])
 @on_loops
 async def test_what_is_no_stream_of_events_is_not_asked_for_again(no_stream):
-    assert await events_of(no_stream, retry=0) == ([], 'EventStreamError', [None])
+    assert await events_of(no_stream) == ([], 'EventStreamError', [None])
+
+
+@on_loops
+async def test_the_type_of_a_stream_of_events_is_in_any_case():
+    assert await events_of(
+        response(200, b'data: a\n\n', b'content-type: Text/Event-Stream ; charset=UTF-8'),
+        response(204)) == (['a'], None, [None, None])
 
 
 @on_loops
@@ -1181,6 +1332,20 @@ async def test_answers_that_are_ready_take_the_place_of_a_network():
     assert empty_async_iterator is inspect.signature(request).parameters['body'].default
 
 
+@pytest.mark.parametrize('code, times', [(401, 1), (403, 1), (407, 1), (502, 3)])
+@on_loops
+async def test_a_proxy_whose_refusal_lasts_is_not_asked_again(code, times):
+    script = Answering(response(code))
+    module = recipe('through_http_proxy')
+    async with Server(script) as proxy:
+        get_connection = module.through_http_proxy(f'http://127.0.0.1:{proxy.port}')
+        async with pool(get_connection=get_connection) as request:
+            with pytest.raises(HttpConnectionError) as caught:
+                await retry(request, ((HttpError, (0, 0)),))(b'GET', 'http://name.test/')
+    assert isinstance(caught.value.__cause__, module.ProxyError)
+    assert script.lines == ['CONNECT name.test:80'] * times
+
+
 @on_loops
 async def test_a_unix_socket(tmp_path):
     async def serve(reader, writer):
@@ -1203,3 +1368,45 @@ async def test_a_unix_socket(tmp_path):
         with pytest.raises(HttpConnectionError, match='FileNotFoundError') as caught:
             await request(b'GET', 'http://name.test/')
         assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='elsewhere it is refused')
+@on_loops
+async def test_a_unix_socket_whose_backlog_is_full(tmp_path):
+    async def serve():
+        sock, _ = await loop.sock_accept(listener)
+        with sock:
+            await loop.sock_recv(sock, 1000)
+            await loop.sock_sendall(sock, OK)
+            assert await loop.sock_recv(sock, 1000) == b''
+
+    loop = asyncio.get_running_loop()
+    path = str(tmp_path / 'server.sock')
+    through_unix_socket = recipe('through_unix_socket').through_unix_socket
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(0)
+        waiting = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _ in range(2)]
+        for sock in waiting:
+            sock.setblocking(False)
+        waiting[0].connect(path)
+        with pytest.raises(BlockingIOError):
+            waiting[1].connect(path)
+        listener.setblocking(False)
+
+        get_connection = through_unix_socket(path)
+        async with pool(get_connection=get_connection, socket_timeout=0.05) as request:
+            with pytest.raises(HttpConnectionError, match='socket_timeout') as caught:
+                await request(b'GET', 'http://name.test/')
+            assert isinstance(caught.value.__cause__, TimeoutError)
+        async with pool(get_connection=get_connection) as request:
+            task = asyncio.create_task(request(b'GET', 'http://name.test/'))
+            await turns(20)
+            assert not task.done()
+            # There is room again once the first one has been accepted.
+            (await loop.sock_accept(listener))[0].close()
+            serving = asyncio.create_task(serve())
+            _, _, body = await task
+            assert await buffered(body) == b'ok'
+        await serving
