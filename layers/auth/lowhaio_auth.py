@@ -508,6 +508,10 @@ def encoded(url: str, params: Any) -> tuple[str, bytes]:
     scheme, authority, target = match.groups()
     target = target if target.startswith('/') else f'/{target}'
     target = TO_ENCODE.sub(lambda match: quote(match[0], safe=''), target)
+    pairs = params.items() if hasattr(params, 'items') else params
+    if pairs and all(isinstance(item, bytes) for pair in pairs for item in pair):
+        # They would be shown to all who see the URL.
+        raise TypeError('params must be pairs of str, got pairs of bytes: were they headers?')
     query = urlencode(params, doseq=True)
     if query:
         separator = '?' if '?' not in target else '' if target.endswith(('?', '&')) else '&'

@@ -890,6 +890,7 @@ async def test_digest_hashes_the_target_that_is_sent(url, params, target):
 
 @pytest.mark.parametrize('kwargs', [
     {'url': URL + '\n'}, {'url': URL + '\x85'}, {'url': URL + '\ud800'}, {'params': 5},
+    {'params': ((b'x-api-key', b'secret'),)}, {'params': {b'x-api-key': b'secret'}},
     {'method': 'GET'}, {'method': b'G T'}])
 @on_loops
 async def test_bad_arguments_are_refused_also_when_there_is_a_challenge(kwargs):
