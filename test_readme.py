@@ -23,7 +23,6 @@ import re
 import signal
 import socket
 import ssl
-import subprocess
 import sys
 import threading
 import types
@@ -56,6 +55,7 @@ from harness import (  # noqa: E402
     connecting_to,
     on_loops,
     pool,
+    rclone_serving,
     response,
     turns,
     until,
@@ -815,18 +815,8 @@ async def test_a_download_without_a_length(tmp_path):
 @pytest.fixture(scope='module')
 def rclone(tmp_path_factory):
     """The URL of a server that sends ranges with 200, and does not know if-range."""
-    program = pathlib.Path(sys.executable).with_name('rclone')
-    with subprocess.Popen(
-            [program, 'serve', 's3', '--addr', '127.0.0.1:0', tmp_path_factory.mktemp('rclone')],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            for line in process.stderr:
-                if match := re.search(r'Starting s3 server on \[(http://.*)/\]', line):
-                    break
-            yield match[1]
-        finally:
-            process.kill()
-            process.stderr.read()
+    with rclone_serving(tmp_path_factory.mktemp('rclone')) as url:
+        yield url
 
 
 @on_loops

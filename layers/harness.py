@@ -10,6 +10,8 @@ import pathlib
 import re
 import socket
 import ssl
+import subprocess
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 
@@ -199,6 +201,23 @@ class Server:
             self.failures.append(error)
         finally:
             writer.close()
+
+
+@contextlib.contextmanager
+def rclone_serving(folder: pathlib.Path, *options: str):
+    """The URL of a server of S3's protocol, whose buckets are in the folder."""
+    program = pathlib.Path(sys.executable).with_name('rclone')
+    with subprocess.Popen(
+            [program, 'serve', 's3', '--addr', '127.0.0.1:0', *options, folder],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for line in process.stderr:
+                if match := re.search(r'Starting s3 server on \[(http://.*)/\]', line):
+                    break
+            yield match[1]
+        finally:
+            process.kill()
+            process.stderr.read()
 
 
 class Answering:

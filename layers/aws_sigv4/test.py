@@ -32,6 +32,7 @@ from harness import (
     on_loops,
     pool,
     python_blocks,
+    rclone_serving,
     response,
     run_block,
     turns,
@@ -697,19 +698,8 @@ async def test_other_keywords_are_passed_on():
 @pytest.fixture(scope='module')
 def rclone(tmp_path_factory):
     """The URL of a server that verifies signatures."""
-    root = tmp_path_factory.mktemp('rclone')
-    rclone = pathlib.Path(sys.executable).with_name('rclone')
-    with subprocess.Popen(
-            [rclone, 'serve', 's3', '--addr', '127.0.0.1:0', '--auth-key', 'AKID,secret', root],
-            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            for line in process.stderr:
-                if match := re.search(r'Starting s3 server on \[(http://.*)/\]', line):
-                    break
-            yield match[1]
-        finally:
-            process.kill()
-            process.stderr.read()
+    with rclone_serving(tmp_path_factory.mktemp('rclone'), '--auth-key', 'AKID,secret') as url:
+        yield url
 
 
 CEPH = """
