@@ -1951,6 +1951,12 @@ AUTHORITY = re.compile(r'(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]*))?')
 CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
 IPV4 = re.compile(r'[0-9]{1,3}(?:\.[0-9]{1,3}){3}')
 HOST_NAME = re.compile(r'(?:[a-z0-9_-]{1,63}\.)*+(?!(?:[0-9]+|0x[0-9a-f]*)\Z)[a-z0-9_-]{1,63}')
+# What IDNA 2003, all that Python knows, maps to something else than IDNA 2008 does, and so to the
+# name of somebody else: the deviations of UTS 46, with the capital of one of them, and what
+# Corrigendum 4 of Unicode has changed since.
+DEVIATION = re.compile('[\xdf\u1e9e\u03c2\u200c\u200d'
+                       '\U0002f868\U0002f874\U0002f91f\U0002f95f\U0002f9bf]')
+IDNA_DOTS = re.compile('[.\u3002\uff0e\uff61]')  # RFC 3490 3.1
 ZONE = re.compile(r'[A-Za-z0-9._~-]+')
 
 # RFC 3986 3.3, 3.4: pchar, "/" and "?". All else is percent-encoded, a stray "%" too.
@@ -2196,12 +2202,15 @@ def parse_origin(scheme: str, authority: str) -> Origin:
 
 def parse_host(host: str) -> tuple[str, Address | None]:
     """The one form used for the resolver, SNI, the `host` field and the pool's key."""
+    # A name is at most 253 characters (RFC 1035), and codecs are slow on long ones.
+    is_short = len(host) <= 254
+    if is_short and DEVIATION.search(host):
+        host = encode_deviating(host)
     cause = None
     try:
         if host.startswith('['):
             return parse_ipv6(host[1:-1])
-        # A name is at most 253 characters (RFC 1035), and the codec is slow on long ones.
-        if len(host) <= 254:
+        if is_short:
             name = (host if host.isascii() else host.encode('idna').decode()).lower()
             name = name.removesuffix('.')
             if IPV4.fullmatch(name):
@@ -2214,6 +2223,49 @@ def parse_host(host: str) -> tuple[str, Address | None]:
     raise ValueError('url must have as host an IPv4 address, an IPv6 address in brackets, or '
                      'a name of letters, digits, "-", "_" and ".", got '
                      f'{host[:MAX_SHOWN]!r}') from cause
+
+
+def canonical_host(host: str) -> str:
+    """The one form of the host of a URL that is looked up, connected to and sent, for layers.
+
+    A name is in lower case and ASCII, without a final dot; an IPv6 address is without brackets.
+    ValueError if the host would be refused.
+    """
+    return parse_host(host)[0]
+
+
+def encode_deviating(host: str) -> str:
+    """By IDNA 2008, if the package for it is installed, but only the labels in which it differs.
+
+    So what is installed decides whether such a name is understood, and never where one leads.
+    """
+    try:
+        from idna import encode
+    except ImportError as cause:
+        raise ValueError(
+            'url must have as host a name that IDNA 2003 does not take for another one, got '
+            f'{host[:MAX_SHOWN]!r}: {deviation_hint(host)}install the package idna') from cause
+    try:
+        return '.'.join(
+            encode(label, uts46=True).decode() if DEVIATION.search(label) else label
+            for label in IDNA_DOTS.split(host))
+    except ValueError as cause:
+        raise ValueError('url must have as host a name that IDNA 2008 allows, got '
+                         f'{host[:MAX_SHOWN]!r}') from cause
+
+
+def deviation_hint(host: str) -> str:
+    """The form of IDNA 2008 of what is most often written: it does not tell what that forbids."""
+    import unicodedata
+    labels = [
+        unicodedata.normalize('NFKC', ''.join(map(str.lower, label)))
+        for label in IDNA_DOTS.split(host)]
+    name = '.'.join(
+        label if label.isascii() else f'xn--{label.encode("punycode").decode()}'
+        for label in labels).removesuffix('.')
+    is_plain = all(unicodedata.category(char)[0] in 'LMN' or char in '-\u200c\u200d'
+                   for label in labels if not label.isascii() for char in label)
+    return f'write {name!r}, or ' if is_plain and HOST_NAME.fullmatch(name) else ''
 
 
 def parse_ipv6(literal: str) -> tuple[str, Address]:

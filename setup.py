@@ -18,6 +18,10 @@ setup(
         'aiodnsresolver>=0.0.151',
     ],
     extras_require={
+        # For host names that IDNA 2003 takes for others.
+        'idna': [
+            'idna',
+        ],
         'examples': [
             'tqdm',
             'uvicorn',
@@ -41,6 +45,7 @@ setup(
             'httpx',
             'hypercorn',
             'hypothesis',
+            'idna',
             'moto[server]',
             'mypy',
             'publicsuffixlist',

@@ -1699,6 +1699,101 @@ async def test_a_host_has_one_form_for_the_resolver_the_connection_and_the_host_
     assert results == expected
 
 
+# What IDNA 2003 takes for another name, and its form in IDNA 2008.
+DEVIATIONS = {
+    'sharp-s': ('faß.de', 'xn--fa-hia.de'),
+    'sharp-s-in-upper-case': ('FAẞ.DE', 'xn--fa-hia.de'),
+    'sharp-s-in-full-width': ('\uff46aß.de', 'xn--fa-hia.de'),
+    'sharp-s-in-the-last-label': ('a.ß', 'a.xn--zca'),
+    'sharp-s-and-a-final-dot': ('faß.de.', 'xn--fa-hia.de'),
+    'sharp-s-and-dots': ('faß\u3002bücher\uff61', 'xn--fa-hia.xn--bcher-kva'),
+    'sharp-s-and-an-accent': ('café-ß\uff0ede', 'xn--caf--yna2d.de'),
+    'sharp-s-decomposed': ('cafe\u0301-ß.de', 'xn--caf--yna2d.de'),
+    'sharp-s-beside-an-underscore': ('_a.faß.de', '_a.xn--fa-hia.de'),
+    'sharp-s-beside-an-encoded-label': ('XN--BCHER-KVA.ß', 'xn--bcher-kva.xn--zca'),
+    'final-sigma': ('βόλος.com', 'xn--nxasmm1c.com'),
+    'final-sigma-and-another': ('ΒΌΛΟς.com', 'xn--nxasmm1c.com'),
+    'non-joiner': ('نامه\u200cای.com', 'xn--mgba3gch31f060k.com'),
+    'joiner': ('ශ්\u200dරී.com', 'xn--10cl1a0b660p.com'),
+    'corrigendum-4': ('\U0002f868.de', 'xn--snl.de'),
+}
+
+
+@pytest.mark.parametrize('authority, expected', DEVIATIONS.values(), ids=DEVIATIONS)
+@on_one_loop
+async def test_a_name_that_idna_2003_takes_for_another_is_understood_by_idna_2008(
+        authority, expected):
+    asked = []
+    script = Answering(OK)
+    async with Server(script) as server:
+        redirecting = Redirecting(server.port)
+        async with pool(get_dns_resolver=resolver_to(ELSEWHERE, asked),
+                        get_sock=redirecting) as request:
+            for same in authority, expected:
+                await get(request, f'http://{same}/')
+    assert asked == [(expected, aiodnsresolver.TYPES.A)] * 2
+    assert script.heads == [f'GET / HTTP/1.1\r\nhost: {expected}\r\n\r\n'.encode()] * 2
+    assert script.connections == [0, 0]
+    assert lowhaio.canonical_host(authority) == expected
+
+
+@pytest.mark.parametrize('authority, expected', DEVIATIONS.values(), ids=DEVIATIONS)
+@on_one_loop
+async def test_without_the_package_it_is_refused_with_the_form_to_write(
+        authority, expected, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'idna', None)
+    asked = []
+    async with pool(get_dns_resolver=resolver_to(ELSEWHERE, asked)) as request:
+        with pytest.raises(HttpConnectionError) as caught:
+            await request(b'GET', f'http://{authority}/SECRET')
+    text = ('url must have as host a name that IDNA 2003 does not take for another one, got '
+            f'{authority!r}: write {expected!r}, or install the package idna')
+    assert str(caught.value) == f'GET, refused: {text}'
+    assert type(caught.value.__cause__) is ValueError
+    assert isinstance(caught.value.__cause__.__cause__, ImportError)
+    assert asked == []
+    with pytest.raises(ValueError, match=re.escape(text)):
+        lowhaio.canonical_host(authority)
+
+
+@pytest.mark.parametrize(
+    'authority', ['☃ß.de', 'ß' * 63 + '.de', '☃\u200d.de', '[::1%ß]', '[ß]'])
+@pytest.mark.parametrize('is_installed', [True, False])
+@on_one_loop
+async def test_a_name_that_idna_2008_forbids_is_refused(authority, is_installed, monkeypatch):
+    if not is_installed:
+        monkeypatch.setitem(sys.modules, 'idna', None)
+    async with pool() as request:
+        with pytest.raises(HttpConnectionError) as caught:
+            await request(b'GET', f'http://{authority}/')
+    what = f'{authority[:60]!r}'
+    assert str(caught.value) == 'GET, refused: url must have as host a name that ' + (
+        f'IDNA 2008 allows, got {what}' if is_installed else
+        f'IDNA 2003 does not take for another one, got {what}: install the package idna')
+    assert type(caught.value.__cause__) is ValueError
+
+
+@pytest.mark.parametrize('host, expected', [
+    ('Example.COM.', 'example.com'), ('BÜCHER.de', 'xn--bcher-kva.de'), ('127.0.0.1', '127.0.0.1'),
+    ('[::0:1]', '::1'), ('[FE80::1%25a]', 'fe80::1%a'), ('☃.net', 'xn--n3h.net'),
+])
+@pytest.mark.parametrize('is_installed', [True, False])
+def test_all_other_hosts_have_one_form_whatever_is_installed(
+        host, expected, is_installed, monkeypatch):
+    if not is_installed:
+        monkeypatch.setitem(sys.modules, 'idna', None)
+    assert lowhaio.canonical_host(host) == expected
+
+
+def test_nothing_of_idna_is_imported_before_such_a_name_comes():
+    code = ('import sys; from lowhaio import canonical_host; canonical_host("bücher.de"); '
+            'print("idna" in sys.modules); canonical_host("faß.de"); print("idna" in sys.modules)')
+    printed = subprocess.run(
+        [sys.executable, '-c', code], check=True, env={**os.environ, 'PYTHONPATH': str(HERE)},
+        stdout=subprocess.PIPE, text=True, timeout=PATIENCE).stdout
+    assert printed.split() == ['False', 'True']
+
+
 @on_loops
 async def test_a_zone_that_there_is_not_fails_to_connect():
     async with pool() as request:
@@ -1742,8 +1837,9 @@ def certificates_for_what_is_sent():
     """A server's context, a client's that trusts it, and the server names that were sent."""
     authority = trustme.CA()
     server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert('localhost', '127.0.0.1', '::1', 'xn--bcher-kva.example').configure_cert(
-        server_context)
+    authority.issue_cert(
+        'localhost', '127.0.0.1', '::1', 'xn--bcher-kva.example', 'xn--fa-hia.example',
+    ).configure_cert(server_context)
     client_context = default_of('get_ssl_context')()
     authority.configure_trust(client_context)
     server_names = []
@@ -1759,20 +1855,20 @@ async def test_a_host_has_one_form_for_tls_too_and_an_address_is_no_server_name(
     script = Answering(OK)
     redirecting = []
     async with Server(script, server_context) as server:
-        for authority in ('BÜCHER.example.', 'localhost:443', 'LocalHost.:8443', '127.0.0.1',
-                          '127.0.0.1.:80', '[::1]', f'[::1%25{ZONE}]'):
+        for authority in ('BÜCHER.example.', 'faß.example', 'localhost:443', 'LocalHost.:8443',
+                          '127.0.0.1', '127.0.0.1.:80', '[::1]', f'[::1%25{ZONE}]'):
             redirecting.append(Redirecting(server.port))
             async with pool(get_dns_resolver=resolver_to(ELSEWHERE), get_sock=redirecting[-1],
                             get_ssl_context=lambda: client_context) as request:
                 await get(request, f'HTTPS://{authority}')
-    hosts = ['xn--bcher-kva.example', 'localhost', 'localhost:8443', '127.0.0.1', '127.0.0.1:80',
-             '[::1]', '[::1]']
+    hosts = ['xn--bcher-kva.example', 'xn--fa-hia.example', 'localhost', 'localhost:8443',
+             '127.0.0.1', '127.0.0.1:80', '[::1]', '[::1]']
     assert script.heads == [f'GET / HTTP/1.1\r\nhost: {host}\r\n\r\n'.encode() for host in hosts]
-    assert server_names == ['xn--bcher-kva.example', 'localhost', 'localhost',
-                            None, None, None, None]
+    assert server_names == ['xn--bcher-kva.example', 'xn--fa-hia.example', 'localhost',
+                            'localhost', None, None, None, None]
     assert [told for each in redirecting for _, told in each.told] == [
-        ('192.0.2.1', 443), ('192.0.2.1', 443), ('192.0.2.1', 8443), ('127.0.0.1', 443),
-        ('127.0.0.1', 80), ('::1', 443, 0, 0), ('::1', 443, 0, ZONE_INDEX)]
+        ('192.0.2.1', 443), ('192.0.2.1', 443), ('192.0.2.1', 443), ('192.0.2.1', 8443),
+        ('127.0.0.1', 443), ('127.0.0.1', 80), ('::1', 443, 0, 0), ('::1', 443, 0, ZONE_INDEX)]
 
 
 # What follows the authority, `params`, and the request target.

@@ -26,6 +26,7 @@ from lowhaio import (
     HttpConnectionError,
     HttpDataError,
     HttpError,
+    canonical_host,
     empty_async_iterator,
     repeatable,
 )
@@ -471,7 +472,7 @@ TO_ENCODE = re.compile(
 
 
 def origin_of(url: str) -> str | None:
-    """'scheme://host:port', or None where lowhaio would refuse the URL. Two forms of one host
+    """'scheme://host:port', or None where lowhaio would refuse the URL. Two forms of an ASCII host
     that differ here count as two origins."""
     match = URL.match(url) if isinstance(url, str) else None
     parts = AUTHORITY.fullmatch(match[2]) if match is not None else None
@@ -479,8 +480,13 @@ def origin_of(url: str) -> str | None:
         return None
     scheme = match[1].lower()
     host, digits = parts.groups()
+    try:
+        # To compare other names in lower case is not enough: it takes some for others.
+        host = host.lower().removesuffix('.') if host.isascii() else canonical_host(host)
+    except ValueError:
+        return None
     port = (digits or '').lstrip('0') or {'http': '80', 'https': '443'}[scheme]
-    return f'{scheme}://{host.lower().removesuffix(".")}:{port}'
+    return f'{scheme}://{host}:{port}'
 
 
 def bound_to(origin: str | None) -> Callable[[str], bool]:

@@ -347,6 +347,11 @@ def asking(head, body):
     ('https://a.example', 'http://a.example:443/', False),
     ('http://[::1]', 'http://[::2]/', False),
     ('http://a.example', 'http://a.example./', True),
+    # Names that are one in IDNA 2003, or in lower case, are not the same for that.
+    ('http://fa\xdf.example', 'http://xn--fa-hia.example/', True),
+    ('http://B\xdcCHER.example', 'http://xn--bcher-kva.example/', True),
+    ('http://fa\xdf.example', 'http://fass.example/', False),
+    ('http://\u0391\u03a3.example', 'http://\u03b1\u03c2.example/', False),
     ('http://b.example', 'http://a.example/?http://b.example/', False),
     ('http://b.example', 'http://a.example/#@b.example/', False),
 ])
@@ -370,7 +375,8 @@ async def test_without_origin_it_is_that_of_the_first_request(layer):
         request = layer(request)
         # What is refused is no request.
         for refused in (b'http://b.example/', 'b.example', 'http://', 'http://u:p@b.example/',
-                        'http://b.example:x/', 'ftp://b.example/', None):
+                        'http://b.example:x/', 'http://\u2603\xdf.example/', 'ftp://b.example/',
+                        None):
             with pytest.raises(HttpConnectionError, match='refused: url'):
                 await request(b'GET', refused)
         codes = [(await get(request, url))[0] for url in (

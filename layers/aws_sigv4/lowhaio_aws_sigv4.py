@@ -26,7 +26,13 @@ from tempfile import SpooledTemporaryFile
 from typing import IO, Any, TypeVar, cast
 from urllib.parse import quote, unquote_to_bytes, urlencode
 
-from lowhaio import HttpConnectionError, empty_async_iterator, repeatable, streamed
+from lowhaio import (
+    HttpConnectionError,
+    canonical_host,
+    empty_async_iterator,
+    repeatable,
+    streamed,
+)
 
 LOGGER = logging.getLogger('lowhaio_aws_sigv4')
 
@@ -254,10 +260,13 @@ def recoded(text: str, safe: str = '') -> str:
 
 def host_field(scheme: str, host: str, port: str | None) -> bytes:
     """As it is canonical: in lower case and ASCII, without the default port."""
-    name = re.sub(r'%[^\]]*|\.$', '', host).encode('ascii' if host.isascii() else 'idna').lower()
+    name = re.sub(r'%[^\]]*|\.$', '', host)
+    # The first part may be that of a pattern.
+    star = '*.' if name.startswith('*.') else ''
+    name = name.lower() if name.isascii() else star + canonical_host(name.removeprefix(star))
     digits = (port or '').strip(':')
     is_default = not digits or int(digits) == (443 if scheme == 'https' else 80)
-    return name if is_default else b'%b:%d' % (name, int(digits))
+    return (name if is_default else f'{name}:{int(digits)}').encode()
 
 
 def check_framing(framing: Container[bytes]) -> None:

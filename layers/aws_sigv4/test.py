@@ -220,6 +220,8 @@ async def test_the_target_is_sent_in_one_form(service, target, params, sent):
     ('https://example.com:0443/', b'example.com'),
     ('https://example.com:80?a', b'example.com:80'),
     ('http://bücher.example/', b'xn--bcher-kva.example'),
+    ('http://BÜCHER.example.:81/', b'xn--bcher-kva.example:81'),
+    ('http://faß.example/', b'xn--fa-hia.example'),
     ('http://[FE80::1%25eth0]:81/', b'[fe80::1]:81'),
 ])
 def test_the_host_is_canonical(url, host):

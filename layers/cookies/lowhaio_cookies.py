@@ -16,7 +16,6 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from functools import cache, lru_cache
 from http.cookiejar import Cookie, CookieJar
-from ipaddress import IPv6Address
 from itertools import count
 from operator import methodcaller
 from typing import Any, TypeVar, cast
@@ -25,6 +24,7 @@ from urllib.request import Request
 
 from publicsuffixlist import PublicSuffixList
 
+import lowhaio
 from lowhaio import empty_async_iterator
 
 # RFC 6265 6.1 asks for no less than 4096, 50 and 3000. The rest are those of its successor,
@@ -34,9 +34,6 @@ MAX_PER_DOMAIN = 180
 MAX_COOKIES = 3000
 MAX_ATTRIBUTE = 1024
 MAX_AGE = 400 * 24 * 60 * 60
-
-# A name has at most 253 characters, and a dot behind it (RFC 1035).
-MAX_HOST = 254
 
 # For the order of those that come at the same time.
 CREATED = count(1)
@@ -144,16 +141,8 @@ class Place:
         return Request(f'{scheme}://{host}{self.path}')
 
 
-@lru_cache(maxsize=256)
-def canonical_host(host: str) -> str:
-    """The form of lowhaio. IPv6 is without brackets, which is also how curl writes its files."""
-    if len(host) > MAX_HOST:
-        raise ValueError('longer than any name')
-    if host.startswith('['):
-        address, percent, zone = host[1:-1].partition('%')
-        return str(IPv6Address(address + percent + zone.removeprefix('25')))
-    name = host if host.isascii() else host.encode('idna').decode()
-    return name.lower().removesuffix('.')
+# IPv6 is without brackets, which is also how curl writes its files.
+canonical_host = lru_cache(maxsize=256)(lowhaio.canonical_host)
 
 
 def is_address(host: str) -> bool:

@@ -92,6 +92,10 @@ URL = 'http://www.example.com/a/b'
     ('http://bücher.example/', 'a=1', 'http://xn--bcher-kva.example/', b'a=1'),
     ('http://x.bücher.example/', 'a=1; Domain=xn--bcher-kva.example',
      'http://bücher.example/', b'a=1'),
+    # What IDNA 2003 takes for fass.example.
+    ('http://faß.example/', 'a=1', 'http://xn--fa-hia.example/', b'a=1'),
+    ('http://faß.example/', 'a=1', 'http://fass.example/', None),
+    ('http://fass.example/', 'a=1', 'http://faß.example/', None),
     # Names without a dot, and addresses, have no subdomains.
     ('http://localhost/', 'a=1', 'http://localhost/', b'a=1'),
     ('http://localhost/', 'a=1; Domain=localhost', 'http://localhost/', b'a=1'),

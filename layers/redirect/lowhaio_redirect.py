@@ -23,6 +23,7 @@ from lowhaio import (
     HttpDataError,
     HttpError,
     HttpLoggerAdapter,
+    canonical_host,
     empty_async_iterator,
     repeatable,
 )
@@ -398,13 +399,18 @@ def without_dot_segments(path: str) -> str:
 
 
 def origin_of(url: str) -> str:
-    """'scheme://host:port'. Two forms of one host that differ here count as two origins."""
+    """'scheme://host:port'. Two forms of an ASCII host that differ here count as two origins."""
     scheme, authority, _, _ = split(url)
     scheme = (scheme or '').lower()
     match = HOST_AND_PORT.fullmatch(authority or '')
     assert match is not None  # anything matches
     host, port = match.groups()
     port = (port or '').lstrip('0') or DEFAULT_PORTS.get(scheme, '')
+    if not host.isascii():
+        # To compare such names in lower case is not enough: it takes some for others. What lowhaio
+        # refuses is shown as it came.
+        with contextlib.suppress(ValueError):
+            host = canonical_host(host)
     return f'{scheme}://{host.lower().removesuffix(".")}:{port}'
 
 

@@ -423,6 +423,21 @@ async def test_another_origin_gets_harmless_fields_only(location, is_same):
     assert values_of(second, b'cookie') == ([b'2', b'3'] if is_same else [])
 
 
+# Of each pair, lower case makes one of the two names, but they are of two owners; or it does not,
+# but they are one name.
+@pytest.mark.parametrize('base, location, is_same', [
+    ('http://\u0391\u03a3.example', '//\u03b1\u03c2.example', False),
+    ('http://fa\xdf.example', '//fass.example', False),
+    ('http://fa\xdf.example', '//xn--fa-hia.example', True),
+    ('http://B\xdcCHER.example', '//xn--bcher-kva.example', True),
+])
+@on_loops
+async def test_names_are_the_same_origin_if_they_are_the_same_host(base, location, is_same):
+    async with redirected(redirect(location.encode()), OK) as (request, script):
+        await get(request, base, headers=SECRET)
+    assert values_of(script.heads[1], b'cookie') == ([b'2', b'3'] if is_same else [])
+
+
 @on_loops
 async def test_what_was_stripped_stays_stripped_when_the_chain_comes_back():
     async with redirected(redirect(b'//b.example/'), redirect(b'//a.example/'), OK) as (
