@@ -603,7 +603,11 @@ def Pool(
         # Most often nobody listens, and then not even the adapter is made.
         logger = None
         if get_logger_adapter is not get_logger_adapter_default or LOGGER.isEnabledFor(INFO):
-            logger = get_logger_adapter(logger_extra(method, url))
+            try:
+                logger = get_logger_adapter(logger_extra(method, url))
+            except Exception as cause:
+                raise HttpConnectionError(f'{shown_method(method)} {origin.name}, '
+                                          f'{LOGGING}: {reason(cause)}') from cause
 
         now = loop.time()
         peers = opener.known_peers(origin, now)
@@ -615,20 +619,25 @@ def Pool(
         response = await exchange(
             connection, method, head, declared, body, body_args, body_kwargs)
         if logger is not None:
-            logger.info('Received %s from %s', response[0].decode(), connection.shown)
-            logger.debug('That was request %s of its connection', connection.requests)
+            log_response(logger, connection, response)
         return response
 
     async def close(
             get_logger_adapter: GetAdapter = default_get_adapter,
             get_resolver_logger_adapter: GetResolverAdapter = default_get_resolver_adapter,
     ) -> None:
-        get_logger_adapter({}).debug('Closing the pool')
-        if connections.why_closed is FORKED:
-            return
-        check_closable(bound_loop)
-        connections.close()
-        await names.clear(get_resolver_logger_adapter({}))
+        try:
+            try:
+                get_logger_adapter({}).debug('Closing the pool')
+            finally:
+                if connections.why_closed is not FORKED:
+                    check_closable(bound_loop)
+                    connections.close()
+                    await names.clear(get_resolver_logger_adapter)
+        except HttpError:
+            raise
+        except Exception as cause:
+            raise HttpConnectionError(f'closing the pool: {reason(cause)}') from cause
 
     return request, close
 
@@ -736,7 +745,8 @@ def reason(cause: BaseException) -> str:
 async def exchange(
         connection: Connection, method: bytes, head: bytes, declared: Declared,
         body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
-        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> Response:
+        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]],
+) -> tuple[bytes, Fields, ReceivedBody]:
     response = connection.start_exchange(method, declared.upgrade)
     make_body: MakeBody
     try:
@@ -776,13 +786,31 @@ async def exchange(
         raise exchange_error(connection, cause) from cause
 
 
+def log_response(logger: Adapter, connection: Connection,
+                 response: tuple[bytes, Fields, ReceivedBody]) -> None:
+    """Should the adapter fail, that is not kept quiet: its owner would never know of it. So the
+    response is lost, with its connection unless all of it has arrived."""
+    code, _, body = response
+    try:
+        logger.info('Received %s from %s', code.decode(), connection.shown)
+        logger.debug('That was request %s of its connection', connection.requests)
+    except BaseException as cause:
+        connection.phase = LOGGING
+        error = exchange_error(connection, cause)
+        body._fail(cause)
+        if not isinstance(cause, Exception):
+            raise
+        raise error from cause
+
+
 def exchange_error(connection: Connection, cause: BaseException) -> HttpError:
+    is_of_the_caller = connection.phase in (REQUEST_BODY, LOGGING)
     kind = HttpConnectionError if not connection.has_sent else \
-        HttpDataError if connection.phase == REQUEST_BODY else \
+        HttpDataError if is_of_the_caller else \
         HttpHeaderTooLong if isinstance(cause, TooLong) else \
         HttpConnectionClosedError if isinstance(cause, CLOSED) else HttpDataError
-    # Where the caller's generator failed, its error is not that of the connection.
-    hint = '' if connection.phase == REQUEST_BODY else \
+    # Where the caller's generator or adapter failed, its error is not that of the connection.
+    hint = '' if is_of_the_caller else \
         tls_hint(cause) if is_alert(cause) else \
         early_hint(connection) or plain_hint(connection, kind, cause)
     error = kind(f'{shown_method(connection.method)} {connection.shown}, '
@@ -956,10 +984,10 @@ class Names:
                 if not waiter.done():
                     hand(waiter, answer)
 
-    async def clear(self, get_logger_adapter: GetAdapter) -> None:
+    async def clear(self, get_resolver_adapter: GetResolverAdapter) -> None:
         self.known.clear()
         if self.resolver is not None:
-            await self.resolver[1](get_logger_adapter=get_logger_adapter)
+            await self.resolver[1](get_logger_adapter=get_resolver_adapter({}))
 
 
 def remember(known: dict[str, Any], name: str, value: Any, limit: int = MAX_NAMES) -> None:
@@ -2291,6 +2319,7 @@ SENDING = 'sending the request'
 WAITING_FOR_BODY = 'waiting for the request body'
 READING_HEAD = 'reading the response head'
 READING_BODY = 'reading the response body'
+LOGGING = 'logging'
 
 
 class EarlyResponse(Exception):
