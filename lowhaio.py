@@ -166,7 +166,7 @@ class HttpDataError(HttpError):
 
 
 class HttpConnectionClosedError(HttpDataError):
-    """The peer closed the connection before the end of the response."""
+    """The peer closed the connection before the end of the request or of the response."""
 
 
 class HttpHeaderTooLong(HttpDataError):

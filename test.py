@@ -14658,6 +14658,27 @@ async def test_a_request_or_a_method_may_make_a_response_the_last_and_whole():
             assert not response.request_sent
 
 
+@SCHEMES
+@on_loops
+async def test_after_a_wanted_switch_of_protocols_the_sending_goes_on(scheme):
+    """What follows is not of HTTP, so its end tells nothing of the request."""
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(SWITCHING + b'\r\n\r\nhello')
+        answered.set()
+        assert await peer.read(2) == b'ab'
+        await peer.send(b' world')
+        peer.writer.close()
+
+    answered = asyncio.Event()
+    async with (Server(script, context_of(scheme)) as server,
+                pool(get_ssl_context=trusting) as request):
+        body = Sending(b'a', answered.wait, functools.partial(turns, 30), b'b')
+        code, _, response = await uploading(request, server, body, length=2, headers=UPGRADE)
+        assert (code, response.request_sent, body.events) == (b'101', True, SWALLOWED)
+        assert await buffered(response) == b'hello world'
+
+
 @pytest.mark.parametrize('ending', ENDINGS)
 @on_loops
 async def test_the_end_behind_another_response_below_300_does_not_end_the_sending(ending):
