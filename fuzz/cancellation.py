@@ -57,6 +57,7 @@ TLS_1_2 = {'is_tls': True, 'version': ssl.TLSVersion.TLSv1_2}
 class Scenario:
     expected = b'/'
     errors = ()  # what the client may fail with on its own
+    cancels_itself = False  # as the real resolver does for its time-outs
     idle = 1  # connections that may be left
     is_tls = False
     version = None
@@ -213,6 +214,8 @@ class DnsCleansUp(Named):
 @scenario('dns-times-out')
 class DnsTimesOut(Named):
     """A resolver that goes on after time-outs of its own, made as asyncio's are."""
+    cancels_itself = True
+
     async def ask(self, case):
         for _ in range(2):
             with contextlib.suppress(TimeoutError):
@@ -250,6 +253,7 @@ class Nameserver:
 @scenario('aiodnsresolver-all-silent', silent=2, answering=0)
 @scenario('aiodnsresolver-too-late', silent=2, answering=0, socket_timeout=12 * TURN)
 class RealResolver(Named):
+    cancels_itself = True
     silent = 0
     answering = 1
     socket_timeout = LONG
@@ -933,6 +937,9 @@ class Closing(Dns):
 #
 # What is done to the client at the k-th turn, and what has to come of it.
 
+MESSAGE = 'of the end'
+
+
 class Cancel:
     count = 1
     is_in_scope = False
@@ -949,10 +956,13 @@ class Cancel:
         if not self.is_done:
             self.is_done = True
             for _ in range(self.count):
-                self.case.task.cancel()
+                self.case.task.cancel(MESSAGE)
 
     def check(self, result, error):
         self.check_cancelled(result, error, self.count)
+        # Of several in one turn, a task is told the message of the first.
+        check(error is None or error.args == (MESSAGE,) or self.case.scenario.cancels_itself,
+              'a cancellation without its message')
 
     def check_cancelled(self, result, error, count):
         check(isinstance(error, asyncio.CancelledError) or self.is_swallowed(result, error),
@@ -984,7 +994,7 @@ class CancelInARow(Cancel):
         self.is_done = True
         if self.count < 2:
             self.count += 1
-            self.case.task.cancel()
+            self.case.task.cancel(MESSAGE)
 
 
 class Deadlines(Cancel):
