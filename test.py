@@ -10546,7 +10546,7 @@ async def exchanges_of_all_kinds(server):
         await asyncio.sleep(0.001)
         yield b'k'
 
-    options = {'get_ssl_context': trusting, 'socket_timeout': 0.1, 'keep_alive_timeout': 0.03}
+    options = {'get_ssl_context': trusting, 'socket_timeout': 0.5, 'keep_alive_timeout': 0.03}
     async with pool(**options) as request:
         for path in ('', 'chunked'):
             await get(request, server.url + path)
