@@ -2353,8 +2353,9 @@ class Meanwhile:
 
     @property
     def room(self) -> int:
-        """How many bytes more may be taken."""
-        return self.connection.settings.recv_bufsize - len(self.content)
+        """How many bytes more may be taken. Once the response is whole it is one more than before,
+        since only a read finds the end of the connection behind it."""
+        return self.connection.settings.recv_bufsize - len(self.content) + self.is_whole
 
     @property
     def phase(self) -> str:

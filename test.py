@@ -14601,6 +14601,19 @@ async def test_the_end_behind_a_whole_last_response_below_300_ends_the_sending(e
                 assert len(server.socks) == 2
 
 
+@pytest.mark.parametrize('ending', ENDINGS)
+@on_loops
+async def test_the_end_behind_a_whole_last_response_that_fills_one_read_ends_the_sending(ending):
+    context, end = ENDINGS[ending]
+    script = EndingBehind(LAST, end)
+    with ThreadServer(script, context and context()) as server:
+        async with pool(get_ssl_context=trusting, recv_bufsize=len(b'ok')) as request:
+            body = Sending(b'a', forever)
+            code, _, response = await uploading(request, server, body)
+            assert (code, await buffered(response)) == (b'200', b'ok')
+            assert (response.request_sent, body.events) == (False, CANCELLED)
+
+
 @SCHEMES
 @on_loops
 async def test_bytes_between_a_whole_last_response_and_the_end_are_never_delivered(scheme):
