@@ -1043,6 +1043,8 @@ class Steps:
                 self.coroutine.throw(self.take_to_throw())
         except BaseException:
             self.is_over = True
+            # That may have failed with the same error, whose traceback has this frame: a cycle.
+            self.waited_for = None
             raise
         # A bare yield, as of sleep(0), goes on in the next turn of the loop. So does what has to
         # hear that this can not be waited for: it may try again and again.
@@ -3648,6 +3650,8 @@ class Connection:
         except Exception as error:
             if not waiter.done():
                 waiter.set_exception(error)
+            # It has the error, whose traceback has this frame: a cycle.
+            del waiter
         else:
             if not waiter.done():
                 waiter.set_result(received)

@@ -14481,6 +14481,39 @@ ENDS = {
 }
 
 
+@pytest.mark.usefixtures('only_full_collections')
+@on_loops
+async def test_a_request_that_has_failed_keeps_nothing_until_garbage_is_collected():
+    """Its frames hold what it was given, and are held themselves while its error is."""
+    async def script(peer):
+        await peer.read_head()
+        if await peer.read(1) == b'a':
+            await peer.send(b'HTTP/1.1 2000 OK\r\n\r\n')
+        await forever()
+
+    async def message_of(failing):
+        # Who keeps the error itself in a variable makes a cycle, too.
+        try:
+            await failing
+        except HttpDataError as error:
+            return str(error)
+
+    for text, step in [
+            ('reading the response head: bad status line', b'a'),
+            ('sending the request: TimeoutError', BLOCKING)]:
+        body = Sending(step)
+        kept = weakref.ref(body)
+        with row(text):
+            async with Server(script) as server:
+                async with pool(socket_timeout=0.2, get_sock=small_sock) as request:
+                    message = await message_of(
+                        uploading(request, server, body, length=len(step)))
+                    assert message.startswith(at(server, text))
+                    del body
+                    await turns(3)
+                    assert kept() is None
+
+
 @pytest.mark.parametrize('steps', [(forever,), (b'a', forever)],
                          ids=['right after the head', 'waiting'])
 @on_loops
