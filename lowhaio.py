@@ -329,7 +329,7 @@ class WatchedChunks:
                 raise ValueError(f'{NOT_NEW}, got one that yielded nothing, unlike that of an '
                                  'earlier call') from None
             raise
-        # Whoever asked judges what is no bytes.
+        # If it is no bytes, whoever asked for it raises.
         if not isinstance(chunk, bytes) or chunk:
             self.is_empty = False
             self.body.has_yielded = True
@@ -341,7 +341,7 @@ class WatchedChunks:
 
 
 def iterator_of(chunks: Any) -> AsyncIterator[bytes]:
-    """Of what a `body` function has returned."""
+    """The async iterator that a `body` function has returned."""
     if not hasattr(chunks, '__aiter__'):
         if isinstance(chunks, types.CoroutineType):
             chunks.close()
@@ -693,7 +693,7 @@ def check_loop(loop: Loop, bound_loop: Loop | None) -> None:
 
 
 def check_closable(bound_loop: Loop | None) -> None:
-    """Of a loop that does not run any more, connections can be closed from any other."""
+    """Connections of a loop that no longer runs can be closed from any other."""
     try:
         if bound_loop is not None and bound_loop.is_running() and \
                 asyncio.get_running_loop() is not bound_loop:
@@ -821,7 +821,7 @@ def exchange_error(connection: Connection, cause: BaseException) -> HttpError:
 
 
 def early_hint(connection: Connection) -> str:
-    """The request was not sent whole, but who looks at the server finds a good response."""
+    """The request was not sent whole, although the log of the server may show a good response."""
     response = connection.receiver
     if connection.phase in (SENDING, WAITING_FOR_BODY) and isinstance(response, ResponseHead) \
             and response.is_done:
@@ -1029,9 +1029,10 @@ class Steps:
         self.waited_for: asyncio.Future[Any] | None = None
         # It waits for nothing but the next turn of the loop.
         self.is_bare = False
-        # Into the coroutine, at its next step.
+        # What the next step throws into the coroutine.
         self.to_throw: BaseException | None = None
-        # Of the last CancelledError that the task got. Who has cancelled it knows its own by them.
+        # Those of the last CancelledError that the task got: whoever cancelled the task recognises
+        # its own cancellation by them.
         self.cancel_args: tuple[Any, ...] = ()
         self.is_over = False
         self.woken: asyncio.Future[None] | None = None
@@ -1353,7 +1354,7 @@ class Connections:
         # By the name of the origin: what its next responses may have in common with the last.
         self.sessions: dict[str, TlsSession] = {}
         self.heads = heads
-        # Those that have sent a response.
+        # The origins that have sent a response.
         self.answered: dict[str, bool] = {}
         # What a request is told. Empty while the pool is open.
         self.why_closed = ''
@@ -1520,7 +1521,7 @@ class Connections:
                 connection.close()
 
     def leave_to_parent(self) -> None:
-        """Of another process, whose loop, selector and TLS these are: nothing of it is touched.
+        """Give up what belongs to another process: its loop, selector and TLS are not touched.
 
         Our copies of the descriptors are closed at once, or the peers would not see the parent
         close its own.
@@ -1540,7 +1541,8 @@ class Connections:
 FORKED = ('the pool was used before this process was forked, and its connections are those of the '
           'parent: make one Pool for each process')
 
-# Those that have a loop, so may have connections. One that has not may be used in a child.
+# Pools that have a loop, and so may have connections. One that has no loop yet may be used in a
+# child.
 BOUND: weakref.WeakSet[Connections] = weakref.WeakSet()
 
 
@@ -1554,7 +1556,8 @@ getattr(os, 'register_at_fork', lambda **_: None)(after_in_child=leave_to_parent
 
 
 def hand(waiter: asyncio.Future[Any], given: object) -> None:
-    """What it waits for. If its loop was closed it waits no more, and cannot be told either."""
+    """Give it what it waits for. If its loop was closed, nobody waits any more, and the loop would
+    raise."""
     if not waiter.get_loop().is_closed():
         waiter.set_result(given)
 
@@ -1942,7 +1945,7 @@ def is_alert(cause: BaseException) -> bool:
 
 
 def reason_of(cause: ssl.SSLError) -> str:
-    """OpenSSL's, which not all errors have."""
+    """OpenSSL's reason for the error, or '' if it has none."""
     return getattr(cause, 'reason', None) or ''
 
 
@@ -2313,7 +2316,7 @@ def parse_ipv6(literal: str) -> tuple[str, Address]:
 # --------------------------------------------------------------------------------- sending
 #
 # The caller's chunks, held to what the head declared of them: a chunk is checked before any
-# of it is sent. The caller's time is not on our clock.
+# of it is sent. The generator's own time does not count towards `socket_timeout`.
 
 # Phases. In the first of them it is not the connection that fails.
 REQUEST_BODY = 'the request body'
@@ -2347,7 +2350,7 @@ class Meanwhile:
         self.response = response
         # The response, or else the request, says that the connection ends with the response.
         self.is_closing = is_closing
-        # Only tells if the response is whole. What it gives is not kept, but what it is fed with.
+        # It only tells if the response is whole. Kept is what it is fed with, not what it returns.
         self.decoder: Decoder | None = None
         self.content = bytearray()
         # Nothing more is taken.
@@ -2397,7 +2400,7 @@ class Meanwhile:
                 self.decoder.feed_end()
             except EOFError as cause:
                 raise EOFError(f'the response is cut off: {cause}') from cause
-        # After any other whole response, nothing more is taken.
+        # Behind a whole response that is not the last one, nothing is read.
         assert self.is_closing
         raise EarlyEnd
 
@@ -2512,7 +2515,8 @@ class RequestBody(Steps):
         try:
             try:
                 if not self.is_over:
-                    # It may still be handling a cancellation that came before: this is the same.
+                    # It may still be handling a cancellation that came before. This is that one
+                    # again, so it has the same message.
                     self.cancel(error.args if isinstance(error, CancelledError) else
                                 self.cancel_args if cancelling > self.cancelling else ())
                     await self.run()
@@ -2602,8 +2606,8 @@ def hear_out(connection: Connection, error: OSError) -> Exception:
     try:
         connection.take_news()
     except EarlyEnd as early:
-        # A read finds an end after a reset, too. Only if the peer had ended the connection before
-        # that, the pipe is broken. TLS has an end of its own.
+        # A read finds an end after a reset, too. A broken pipe tells that the peer had ended the
+        # connection before that; in TLS, close_notify does.
         is_end = connection.origin.is_tls or isinstance(error, BrokenPipeError)
         return early if is_end else error
     except EarlyResponse as early:
@@ -2718,7 +2722,7 @@ class Head:
         self.minor = minor
         self.code = code
         self.fields = fields
-        # For a request of that method.
+        # The method of the request that `framing` is for.
         self.method = b''
         self.framing: Framing
         # It says that the connection ends with the response.
@@ -2882,7 +2886,7 @@ def frame(method: bytes, head: Head, settings: Settings) -> Framing:
             else:
                 persists = persists or has_token(value, b'keep-alive')
     head.is_last = is_closing or not persists
-    # Servers of RFC 2616 send it: it is no coding.
+    # Servers that go by RFC 2616 send it, although it is no coding.
     if codings == [b'identity']:
         is_coded = False
     # RFC 9112 6.1: chunked with a length, or in HTTP/1.0, may be somebody's attack.
@@ -2911,13 +2915,13 @@ def frame(method: bytes, head: Head, settings: Settings) -> Framing:
 
 
 def list_members(value: bytes) -> list[bytes]:
-    """In lower case. RFC 9110 5.6.1: empty ones do not count."""
+    """The members of a list, in lower case. Empty ones do not count (RFC 9110 5.6.1)."""
     members = [member.strip(b' \t') for member in value.lower().split(b',')]
     return [member for member in members if member]
 
 
 def has_token(value: bytes, token: bytes) -> bool:
-    """If it is in the list."""
+    """Whether the value is a list that has the token."""
     return token in list_members(value)
 
 
@@ -3106,10 +3110,10 @@ class ReceivedBody:
         self._decoder = decoder
         self._error: HttpError | None = None
         self._is_being_read = False
-        # Told in errors, when the connection serves another request already.
+        # For errors: the connection may serve another request by then.
         self._source = connection.shown
         self._method = connection.method
-        # Its own until all has arrived.
+        # The body owns the connection until all of it has arrived.
         self._connection: Connection | None = None
         # What has arrived and was not asked for yet. None once all has been asked for at once.
         self._chunk: bytes | None = decoder.feed(data)
@@ -3147,7 +3151,7 @@ class ReceivedBody:
         chunk = b''
         try:
             chunk = await connection.read()
-            # Unless it has been closed since that came.
+            # It may have been closed between the arrival of the last byte and now.
             if self._decoder.is_done and self._connection is not None:
                 self._finish(connection)
         except BaseException as cause:
@@ -3186,7 +3190,7 @@ class ReceivedBody:
     async def aclose(self) -> None:
         """Close the connection, unless the whole response has arrived.
 
-        Who reads on, and had not taken all, gets an `HttpDataError`.
+        Whoever had not taken all of it, and reads on, gets an `HttpDataError`.
         """
         cause = ConnectionAbortedError('the response body was closed before its end')
         self._fail(cause)
@@ -3205,7 +3209,7 @@ class ReceivedBody:
 
 
 class EarlyBody(ReceivedBody):
-    """That of a response which ended the sending, by itself or by the end of the connection."""
+    """The body of a response that ended the sending, by itself or by the end behind it."""
 
     __slots__ = ('request_sent',)
 
@@ -3247,7 +3251,7 @@ def close_socket(sock: socket.socket) -> None:
 
 
 class TlsSession:
-    """That of an origin, to be resumed by its next connections (RFC 8446 2.2).
+    """The session of an origin, to be resumed by its next connections (RFC 8446 2.2).
 
     A ticket may serve once, or expire, and a server may be restarted, so a later one is read from
     each connection: in TLS 1.3 they come after the handshake, so after the first response. Where
@@ -3602,7 +3606,8 @@ class Connection:
         self.is_reading = True
 
     def stop_reading(self) -> None:
-        # A forked child that goes on with the loop is called for the parent's descriptor.
+        # If a forked child goes on with the loop, that calls it for the descriptor of the parent,
+        # which the child has given up.
         if self.fd >= 0:
             self.loop.remove_reader(self.fd)
         self.is_reading = False
