@@ -19,7 +19,9 @@ import parseLinkHeader from 'parse-link-header';
 import { parseLinkHeader as web3 } from '@web3-storage/parse-link-header';
 
 const clients = {
-  'http-link-header': [(value) => httpLinkHeader.parse(value).refs.map(({ rel }) => rel), [['next'], ['next']]],
+  'http-link-header': [
+    (value) => httpLinkHeader.parse(value).refs.map(({ rel }) => rel), [['next'], ['next']],
+  ],
   'parse-link-header': [(value) => Object.keys(parseLinkHeader(value)), [[], ['prev']]],
   '@web3-storage/parse-link-header': [(value) => Object.keys(web3(value)), [[], ['prev']]],
 };
