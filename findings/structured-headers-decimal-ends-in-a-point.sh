@@ -23,9 +23,9 @@ for (const [number, expected, right] of cases) {
   try {
     [read] = parseItem(written);
   } catch (error) {
-    read = `${error.name}, ${error.message}`;
+    read = error.message.slice(0, 47);
   }
-  console.log(`${number}: ${written}, read again: ${read}; the other package: ${encodeSfItem(number)}`);
+  console.log(`${number}: ${written}, the other package: ${encodeSfItem(number)}, read again: ${read}`);
   assert.strictEqual(written, expected);
   assert.strictEqual(typeof read, expected.endsWith('.') ? 'string' : 'number');
   assert.strictEqual(encodeSfItem(number), right);
@@ -33,6 +33,6 @@ for (const [number, expected, right] of cases) {
 NODE
 node "$work/test.mjs"
 # Seen:
-#   1.25: 1.25, read again: 1.25; the other package: 1.25
-#   1.0004: 1., read again: Error, Parse error: Decimal cannot end on a period at offset 2; the other package: 1.0
-#   0.00005: 0., read again: Error, Parse error: Decimal cannot end on a period at offset 2; the other package: 0.0
+#   1.25: 1.25, the other package: 1.25, read again: 1.25
+#   1.0004: 1., the other package: 1.0, read again: Parse error: Decimal cannot end on a period at 
+#   0.00005: 0., the other package: 0.0, read again: Parse error: Decimal cannot end on a period at 
