@@ -67,7 +67,8 @@ def with_digest_fetch(url):
 
 server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
-for client, expected in ((with_httpx, [200, 401]), (with_aiohttp, [401, 401]), (with_digest_fetch, [401, 401])):
+for client, expected in ((with_httpx, [200, 401]), (with_aiohttp, [401, 401]),
+                         (with_digest_fetch, [401, 401])):
     seen = [client(f'http://127.0.0.1:{server.server_port}/{path}') for path in ('two', 'one')]
     print(f'{client.__name__.removeprefix("with_")}: two fields {seen[0]}, one field {seen[1]}, '
           f'last authorization: {Handler.given[:35]!r}')
