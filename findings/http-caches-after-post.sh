@@ -45,7 +45,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 server = http.server.ThreadingHTTPServer(('127.0.0.1', 0), Handler)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 for name, session, expected in (
-    ('requests-cache', requests_cache.CachedSession(backend='memory', cache_control=True), ['old', 'old', 'old']),
+    ('requests-cache', requests_cache.CachedSession(backend='memory', cache_control=True), ['old'] * 3),
     ('CacheControl', CacheControl(requests.Session()), ['old', 'new', 'new']),
 ):
     seen = []
