@@ -18,7 +18,11 @@ const http = require('node:http');
 const S3rver = require('s3rver');
 
 const server = new S3rver({
-  address: '127.0.0.1', port: 0, silent: true, directory: process.argv[2], configureBuckets: [{ name: 'bucket' }],
+  address: '127.0.0.1',
+  port: 0,
+  silent: true,
+  directory: process.argv[2],
+  configureBuckets: [{ name: 'bucket' }],
 });
 
 function ask(port, method, path, headers, content) {
@@ -28,7 +32,8 @@ function ask(port, method, path, headers, content) {
       const end = (how) => resolve([
         response.statusCode, response.headers['content-range'], response.headers['content-length'], body, how,
       ]);
-      response.on('data', (data) => { body += data; }).on('end', () => end('whole')).on('error', () => end('cut off'));
+      response.on('data', (data) => { body += data; });
+      response.on('end', () => end('whole')).on('error', () => end('cut off'));
     });
     request.setTimeout(5000, () => request.destroy()).on('error', reject).end(content);
   });
