@@ -5,8 +5,7 @@
 # Guess: a query for type HTTPS (RFC 9460, number 65) is one, or it is an error because the package does not
 #   know the type. A number can be given as `TYPE65` (RFC 3597 5).
 # What happens: any unknown word becomes type 0, which is reserved, without an error; so do `TYPE65` and a
-#   typing error like `AAA`. `UNKNOWN_65` is what works. A nameserver answers 0 with FORMERR, NOTIMP, or no
-#   records, as if the name had none.
+#   typing error like `AAA`. `UNKNOWN_65` is what works.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
