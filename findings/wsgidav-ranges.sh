@@ -30,7 +30,8 @@ threading.Thread(target=server.serve, daemon=True).start()
 
 def ask(method, path, content=None, **fields):
     connection = http.client.HTTPConnection('127.0.0.1', server.bind_addr[1], timeout=10)
-    connection.request(method, path, content, {name.replace('_', '-'): value for name, value in fields.items()})
+    fields = {name.replace('_', '-'): value for name, value in fields.items()}
+    connection.request(method, path, content, fields)
     response = connection.getresponse()
     return response, response.read()
 
