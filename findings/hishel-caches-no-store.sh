@@ -6,7 +6,7 @@
 #   `no-store` is not stored, `max-age=0` is asked for again, and a response with `Vary: Accept-Language` is
 #   for one language.
 # What happens: since version 2 that must be asked for with `rfc=True`. `CacheClient()` keeps every
-#   successful GET by its address, whatever the fields say. Whoever upgrades gets pages that never change.
+#   successful GET by its address, whatever the fields say.
 set -euo pipefail
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -62,7 +62,8 @@ for what, fields, expected in (
     before = len(complete)
     assert ask('PATCH', path, b'56789', Upload_Offset='5', Content_Type=OCTETS)[:2] == (204, '10')
     in_parts = len(complete) - before
-    status, offset, _ = ask('POST', '/files/', b'0123456789', Upload_Length='10', Content_Type=OCTETS, **fields)
+    status, offset, _ = ask(
+        'POST', '/files/', b'0123456789', Upload_Length='10', Content_Type=OCTETS, **fields)
     at_once = len(complete) - before - in_parts
     print(f'   complete: told {in_parts} time(s). '
           f'All with the POST: {status}, offset {offset}, told {at_once} time(s)')
