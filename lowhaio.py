@@ -83,6 +83,9 @@ RECV_BUFSIZE = 120 * 1024
 _ = bytes(1024 * 1024)
 del _
 
+# What a line of a chunked request body may have, in bytes, if it does not come at once.
+MAX_SENT_LINE = 16 * 1024
+
 # How much of a first chunk is copied to leave in one send with the head.
 MAX_JOINED_CHUNK = 64 * 1024
 
@@ -1976,6 +1979,14 @@ Params = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
 
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
 FIELD_VALUE = re.compile(rb'[^\x00-\x08\x0a-\x1f\x7f]*')  # RFC 9110 5.5, RFC 9112 2.2
+# RFC 9110 10.1.4: codings with their parameters. RFC 9112 6.1: chunked is the last of them, and is
+# there once. Otherwise where the content ends is not found, or not by all.
+CODINGS = re.compile(
+    rb'(?:(?!chunked[ \t,;])<token>(?:~;~<token>~=~(?:<token>|"(?:[^"\\]|\\.)*+"))*+~,~)*+chunked'
+    .replace(b'~', rb'[ \t]*+').replace(b'<token>', TOKEN.pattern), re.IGNORECASE)
+# RFC 9110 7.2, RFC 3986 3.2.2. But not empty, and without ",": some would read two hosts.
+HOST_FIELD = re.compile(
+    rb"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?")
 USUAL_METHODS = frozenset((b'GET', b'HEAD', b'POST', b'PUT', b'DELETE', b'PATCH', b'OPTIONS'))
 
 # RFC 3986 3. What a server sees begins with the path; the fragment is the client's own.
@@ -2095,6 +2106,8 @@ def build_fields(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], D
             if declared is NOTHING_DECLARED:
                 declared = Declared()
             declare(declared, lower_name, value)
+    if declared.expects and not declared.has_body:
+        raise ValueError('headers must not have expect: 100-continue without content')
     return lines, declared
 
 
@@ -2120,6 +2133,7 @@ def declare(declared: Declared, lower_name: bytes, value: bytes) -> None:
     if lower_name == b'host':
         if declared.has_host:
             raise ValueError('headers must have at most one host')
+        check_host_field(value)
         declared.has_host = True
     elif lower_name == b'connection':
         declared.close = declared.close or has_token(value, b'close')
@@ -2142,9 +2156,21 @@ def declare(declared: Declared, lower_name: bytes, value: bytes) -> None:
         if value.lower().rpartition(b',')[2].strip(b' \t') != b'chunked':
             raise ValueError('headers must have chunked as the last transfer-encoding, got '
                              f'{shown(value)}')
+        if not CODINGS.fullmatch(value.strip(b' \t')):
+            raise ValueError('headers must have a list of codings as transfer-encoding, chunked '
+                             f'only as the last of them, got {shown(value)}')
         declared.is_coded = declared.has_body = True
     if declared.is_coded and declared.length is not None:
         raise ValueError('headers must not have content-length and transfer-encoding together')
+
+
+def check_host_field(value: bytes) -> None:
+    match = HOST_FIELD.fullmatch(value.strip(b' \t'))
+    with contextlib.suppress(ValueError):
+        if match is not None and (match[1] is None or IPv6Address(match[1].decode())):
+            return
+    raise ValueError('headers must have as host a name, an IPv4 address or an IPv6 address in '
+                     'brackets, and a port of digits if any')
 
 
 class Urls(dict[str, tuple[Origin, bytes]]):
@@ -2411,6 +2437,81 @@ class Meanwhile:
             self.response.data = bytes(self.content)
 
 
+class Expected:
+    """A part of a chunked body beside the content (RFC 9112 7.1).
+
+    What is tolerated in a response is not sent: some servers read it differently.
+    """
+
+    __slots__ = ('name', 'whole', 'begun')
+
+    def __init__(self, name: str, whole: bytes, begun: bytes) -> None:
+        self.name = name
+        self.whole = re.compile(whole)
+        # What there may be of it before its end has come.
+        self.begun = re.compile(begun)
+
+
+VALUE = FIELD_VALUE.pattern
+CHUNK_SIZE = Expected('a chunk-size line', rb'([0-9A-Fa-f]{1,16})(?:;%b)?\r\n' % VALUE,
+                      rb'[0-9A-Fa-f]{1,16}(?:;%b)?\r?' % VALUE)
+CHUNK_END = Expected('CRLF after the chunk', rb'\r\n', rb'\r')
+TRAILER = Expected('a trailer or the empty line', rb'(?:%b:%b)?\r\n' % (TOKEN.pattern, VALUE),
+                   rb'%b(?::%b\r?)?|\r' % (TOKEN.pattern, VALUE))
+NOTHING = Expected('nothing after the last chunk', rb'(?!)', rb'(?!)')
+
+
+class SentChunks:
+    """Holds a request body to the framing of `transfer-encoding: chunked`.
+
+    Bytes that are only content, as of another message that had this field, would be read as chunks
+    that somebody else has chosen, and what follows them as another request.
+    """
+
+    __slots__ = ('expected', 'left', 'begun')
+
+    def __init__(self) -> None:
+        self.expected = CHUNK_SIZE
+        # Bytes of content before that, and what has come of it.
+        self.left = 0
+        self.begun = b''
+
+    def check(self, data: bytes) -> None:
+        """Raise, unless the body may go on like this."""
+        # Most often this is a chunk.
+        if self.expected is CHUNK_SIZE and not self.begun:
+            line = CHUNK_SIZE.whole.match(data)
+            if line is not None and data.endswith(b'\r\n'):
+                size = int(line[1], 16)
+                if size and line.end() + size + 2 == len(data):
+                    return
+        data = self.begun + data
+        start = 0
+        while start < len(data):
+            if self.left:
+                start += self.left
+                self.left = max(start - len(data), 0)
+            elif (part := self.expected.whole.match(data, start)) is not None:
+                start = part.end()
+                self.expect_next(part)
+            else:
+                break
+        self.begun = data[start:]
+        if self.begun and not (len(self.begun) <= MAX_SENT_LINE
+                               and self.expected.begun.fullmatch(self.begun)):
+            raise ValueError('the body must be encoded as transfer-encoding chunked says: '
+                             f'expected {self.expected.name}, but it yielded something else')
+
+    def expect_next(self, part: re.Match[bytes]) -> None:
+        if self.expected is CHUNK_SIZE:
+            self.left = int(part[1], 16)
+            self.expected = CHUNK_END if self.left else TRAILER
+        elif self.expected is CHUNK_END:
+            self.expected = CHUNK_SIZE
+        elif part[0] == b'\r\n':
+            self.expected = NOTHING
+
+
 class RequestBody(Steps):
     """Sends what the caller's generator yields, the head along with the first of it.
 
@@ -2418,7 +2519,7 @@ class RequestBody(Steps):
     """
 
     __slots__ = ('connection', 'head', 'chunks', 'declared', 'length', 'max_length',
-                 'cancelling', 'is_closed')
+                 'framing', 'cancelling', 'is_closed')
 
     def __init__(self, connection: Connection, head: bytes,
                  body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
@@ -2435,6 +2536,7 @@ class RequestBody(Steps):
         self.declared = declared
         self.length = 0
         # A body that is coded has an end of its own.
+        self.framing = SentChunks() if declared.is_coded else None
         self.max_length = inf if declared.is_coded else declared.length or 0
         self.cancelling = current_task().cancelling()
         super().__init__(connection.loop, self.send_chunks())
@@ -2486,6 +2588,8 @@ class RequestBody(Steps):
                 'the body yielded bytes, but headers has no content-length or transfer-encoding'
                 if self.declared.length is None else
                 f'the body yielded more than its content-length of {self.declared.length}')
+        if self.framing is not None:
+            self.framing.check(chunk)
         return chunk
 
     def check_end(self) -> None:
@@ -2494,9 +2598,10 @@ class RequestBody(Steps):
                 ': it yielded nothing, as an iterator that was used before'
             raise ValueError(f'the body ended {self.max_length - self.length} bytes short of its '
                              f'content-length of {self.max_length}{hint}')
-        if self.length == 0 and self.declared.is_coded:
-            raise ValueError('the body ended without a byte, but transfer-encoding chunked '
-                             'needs its last chunk')
+        if self.framing is not None and self.framing.expected is not NOTHING:
+            when = 'too early' if self.length else 'without a byte'
+            raise ValueError(f'the body ended {when}, but transfer-encoding chunked needs its '
+                             'last chunk')
 
     def is_sent(self) -> bool:
         """All that was declared has been sent, although the generator has not ended."""

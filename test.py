@@ -1527,6 +1527,26 @@ UNNAMED = 'GET, refused: '
 
     pytest.param({'headers': ((b'host', b'SECRET'), (b'Host', b'SECRET'))}, ValueError,
                  NAMED + 'headers must have at most one host', id='host-twice'),
+    *[pytest.param({'headers': ((b'host', value),)}, ValueError,
+                   NAMED + 'headers must have as host a name, an IPv4 address or an IPv6 address '
+                   'in brackets, and a port of digits if any',
+                   id=f'host-{name}')
+      for name, value in {
+          'empty': b'', 'white-space': b' \t', 'port-alone': b':80', 'two': b'a b',
+          'list': b'a, b', 'list-without-space': b'a,b', 'userinfo': b'user@a', 'path': b'a/',
+          'url': b'http://a', 'backslash': b'a\\b', 'query': b'a?b', 'fragment': b'a#b',
+          'not-ascii': b'\xe4', 'percent': b'a%2', 'port-of-letters': b'a:b',
+          'two-ports': b'a:1:2', 'port-of-6-digits': b'a:000080', 'brackets': b'[]',
+          'ipv6-without-brackets': b'::1', 'brackets-of-a-name': b'[a]',
+          'ipv6-that-is-none': b'[1::2::3]', 'zone': b'[fe80::1%25a]',
+          'ipv6-and-more': b'[::1]a', 'half-a-bracket': b'[::1', 'quoted': b'"a"'}.items()],
+    *[pytest.param({'headers': ((b'Expect', value), *length)}, ValueError,
+                   NAMED + 'headers must not have expect: 100-continue without content',
+                   id=f'expect-{name}')
+      for name, value, length in (
+          ('without-content', b'100-continue', ()),
+          ('in-a-list-without-content', b'a, 100-Continue', ()),
+          ('with-a-length-of-0', b'100-continue', ((b'content-length', b'0'),)))],
     pytest.param({'headers': ((b'content-length', b'1'), (b'Content-Length', b'1'))}, ValueError,
                  NAMED + 'headers must have at most one content-length',
                  id='content-length-twice'),
@@ -1562,6 +1582,20 @@ UNNAMED = 'GET, refused: '
           'empty': b'', 'gzip': b'gzip', 'identity': b'identity', 'last': b'chunked, gzip',
           'comma': b'chunked,', 'another-word': b'xchunked', 'quoted': b'"chunked"',
           'parameter': b'chunked;a=b', 'vertical-tab': b'gzip,\x85chunked'}.items()],
+    *[pytest.param({'headers': ((b'transfer-encoding', value),)}, ValueError,
+                   NAMED + 'headers must have a list of codings as transfer-encoding, chunked '
+                   f'only as the last of them, got {value!r}',
+                   id=f'transfer-encoding-{name}')
+      for name, value in {
+          'chunked-twice': b'chunked, chunked', 'chunked-twice-in-any-case': b'CHUNKED,chunked',
+          'chunked-first-of-three': b'chunked, gzip, chunked',
+          'chunked-with-a-parameter-first': b'chunked;a=b, chunked', 'open-quote': b'"a, chunked',
+          'quotes': b'"a", chunked', 'open-quote-in-a-parameter': b'a;b="c, chunked',
+          'escaped-quote': b'a;b="c\\", chunked', 'two-words': b'gzip x, chunked',
+          'empty-member': b'gzip,, chunked', 'comma-first': b', chunked',
+          'no-parameter': b'a;, chunked',
+          'parameter-without-value': b'a;b, chunked', 'not-ascii': b'\xe4, chunked',
+          'slash': b'a/b, chunked'}.items()],
     pytest.param({'headers': ((b'transfer-encoding', b'chunked'),), 'http_version': b'HTTP/1.0'},
                  ValueError,
                  NAMED + 'headers must not have transfer-encoding in an HTTP/1.0 request',
@@ -2146,7 +2180,9 @@ HEADERS = {
     'host': (((b'host', b'other'),), b'host: other\r\n\r\n'),
     'host-in-its-place': (((b'a', b'b'), (b'HoSt', b'other:1'), (b'c', b'd')),
                           b'a: b\r\nHoSt: other:1\r\nc: d\r\n\r\n'),
-    'host-empty': (((b'host', b''),), b'host: \r\n\r\n'),
+    **{f'host-{value.decode()}': (((b'host', value),), b'host: %b\r\n\r\n' % value)
+       for value in (b'a_b.example:8080', b'EXAMPLE.com.', b'127.0.0.1', b'[::1]:', b' a\t',
+                     b'[2001:DB8::a]:65535', b'%2Frun%2Fdocker.sock', b"a~!$&'()*+;=b")},
     'names-like-host': (((b'x-host', b'1'), (b'hosts', b'2')),
                         b'host: H\r\nx-host: 1\r\nhosts: 2\r\n\r\n'),
     'value-empty': (((b'a', b''),), b'host: H\r\na: \r\n\r\n'),
@@ -2573,6 +2609,15 @@ async def test_a_chunk_that_is_no_bytes_is_an_error(chunk, kind):
 
 NOTHING = ': it yielded nothing, as an iterator that was used before'
 
+AS_CHUNKS = ((b'transfer-encoding', b'chunked'),)
+TOO_EARLY = 'the body ended too early, but transfer-encoding chunked needs its last chunk'
+
+
+def not_chunked(expected):
+    return ('the body must be encoded as transfer-encoding chunked says: expected '
+            f'{expected}, but it yielded something else')
+
+
 # What is declared, what the body yields (None: it waits), the error, and all that is sent.
 WRONG_LENGTHS = {
     'nothing-for-something': (
@@ -2622,6 +2667,22 @@ WRONG_LENGTHS = {
         ((b'transfer-encoding', b'chunked'),), (None, b''), HttpDataError,
         'the body ended without a byte, but transfer-encoding chunked needs its last chunk',
         b''),
+    'content-for-a-coding': (
+        AS_CHUNKS, (b'hello',), HttpConnectionError, not_chunked('a chunk-size line'), None),
+    'content-for-a-coding-that-begins-like-a-chunk': (
+        AS_CHUNKS, (b'bad', b' idea\r\n'), HttpDataError, not_chunked('a chunk-size line'),
+        b'bad'),
+    'a-request-for-a-coding': (
+        AS_CHUNKS, (b'0\r\n\r\nGET / HTTP/1.1\r\nhost: a\r\n\r\n',), HttpConnectionError,
+        not_chunked('nothing after the last chunk'), None),
+    'a-request-after-a-coding': (
+        AS_CHUNKS, (b'2\r\nok\r\n', b'0\r\n\r\n', b'', b'GET / HTTP/1.1\r\n'), HttpDataError,
+        not_chunked('nothing after the last chunk'), b'2\r\nok\r\n0\r\n\r\n'),
+    'a-coding-without-its-end': (
+        AS_CHUNKS, (b'2\r\nok\r\n',), HttpDataError, TOO_EARLY, b'2\r\nok\r\n'),
+    'a-coding-without-its-end-later': (
+        AS_CHUNKS, (None, b'2\r\nok\r\n0\r\na: b\r\n'), HttpDataError, TOO_EARLY,
+        b'2\r\nok\r\n0\r\na: b\r\n'),
     'an-error-at-once': (
         of_length(3), (LookupError('why'),), HttpConnectionError, 'LookupError: why', None),
     'an-error-after-a-wait': (
@@ -2651,6 +2712,131 @@ async def test_a_body_that_is_not_what_was_declared_is_an_error_and_its_excess_i
                               type(raised[0]) if raised else ValueError,
                               bool(raised), False, False, sent)
     assert results == expected
+
+
+# Bodies that are encoded, and those that are not: what was expected in place of what came, or None
+# if they end too early.
+CODED_BODIES = {
+    'a chunk': b'5\r\nhello\r\n0\r\n\r\n',
+    'chunks': b'2\r\nok\r\nA\r\n0123456789\r\n00\r\n\r\n',
+    'no chunk': b'0\r\n\r\n',
+    'a size of 16 digits': b'0000000000000002\r\nok\r\n0000000000000000\r\n\r\n',
+    'content that looks like framing': b'9\r\n\r\n0\r\n\r\n\r\n\r\n0\r\n\r\n',
+    'extensions': b'2;a\r\nok\r\n0;b="c d";e=\x80\r\n\r\n',
+    'trailers': b'2\r\nok\r\n0\r\na: b\r\nX-C:\td \r\ne:\r\n\r\n',
+}
+SIZE, CRLF, TRAILER = 'a chunk-size line', 'CRLF after the chunk', 'a trailer or the empty line'
+AFTER = 'nothing after the last chunk'
+NOT_CODED_BODIES = {
+    'no size': (b'\r\nok\r\n0\r\n\r\n', SIZE),
+    'a size that is not hex': (b'0x2\r\nok\r\n0\r\n\r\n', SIZE),
+    'a size with a sign': (b'+2\r\nok\r\n0\r\n\r\n', SIZE),
+    'a size of 17 digits': (b'00000000000000002\r\nok\r\n0\r\n\r\n', SIZE),
+    'a space after the size': (b'2 \r\nok\r\n0\r\n\r\n', SIZE),
+    'a space before the size': (b' 2\r\nok\r\n0\r\n\r\n', SIZE),
+    'LF after the size': (b'2\nok\r\n0\r\n\r\n', SIZE),
+    'CR after the size': (b'2\rok\r\n0\r\n\r\n', SIZE),
+    'NUL in an extension': (b'2;\0\r\nok\r\n0\r\n\r\n', SIZE),
+    'CR in an extension': (b'2;a\rb\r\nok\r\n0\r\n\r\n', SIZE),
+    'LF in an extension': (b'2;a\nb\r\nok\r\n0\r\n\r\n', SIZE),
+    'content longer than the size': (b'2\r\nokay\r\n0\r\n\r\n', CRLF),
+    'content shorter than the size': (b'4\r\nok\r\n0\r\n\r\n', CRLF),
+    'LF after the content': (b'2\r\nok\n0\r\n\r\n', CRLF),
+    'two CRLF after the content': (b'2\r\nok\r\n\r\n0\r\n\r\n', SIZE),
+    'a second size that is none': (b'2\r\nok\r\nx\r\nok\r\n0\r\n\r\n', SIZE),
+    'LF at the end': (b'2\r\nok\r\n0\r\n\n', TRAILER),
+    'a trailer without a colon': (b'0\r\nab\r\n\r\n', TRAILER),
+    'a space before the colon': (b'0\r\na : b\r\n\r\n', TRAILER),
+    'a folded trailer': (b'0\r\na: b\r\n c\r\n\r\n', TRAILER),
+    'LF after a trailer': (b'0\r\na: b\n\r\n', TRAILER),
+    'NUL in a trailer': (b'0\r\na: \0\r\n\r\n', TRAILER),
+    'CR in a trailer': (b'0\r\na: b\rc\r\n\r\n', TRAILER),
+    'a line end after the end': (b'0\r\n\r\n\r\n', AFTER),
+    'a second end': (b'2\r\nok\r\n0\r\n\r\n0\r\n\r\n', AFTER),
+    'a chunk after the end': (b'0\r\n\r\n2\r\nok\r\n', AFTER),
+    'an end in a size': (b'5', None),
+    'an end in an extension': (b'5;a', None),
+    'an end after a size': (b'5\r\n', None),
+    'an end in the content': (b'5\r\nhel', None),
+    'an end after the content': (b'5\r\nhello\r', None),
+    'an end between chunks': (b'5\r\nhello\r\n', None),
+    'an end after the last size': (b'5\r\nhello\r\n0\r\n', None),
+    'an end in a trailer': (b'0\r\na: b', None),
+    'an end in the name of a trailer': (b'0\r\na', None),
+    'an end in the last line end': (b'0\r\na: b\r\n\r', None),
+}
+YIELDED = {
+    'whole': lambda body: [body],
+    'in bytes': lambda body: [body[index:index + 1] for index in range(len(body))],
+    'in lines': re.compile(rb'[^\n]*\n|[^\n]+').findall,
+    'in sevens': lambda body: [body[index:index + 7] for index in range(0, len(body), 7)],
+}
+
+
+@pytest.mark.parametrize('cut', YIELDED.values(), ids=YIELDED)
+@on_loops
+async def test_a_coded_body_is_sent_as_it_is(cut):
+    async def script(peer):
+        for body in CODED_BODIES.values():
+            await peer.read_head()
+            received.append(await peer.read(len(body)))
+            await peer.send(OK)
+
+    received = []
+    async with Server(script) as server, pool() as request:
+        for body in CODED_BODIES.values():
+            await get(request, server.url, headers=AS_CHUNKS, body=yielding, body_args=cut(body))
+        assert len(server.peers) == 1
+    assert received == list(CODED_BODIES.values())
+
+
+@on_loops
+async def test_other_codings_may_be_before_chunked():
+    async def script(peer):
+        heads.append(await peer.read_head())
+        assert await peer.read(5) == b'0\r\n\r\n'
+        await peer.send(OK)
+
+    heads = []
+    values = [b'gzip, chunked', b' GZIP\t,\tCHUNKED ', b'a;b=c;d="e, chunked", chunked',
+              b'a ; b = "\\"c" , chunked', b'chunkedx, x-chunked, chunked', b'identity,chunked']
+    async with Server(script) as server:
+        for value in values:
+            async with pool() as request:
+                await get(request, server.url, headers=((b'transfer-encoding', value),),
+                          body=streamed(b'0\r\n\r\n'))
+    assert [head.split(b'encoding: ')[1] for head in heads] == [
+        value + b'\r\n\r\n' for value in values]
+
+
+@pytest.mark.parametrize('cut', YIELDED.values(), ids=YIELDED)
+@on_loops
+async def test_a_body_that_is_not_coded_as_its_field_says_is_not_sent_to_its_end(cut):
+    results, expected = {}, {}
+    for name, (body, what) in NOT_CODED_BODIES.items():
+        script = Uploads()
+        chunks = cut(body)
+        async with Server(script) as server, pool() as request:
+            with pytest.raises(HttpError) as caught:
+                await request(b'PUT', server.url, headers=AS_CHUNKS, body=yielding,
+                              body_args=chunks)
+            sent = await script.body()
+        text = TOO_EARLY if what is None else not_chunked(what)
+        results[name] = str(caught.value), type(caught.value.__cause__)
+        expected[name] = at(server, f'the request body: {text}'), ValueError
+        # Nothing of the chunk that is wrong is sent.
+        assert sent is None if what and len(chunks) == 1 else body.startswith(sent or b'')
+        assert what is None or sent != body
+    assert results == expected
+
+
+@on_loops
+async def test_a_line_of_a_coded_body_that_does_not_end_is_an_error():
+    async with Server(Uploads()) as server, pool() as request:
+        with pytest.raises(HttpDataError) as caught:
+            await request(b'PUT', server.url, headers=AS_CHUNKS, body=yielding,
+                          body_args=[b'2;', *[b'a' * 1024] * 20])
+    assert str(caught.value) == at(server, f'the request body: {not_chunked(SIZE)}')
 
 
 @pytest.mark.parametrize('error', [
@@ -15451,29 +15637,15 @@ async def test_the_field_expect_is_a_list_in_any_case():
 
     for is_expecting, forms in ((True, EXPECTING), (False, NOT_EXPECTING)):
         for name, headers in forms.items():
-            came, body = [], Called(b'ab')
-            length = () if 'chunked' in name else of_length(2)
+            is_coded = 'chunked' in name
+            came, body = [], Called(b'2\r\nab\r\n0\r\n\r\n' if is_coded else b'ab')
+            length = () if is_coded else of_length(2)
             async with Server(script) as server, pool() as request:
                 with row(name):
                     code, _, response = await request(
                         b'PUT', server.url, headers=(*headers, *length), body=body)
                     assert (code, await buffered(response)) == (b'200', b'ok')
                     assert came == [not is_expecting]
-
-
-@on_loops
-async def test_expect_without_a_body_waits_for_nothing():
-    script = Answering(OK)
-    async with Server(script) as server, pool() as request:
-        for headers, body in (
-                ((), empty_async_iterator), (of_length(0), empty_async_iterator),
-                (of_length(0), Called()), ((), Called())):
-            code, _, response = await request(
-                b'PUT', server.url, headers=(*EXPECT, *headers), body=body)
-            assert (code, await buffered(response)) == (b'200', b'ok')
-            assert body is empty_async_iterator or len(body.times) == 1
-    # It was sent whole.
-    assert script.connections == [0] * 4
 
 
 @on_loops
