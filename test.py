@@ -7460,9 +7460,14 @@ def test_an_interrupt_from_the_keyboard_is_one_in_each_phase(phase, loop_name):
             finally:
                 await acting
 
-    with pytest.raises(KeyboardInterrupt), asyncio.Runner(
-            loop_factory=LOOPS[loop_name]) as runner:
-        runner.run(main())
+    # A process that a shell has started in the background begins with the signal ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), asyncio.Runner(
+                loop_factory=LOOPS[loop_name]) as runner:
+            runner.run(main())
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize('seconds', [(0.005, 0.006), (0.006, 0.005)],
