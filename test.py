@@ -14689,14 +14689,14 @@ async def test_a_request_that_has_failed_keeps_nothing_until_garbage_is_collecte
         except HttpDataError as error:
             return str(error)
 
-    for text, step in [
-            ('reading the response head: bad status line', b'a'),
-            ('sending the request: TimeoutError', BLOCKING)]:
+    for text, step, seconds in [
+            ('reading the response head: bad status line', b'a', PATIENCE),
+            ('sending the request: TimeoutError', BLOCKING, 0.5)]:
         body = Sending(step)
         kept = weakref.ref(body)
         with row(text):
             async with Server(script) as server:
-                async with pool(socket_timeout=0.2, get_sock=small_sock) as request:
+                async with pool(socket_timeout=seconds, get_sock=small_sock) as request:
                     message = await message_of(
                         uploading(request, server, body, length=len(step)))
                     assert message.startswith(at(server, text))
