@@ -44,7 +44,7 @@ import weakref
 from asyncio import CancelledError
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from errno import EMFILE, ENFILE
 from functools import partial
 from heapq import heappop, heappush
@@ -528,8 +528,8 @@ def Pool(
 
     - `method`: bytes. `url`: str, `http` or `https`; its path and query are sent as given, but
       what may not stand there is percent-encoded. `params`: added to the URL's query, as for
-      `urllib.parse.urlencode(params, doseq=True)`. `headers`: pairs of name and value, bytes,
-      sent as given, after `host` unless that is among them.
+      `urllib.parse.urlencode(params, doseq=True)`, but not pairs of bytes. `headers`: pairs of
+      name and value, bytes, sent as given, after `host` unless that is among them.
     - `body`: called with `*body_args, **dict(body_kwargs)`, returns an async iterator of bytes.
       Its length must be told by a `content-length`, or it must be encoded already as
       `transfer-encoding: chunked` says. It is closed when it is not read to its end.
@@ -1975,7 +1975,7 @@ def shown_address(host: str, port: int) -> str:
 # What the caller gave is refused with a ValueError or TypeError that names the argument, or
 # goes out as it is. Pure; never prints a path, a query or the value of a field.
 
-Params = Mapping[Any, Any] | Iterable[tuple[Any, Any]]
+Params = Mapping[str, Any] | Sequence[tuple[str, Any]]
 
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
 FIELD_VALUE = re.compile(rb'[^\x00-\x08\x0a-\x1f\x7f]*')  # RFC 9110 5.5, RFC 9112 2.2
@@ -2228,13 +2228,28 @@ def parse_url(url: str) -> tuple[str, str, bytes]:
         lambda match: b'%%%02X' % ord(match[0]), utf_8)
 
 
-def with_params(target: bytes, params: Params) -> bytes:
+def encode_params(params: Params, **options: Any) -> str:
+    """As `urllib.parse.urlencode(params, doseq=True, **options)`, for layers, too.
+
+    TypeError for what that does not take, and for pairs of bytes: they are most likely headers,
+    which would be shown to all who see the URL.
+    """
     from urllib.parse import urlencode  # not always of use: see dns()
     try:
-        query = urlencode(params, doseq=True)  # type: ignore[arg-type]
+        pairs = params.items() if hasattr(params, 'items') else params
+        has_fields = any(
+            isinstance(name, bytes) and isinstance(value, bytes) for name, value in pairs)
+        query = '' if has_fields else urlencode(params, doseq=True, **options)
     except (TypeError, ValueError) as cause:
         raise TypeError('params must be a mapping or a sequence of pairs, as for '
                         f'urllib.parse.urlencode, got {type(params).__name__}') from cause
+    if has_fields:
+        raise TypeError('params must be pairs of str, got pairs of bytes: were they headers?')
+    return query
+
+
+def with_params(target: bytes, params: Params) -> bytes:
+    query = encode_params(params)
     if not query:
         return target
     separator = b'?' if b'?' not in target else b'' if target.endswith((b'?', b'&')) else b'&'

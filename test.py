@@ -1446,6 +1446,13 @@ UNNAMED = 'GET, refused: '
                  NAMED + 'params must be a mapping or a sequence of pairs, as for '
                  'urllib.parse.urlencode, got list',
                  id='params-no-pairs'),
+    *[pytest.param({'params': params}, TypeError,
+                   NAMED + 'params must be pairs of str, got pairs of bytes: were they headers?',
+                   id=f'params-of-bytes-{name}')
+      for name, params in {
+          'tuple': ((b'authorization', b'SECRET'),), 'list': [(b'accept', b'a'), ('b', b'SECRET')],
+          'last': [('a', 'b'), (b'authorization', b'SECRET')],
+          'mapping': {b'authorization': b'SECRET'}}.items()],
     pytest.param({'params': {'SECRET': '\ud800'}}, TypeError,
                  NAMED + 'params must be a mapping or a sequence of pairs, as for '
                  'urllib.parse.urlencode, got dict',
@@ -2118,7 +2125,7 @@ TARGETS = {
     'params-list': ('/', [('b', '1'), ('a', '2')], '/?b=1&a=2'),
     'params-sequence-as-value': ('/', {'a': ['b', 'c'], 'd': ()}, '/?a=b&a=c'),
     'params-encoded': ('/', {'ä b': '&=+%/?#\r\n'}, '/?%C3%A4+b=%26%3D%2B%25%2F%3F%23%0D%0A'),
-    'params-bytes': ('/', {b'a': b'\xff'}, '/?a=%FF'),
+    'params-bytes': ('/', {'a': b'\xff', b'b': 'c', b'd': [b'e']}, '/?a=%FF&b=c&d=e'),
     'params-numbers': ('/', {'a': 1, 'b': None}, '/?a=1&b=None'),
     'params-after-a-query': ('/p?x', {'a': 'b'}, '/p?x&a=b'),
     'params-after-an-empty-query': ('/p?', {'a': 'b'}, '/p?a=b'),

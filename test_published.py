@@ -876,6 +876,11 @@ async def see_control_character():
     return await target_of('/a\nb')
 
 
+@difference('pairs of bytes as `params`', '/?a=b', REFUSED_TYPE)
+async def see_params_of_bytes():
+    return await target_of('/', params=((b'a', b'b'),))
+
+
 @difference('bad fields', [2, 1], [REFUSED, REFUSED])
 async def see_bad_fields():
     heads = [await sent(headers=headers) for headers in (

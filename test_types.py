@@ -214,6 +214,8 @@ async def requests(request: Request, close: Close, body: ResponseBody) -> None:
     await request(b'GET', b'https://www.example.com/')  # error: arg-type
     await request(b'GET')  # error: call-arg
     await request(b'GET', URL, params='a=b')  # error: arg-type
+    await request(b'GET', URL, ((b'accept', b'*/*'),))  # error: arg-type
+    await request(b'GET', URL, {b'accept': b'*/*'})  # error: dict-item
     await request(b'GET', URL, headers=(('accept', '*/*'),))  # error: arg-type
     await request(b'GET', URL, headers=((b'content-length', 3),))  # error: arg-type
     await request(b'GET', URL, headers=(b'accept', b'*/*'))  # error: arg-type

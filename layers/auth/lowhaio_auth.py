@@ -20,7 +20,7 @@ import secrets
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, TypeVar, cast
-from urllib.parse import quote, urlencode
+from urllib.parse import quote
 
 from lowhaio import (
     HttpConnectionError,
@@ -28,6 +28,7 @@ from lowhaio import (
     HttpError,
     canonical_host,
     empty_async_iterator,
+    encode_params,
     repeatable,
 )
 
@@ -514,11 +515,7 @@ def encoded(url: str, params: Any) -> tuple[str, bytes]:
     scheme, authority, target = match.groups()
     target = target if target.startswith('/') else f'/{target}'
     target = TO_ENCODE.sub(lambda match: quote(match[0], safe=''), target)
-    pairs = params.items() if hasattr(params, 'items') else params
-    if pairs and all(isinstance(item, bytes) for pair in pairs for item in pair):
-        # They would be shown to all who see the URL.
-        raise TypeError('params must be pairs of str, got pairs of bytes: were they headers?')
-    query = urlencode(params, doseq=True)
+    query = encode_params(params)
     if query:
         separator = '?' if '?' not in target else '' if target.endswith(('?', '&')) else '&'
         target = f'{target}{separator}{query}'

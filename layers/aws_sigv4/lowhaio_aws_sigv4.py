@@ -24,12 +24,13 @@ from functools import partial
 from hashlib import sha256
 from tempfile import SpooledTemporaryFile
 from typing import IO, Any, TypeVar, cast
-from urllib.parse import quote, unquote_to_bytes, urlencode
+from urllib.parse import quote, unquote_to_bytes
 
 from lowhaio import (
     HttpConnectionError,
     canonical_host,
     empty_async_iterator,
+    encode_params,
     repeatable,
     streamed,
 )
@@ -68,7 +69,7 @@ CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Headers = Iterable[tuple[bytes, bytes]]
-Params = Mapping[Any, Any] | Sequence[tuple[Any, Any]]
+Params = Mapping[str, Any] | Sequence[tuple[str, Any]]
 Body = Callable[..., AsyncIterator[bytes]]
 Credentials = Callable[[], Awaitable[tuple[str, str, Headers]]]
 Response = tuple[bytes, Fields, Any]
@@ -162,7 +163,7 @@ def aws_sigv4_headers(
     with_host = fields if b'host' in names_of(fields) else ((b'host', host.encode()), *fields)
     return sign(access_key_id, secret_access_key, with_host, service, region, method,
                 canonical_path(quote(path) if service in S3 else path, service),
-                urlencode(params, doseq=True, quote_via=quote), body_hash) + fields
+                encode_params(params, quote_via=quote), body_hash) + fields
 
 
 def object_url(bucket_url: str, key: str) -> str:
@@ -241,7 +242,7 @@ def split_url(url: str, params: Params, service: str) -> tuple[str, bytes, str, 
     # In a query, a plus sign is a space to all but a few.
     pairs = (pair.replace('+', ' ').split('=', 1) for pair in query.split('&') if pair)
     query = '&'.join('='.join(map(recoded, pair)) for pair in pairs)
-    more = urlencode(params, doseq=True, quote_via=quote)
+    more = encode_params(params, quote_via=quote)
     return (f'{scheme}://{host}{port or ""}', host_field(scheme.lower(), host, port), path or '/',
             f'{query}&{more}' if query and more else query or more)
 

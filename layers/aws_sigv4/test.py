@@ -628,6 +628,8 @@ def test_what_has_no_url_is_refused(bucket_url, key, message):
     ('http://h/a#b', {}, 'ValueError: url must not have a "#", since what follows it is not sent. '
      'In a key it is "%23": object_url makes the URL of any key'),
     ('http://h/', {'params': 1}, 'TypeError'),
+    ('http://h/', {'params': ((b'x-token', b'password'),)},
+     'TypeError: params must be pairs of str, got pairs of bytes: were they headers?'),
     ('http://h/', {'headers': (('a', 'b'),)}, 'TypeError'),
     ('http://h/', {'body': lambda: 1}, 'TypeError'),
     ('http://h/', {'headers': ((b'Transfer-Encoding', b'chunked'),), 'body': streamed(b'')},
