@@ -2725,11 +2725,6 @@ def hear_out(connection: Connection, error: OSError) -> Exception:
     """
     try:
         connection.take_news()
-    except EarlyEnd as early:
-        # A read finds an end after a reset, too. A broken pipe tells that the peer had ended the
-        # connection before that; in TLS, close_notify does.
-        is_end = connection.origin.is_tls or isinstance(error, BrokenPipeError)
-        return early if is_end else error
     except EarlyResponse as early:
         return early if connection.has_written else error
     except (OSError, EOFError, ValueError) as said:
@@ -3589,21 +3584,26 @@ class Connection:
         except ValueError:
             self.phase = receiver.phase
             raise
-        except (OSError, EOFError) as cause:
-            if not (isinstance(cause, ssl.SSLEOFError) and receiver.is_whole):
-                if self.phase == REQUEST_BODY:
-                    self.phase = WAITING_FOR_BODY
-                raise
-            # Nothing of it is cut off, so it needs no close_notify. (Before CPython 3.13, a reset
-            # is told in this way, too.)
-            receiver.feed_end()
+        except (OSError, EOFError):
+            if self.phase == REQUEST_BODY:
+                self.phase = WAITING_FOR_BODY
+            raise
         self.is_watching = not receiver.is_done
 
     def take_news(self) -> None:
         receiver = self.receiver
         assert isinstance(receiver, Meanwhile)
-        while not receiver.is_done:
-            self.receive(min(self.recv_bufsize, receiver.room))
+        try:
+            while not receiver.is_done:
+                self.receive(min(self.recv_bufsize, receiver.room))
+        except (*WANT_READ, ssl.SSLWantWriteError):
+            raise
+        except OSError:
+            if not receiver.is_whole:
+                raise
+            # Nothing of the response is cut off. A reset is the end that a server's system makes
+            # of a connection that is closed before all has been read from it.
+            receiver.feed_end()
 
     async def read(self, deadline: float | None = None) -> Any:
         """What the receiver makes of what is there, or of what comes first."""

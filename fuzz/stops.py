@@ -280,8 +280,7 @@ class Case:
         exchange = self.exchange
         _, _, body = response
         if not body.request_sent:
-            # Before CPython 3.13, TLS tells of a reset as of an end.
-            is_ended = self.stop.way in ENDS or exchange.is_tls and self.stop.way == 'reset'
+            is_ended = self.stop.way != 'silence'
             check(exchange.is_refusing or exchange.is_last and self.is_whole() and is_ended,
                   'an answer to a part of a request')
         elif not exchange.is_tls:
