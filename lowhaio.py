@@ -2620,8 +2620,9 @@ class RequestBody(Steps):
 
     def is_sent(self) -> bool:
         """All that was declared has been sent, although the generator has not ended."""
-        return (not self.head and self.length == self.declared.length
-                and self.connection.phase == REQUEST_BODY)
+        is_whole = self.length == self.declared.length if self.framing is None else \
+            self.framing.expected is NOTHING
+        return not self.head and is_whole and self.connection.phase == REQUEST_BODY
 
     async def close(self, error: BaseException) -> None:
         """Let the caller's generator clean up, now: left to itself, it would in a task.

@@ -1861,6 +1861,8 @@ AUTHORITIES = {
                     ('a' * 62 + '.') * 4 + 'b', None),
     'name-of-253-and-a-dot': (('a' * 62 + '.') * 4 + 'b.', ('a' * 62 + '.') * 4 + 'b',
                               ('a' * 62 + '.') * 4 + 'b', None),
+    'name-of-253-and-port': (('a' * 62 + '.') * 4 + 'b:8080', ('a' * 62 + '.') * 4 + 'b:8080',
+                             ('a' * 62 + '.') * 4 + 'b', ('192.0.2.1', 8080)),
     'number-as-first-label': ('1.example', '1.example', '1.example', None),
     'hex-number-as-first-label': ('0x7f.example', '0x7f.example', '0x7f.example', None),
     'last-label-begins-with-a-number': ('a.1b', 'a.1b', 'a.1b', None),
@@ -4824,7 +4826,9 @@ def holders(backwards):
     data = text.encode()
     found = set()
     for holder in gc.get_objects():
-        for held in gc.get_referents(holder):
+        # What a module refers to is in its dictionary. In CPython 3.12, that of asyncio also tells
+        # of futures that were freed, and to touch those breaks the next collection
+        for held in () if type(holder) is type(gc) else gc.get_referents(holder):
             if isinstance(held, str) and text in held or isinstance(held, bytes) and data in held:
                 found.add(type(holder).__name__)
     return sorted(found)
@@ -14944,21 +14948,23 @@ async def test_the_end_behind_another_response_below_300_does_not_end_the_sendin
             assert (response.request_sent, body.events) == (True, SWALLOWED)
 
 
+@pytest.mark.parametrize('headers, chunk', [
+    (of_length(1), b'a'), (AS_CHUNKS, b'1\r\na\r\n0\r\n\r\n')], ids=['length', 'coding'])
 @SCHEMES
 @on_loops
-async def test_a_response_ends_no_sending_of_which_all_has_been_sent(scheme):
-    """Its length tells that, although the body has not come to its end."""
+async def test_a_response_ends_no_sending_of_which_all_has_been_sent(scheme, headers, chunk):
+    """Its length or its last chunk tells that, although the body has not come to its end."""
     async def script(peer):
         await peer.read_head()
-        await peer.read(1)
+        await peer.read(len(chunk))
         await peer.send(FINAL['413'][3])
         await peer.read_head()
         await peer.send(OK)
 
     async with Server(script, context_of(scheme)) as server, \
             pool(get_ssl_context=trusting) as request:
-        body = Sending(b'a', forever)
-        code, _, response = await uploading(request, server, body, length=1)
+        body = Sending(chunk, forever)
+        code, _, response = await request(b'PUT', server.url, headers=headers, body=body)
         assert (code, await buffered(response), response.request_sent) == (b'413', b'ok', True)
         assert body.events == CANCELLED
         assert (await get(request, server.url))[2] == b'ok'
