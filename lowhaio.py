@@ -3366,6 +3366,15 @@ def close_socket(sock: socket.socket) -> None:
         sock.close()
 
 
+def forget_tls_error() -> None:
+    """CPython 3.14 and 3.15 leave the system's error of a TLS write in OpenSSL's queue of errors,
+    which the whole thread has in common. The next TLS call that has to wait would find it there,
+    and another connection would fail with it. To refuse a context its ciphers clears the queue.
+    """
+    with contextlib.suppress(ssl.SSLError):
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers('no such cipher')
+
+
 class TlsSession:
     """The session of an origin, to be resumed by its next connections (RFC 8446 2.2).
 
@@ -3548,6 +3557,10 @@ class Connection:
             except ssl.SSLWantReadError:
                 deadline = deadline or self.in_time()
                 await self.wait_readable(deadline)
+            except OSError:
+                if self.origin.is_tls:
+                    forget_tls_error()
+                raise
             else:
                 deadline = 0.0
                 self.has_sent = self.has_written = True
@@ -3848,8 +3861,12 @@ class Connection:
         self.data_waiter = self.reader = self.writer = None
         if isinstance(self.sock, ssl.SSLSocket):
             # RFC 8446 6.1: say goodbye, without waiting for an answer.
-            with contextlib.suppress(OSError, ValueError):
+            try:
                 self.sock.unwrap()
+            except (ssl.SSLError, ValueError):
+                pass
+            except OSError:
+                forget_tls_error()
         close_socket(self.sock)
         share, self.share = self.share, None
         if share is not None and has_loop:

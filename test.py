@@ -15032,14 +15032,57 @@ UNSENT = {
 }
 
 
+@SCHEMES
+@on_loops
+async def test_a_connection_that_is_reset_does_no_harm_to_another(scheme):
+    """Of one thread, TLS connections have the queue of OpenSSL's errors in common."""
+    def script(sock):
+        data = b''
+        while b'\r\n\r\n' not in data:
+            data += sock.recv(65536)
+        if data.startswith(b'PUT /kept '):
+            is_begun.set()
+            assert is_reset.wait(PATIENCE)
+            left = len(content) - len(data.partition(b'\r\n\r\n')[2])
+            while left:
+                left -= len(sock.recv(2 ** 20))
+            sock.sendall(OK)
+            receive_end(sock)
+        else:
+            assert is_begun.wait(PATIENCE)
+            # Once it has come, nothing is read beside the sending, so it is that which fails.
+            sock.sendall(OK)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+            socket.socket.close(sock)
+
+    def upload(path):
+        return request(b'PUT', server.url + path, headers=of_length(len(content)),
+                       body=streamed(content))
+
+    content = bytes(4_000_000)
+    is_begun, is_reset = threading.Event(), threading.Event()
+    # The server is in threads of its own, where its calls of OpenSSL do not see ours.
+    with ThreadServer(script, context_of(scheme)) as server:
+        async with pool(get_ssl_context=trusting, get_sock=small_sock) as request:
+            kept = asyncio.create_task(upload('kept'))
+            error = await failed(upload('reset'), HttpConnectionClosedError, None)
+            assert str(error).startswith(at(server, 'sending the request: '))
+            is_reset.set()
+            code, _, body = await kept
+            assert (code, await buffered(body)) == (b'200', b'ok')
+
+
 @pytest.mark.parametrize('last', [False, True], ids=['another may follow', 'the last'])
 @SCHEMES
 @on_loops_at_once
 async def test_below_300_a_request_that_is_not_sent_whole_is_an_error(scheme, last):
     raw = LASTS['a length'][2] if last else OK
+    peers = []
 
     async def script(peer):
         name = (await peer.read_head()).split()[1][1:].decode().replace('_', ' ')
+        # The loop does not hold a transport that does not read: it would be collected, and close.
+        peers.append(peer)
         peer.writer.transport.pause_reading()
         await peer.send(raw)
         await turns(30)
