@@ -14695,6 +14695,8 @@ async def test_a_request_that_has_failed_keeps_nothing_until_garbage_is_collecte
         await peer.read_head()
         if await peer.read(1) == b'a':
             await peer.send(b'HTTP/1.1 2000 OK\r\n\r\n')
+        else:
+            peer.writer.transport.pause_reading()
         await forever()
 
     async def message_of(failing):
