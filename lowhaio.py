@@ -568,11 +568,11 @@ def Pool(
     settings = Settings(
         http_version, keep_alive_timeout, recv_bufsize, max_header_length, socket_timeout,
         max_requests_per_connection)
-    connections = Connections(
+    books = Books(
         max_connections, max_connections_per_origin, pool_timeout, Heads(max_header_length))
     urls = Urls()
     names = Names(get_dns_resolver, socket_timeout)
-    opener = Opener(get_sock, get_connection, get_ssl_context, settings, names, connections)
+    connector = Connector(get_sock, get_connection, get_ssl_context, settings, names, books)
     default_get_adapter, default_get_resolver_adapter = (
         get_logger_adapter, get_resolver_logger_adapter)
     bound_loop: Loop | None = None
@@ -581,7 +581,7 @@ def Pool(
         nonlocal bound_loop
         check_loop(loop, bound_loop)
         bound_loop = loop
-        BOUND.add(connections)
+        BOUND.add(books)
 
     async def request(
             method: bytes, url: str,
@@ -593,8 +593,8 @@ def Pool(
             get_resolver_logger_adapter: GetResolverAdapter = default_get_resolver_adapter,
     ) -> Response:
         try:
-            if connections.why_closed:
-                raise RuntimeError(connections.why_closed)
+            if books.why_closed:
+                raise RuntimeError(books.why_closed)
             loop = asyncio.get_running_loop()
             if loop is not bound_loop:
                 bind(loop)
@@ -613,11 +613,11 @@ def Pool(
                                           f'{LOGGING}: {reason(cause)}') from cause
 
         now = loop.time()
-        peers = opener.known_peers(origin, now)
-        connection = None if peers is None else connections.take(origin, peers, now)
+        peers = connector.known_peers(origin, now)
+        connection = None if peers is None else books.take_idle(origin, peers, now)
         if connection is None:
-            connection = await Opening(
-                opener, loop, method, origin, logger,
+            connection = await Acquisition(
+                connector, loop, method, origin, logger,
                 partial(get_resolver_logger_adapter, logger_extra(method, url))).run(peers)
         response = await exchange(
             connection, method, head, declared, body, body_args, body_kwargs)
@@ -633,9 +633,9 @@ def Pool(
             try:
                 get_logger_adapter({}).debug('Closing the pool')
             finally:
-                if connections.why_closed is not FORKED:
+                if books.why_closed is not FORKED:
                     check_closable(bound_loop)
-                    connections.close()
+                    books.close()
                     await names.clear(get_resolver_logger_adapter)
         except HttpError:
             raise
@@ -770,8 +770,8 @@ async def exchange(
         received = response.head
         if received is not response.known:
             if connection.requests == 1:
-                remember(connection.connections.answered, connection.origin.name, True)
-            connection.connections.heads.keep(connection.origin.name, received)
+                store_latest(connection.books.answered, connection.origin.name, True)
+            connection.books.heads.store(connection.origin.name, received)
         if received.method != method:
             set_framing(received, method, connection.settings)
         make_decoder, arguments, keep_alive = received.framing
@@ -834,7 +834,7 @@ def early_hint(connection: Connection) -> str:
 
 def plain_hint(connection: Connection, kind: type[HttpError], cause: BaseException) -> str:
     """Asked without TLS, a port for TLS just closes, or sends an alert, and never answers."""
-    if connection.origin.is_tls or connection.origin.name in connection.connections.answered:
+    if connection.origin.is_tls or connection.origin.name in connection.books.answered:
         return ''
     is_closed = kind is HttpConnectionClosedError and not connection.has_started
     return ' (the port may be for https)' if is_closed or TLS_ALERT in str(cause) else ''
@@ -945,7 +945,7 @@ class Names:
         # All requests to the host go by one object, so that they take turns.
         peers = self.known.get(host) or Peers()
         peers.renew(answers, has_all)
-        remember(self.known, host, peers)
+        store_latest(self.known, host, peers)
         return peers
 
     def ask(self, loop: Loop, host: str, record_type: int,
@@ -985,7 +985,7 @@ class Names:
             del self.asking[key]
             for waiter in waiters:
                 if not waiter.done():
-                    hand(waiter, answer)
+                    give_to(waiter, answer)
 
     async def clear(self, get_resolver_adapter: GetResolverAdapter) -> None:
         self.known.clear()
@@ -993,7 +993,7 @@ class Names:
             await self.resolver[1](get_logger_adapter=get_resolver_adapter({}))
 
 
-def remember(known: dict[str, Any], name: str, value: Any, limit: int = MAX_NAMES) -> None:
+def store_latest(known: dict[str, Any], name: str, value: Any, limit: int = MAX_NAMES) -> None:
     """As the latest. The one that was remembered first makes room."""
     known.pop(name, None)
     if len(known) >= limit:
@@ -1305,13 +1305,13 @@ def current_task() -> asyncio.Task[Any]:
 # its place goes there. Tickets count the requests that wait, so the distance of two tickets is
 # the bound: nobody is overtaken by more than MAX_OVERTAKING requests for each place.
 
-class Share:
+class OriginBooks:
     """One origin's part of the connections, and the requests that wait for one of them."""
 
-    __slots__ = ('connections', 'name', 'places', 'idle', 'waiters', 'is_queued')
+    __slots__ = ('books', 'name', 'places', 'idle', 'waiters', 'is_queued')
 
-    def __init__(self, connections: Connections, name: str) -> None:
-        self.connections = connections
+    def __init__(self, books: Books, name: str) -> None:
+        self.books = books
         self.name = name
         self.places = 0
         self.idle: dict[Connection, None] = {}
@@ -1328,12 +1328,12 @@ class Share:
             del self.waiters[ticket]
         return inf
 
-    def give_back(self) -> None:
-        self.connections.free(self)
+    def return_place(self) -> None:
+        self.books.return_place(self)
 
 
-class Connections:
-    __slots__ = ('max_connections', 'max_per_origin', 'pool_timeout', 'shares', 'opened',
+class Books:
+    __slots__ = ('max_connections', 'max_per_origin', 'pool_timeout', 'by_origin', 'opened',
                  'places', 'idle', 'queue', 'tickets', 'sessions', 'heads', 'answered',
                  'why_closed', '__weakref__')
 
@@ -1346,13 +1346,13 @@ class Connections:
             'max_connections_per_origin', max_connections_per_origin)
         self.pool_timeout = inf if pool_timeout is None else \
             checked_number('pool_timeout', pool_timeout, 0)
-        self.shares: dict[str, Share] = {}
+        self.by_origin: dict[str, OriginBooks] = {}
         # All of them, in use too: a body in a cycle of garbage must find its own alive.
         self.opened: set[Connection] = set()
         self.places = 0
         # Origins that have room, and requests that wait only for max_connections, by the ticket
         # of the first of these.
-        self.queue: list[tuple[float, Share]] = []
+        self.queue: list[tuple[float, OriginBooks]] = []
         self.tickets: Iterator[float] = itertools.count()
         # By the name of the origin: what its next responses may have in common with the last.
         self.sessions: dict[str, TlsSession] = {}
@@ -1362,19 +1362,19 @@ class Connections:
         # What a request is told. Empty while the pool is open.
         self.why_closed = ''
 
-    def share(self, origin: Origin) -> Share:
-        share = self.shares.get(origin.name)
-        if share is None:
-            share = self.shares[origin.name] = Share(self, origin.name)
-        return share
+    def of_origin(self, origin: Origin) -> OriginBooks:
+        origin_books = self.by_origin.get(origin.name)
+        if origin_books is None:
+            origin_books = self.by_origin[origin.name] = OriginBooks(self, origin.name)
+        return origin_books
 
     # Idle connections
 
-    def take(self, origin: Origin, peers: Peers, now: float) -> Connection | None:
+    def take_idle(self, origin: Origin, peers: Peers, now: float) -> Connection | None:
         """A connection to a current address that has seen nothing since its last response."""
-        share = self.shares.get(origin.name)
-        while share is not None and share.idle:
-            connection, _ = share.idle.popitem()
+        origin_books = self.by_origin.get(origin.name)
+        while origin_books is not None and origin_books.idle:
+            connection, _ = origin_books.idle.popitem()
             del self.idle[connection]
             connection.is_idle = False
             if connection.is_reusable(peers, now):
@@ -1383,67 +1383,68 @@ class Connections:
         return None
 
     def is_ipv6_next(self, origin: Origin) -> bool:
-        share = self.shares.get(origin.name)
-        return share is not None and bool(share.idle) and ':' in next(reversed(share.idle)).peer
+        origin_books = self.by_origin.get(origin.name)
+        return (origin_books is not None and bool(origin_books.idle)
+                and ':' in next(reversed(origin_books.idle)).peer)
 
-    def keep(self, connection: Connection) -> None:
+    def return_connection(self, connection: Connection) -> None:
         """Let it idle, or hand it to a request that waits."""
-        share = connection.share
-        if self.why_closed or share is None:
+        origin_books = connection.place
+        if self.why_closed or origin_books is None:
             connection.close()
             return
-        if share.waiters or self.queue:
-            ticket = share.first_ticket()
+        if origin_books.waiters or self.queue:
+            ticket = origin_books.first_ticket()
             if self.first_queued() + MAX_OVERTAKING * self.max_connections < ticket:
                 # It gives way to a request of another origin.
                 connection.close()
                 return
             if ticket < inf:
-                share.waiters.pop(ticket).set_result(connection)
+                origin_books.waiters.pop(ticket).set_result(connection)
                 return
-        share.idle[connection] = None
+        origin_books.idle[connection] = None
         self.idle[connection] = None
         connection.is_idle = True
 
-    def remove(self, connection: Connection) -> None:
-        assert connection.share is not None
+    def remove_idle(self, connection: Connection) -> None:
+        assert connection.place is not None
         del self.idle[connection]
-        del connection.share.idle[connection]
+        del connection.place.idle[connection]
         connection.is_idle = False
 
     # Places
 
-    def reserve(self, origin: Origin) -> Share | None:
+    def take_place(self, origin: Origin) -> OriginBooks | None:
         """A place for a new connection, or None if there is none."""
-        share = self.share(origin)
-        if share.places >= self.max_per_origin:
+        origin_books = self.of_origin(origin)
+        if origin_books.places >= self.max_per_origin:
             return None
         if self.places >= self.max_connections and self.idle:
-            # One of another origin, since `take` has found none of this.
+            # One of another origin, since `take_idle` has found none of this.
             next(iter(self.idle)).close()
         if self.places >= self.max_connections:
             return None
-        share.places += 1
+        origin_books.places += 1
         self.places += 1
         # A connection of it that was collected meanwhile may have made it be forgotten.
-        self.shares[share.name] = share
-        return share
+        self.by_origin[origin_books.name] = origin_books
+        return origin_books
 
     def why_none(self, origin: Origin) -> str:
         """Why there is no place for a new connection."""
-        share = self.share(origin)
-        if share.places >= self.max_per_origin:
-            return (f'{share.places} in use for {share.name}, and max_connections_per_origin is '
-                    f'{self.max_per_origin}')
+        origin_books = self.of_origin(origin)
+        if origin_books.places >= self.max_per_origin:
+            return (f'{origin_books.places} in use for {origin_books.name}, and '
+                    f'max_connections_per_origin is {self.max_per_origin}')
         return f'{self.places} in use, and max_connections is {self.max_connections}'
 
-    async def wait(self, loop: Loop, origin: Origin) -> Share | Connection:
+    async def wait_for_place(self, loop: Loop, origin: Origin) -> OriginBooks | Connection:
         """A place, or a connection that has just become idle and has one."""
-        share = self.share(origin)
+        origin_books = self.of_origin(origin)
         ticket = next(self.tickets)
         waiter: asyncio.Future[Any] = loop.create_future()
-        share.waiters[ticket] = waiter
-        self.enqueue(share)
+        origin_books.waiters[ticket] = waiter
+        self.enqueue(origin_books)
         timer = None if self.pool_timeout == inf else loop.call_later(
             self.pool_timeout, self.give_up, waiter)
         try:
@@ -1451,73 +1452,75 @@ class Connections:
         except BaseException:
             # It may have been given in the turn of the loop in which we were cancelled.
             if waiter.done() and not waiter.cancelled():
-                give_back(waiter.result())
+                pass_on_unused(waiter.result())
             raise
         finally:
             if timer is not None:
                 timer.cancel()
-            share.waiters.pop(ticket, None)
-            self.forget(share)
+            origin_books.waiters.pop(ticket, None)
+            self.drop_if_unused(origin_books)
         if isinstance(given, Exception):
             raise given
-        assert isinstance(given, (Share, Connection))
+        assert isinstance(given, (OriginBooks, Connection))
         return given
 
     def give_up(self, waiter: asyncio.Future[Any]) -> None:
         if not waiter.done():
-            hand(waiter, TimeoutError(f'pool_timeout, {self.pool_timeout:g} seconds, passed'))
+            give_to(waiter, TimeoutError(f'pool_timeout, {self.pool_timeout:g} seconds, passed'))
 
-    def free(self, share: Share) -> None:
+    def return_place(self, origin_books: OriginBooks) -> None:
         """Its connection has closed, or was not made: somebody else can have the place."""
-        share.places -= 1
+        origin_books.places -= 1
         self.places -= 1
-        self.enqueue(share)
+        self.enqueue(origin_books)
         while self.places < self.max_connections and self.first_queued() < inf:
             ticket, first = heappop(self.queue)
             first.is_queued = False
             first.places += 1
             self.places += 1
-            hand(first.waiters.pop(ticket), first)
+            give_to(first.waiters.pop(ticket), first)
             self.enqueue(first)
-        self.forget(share)
+        self.drop_if_unused(origin_books)
 
-    def enqueue(self, share: Share) -> None:
-        ticket = share.first_ticket()
-        if ticket < inf and share.places < self.max_per_origin and not share.is_queued:
-            heappush(self.queue, (ticket, share))
-            share.is_queued = True
-            if len(self.queue) > 2 * len(self.shares):
+    def enqueue(self, origin_books: OriginBooks) -> None:
+        ticket = origin_books.first_ticket()
+        if (ticket < inf and origin_books.places < self.max_per_origin
+                and not origin_books.is_queued):
+            heappush(self.queue, (ticket, origin_books))
+            origin_books.is_queued = True
+            if len(self.queue) > 2 * len(self.by_origin):
                 self.sweep()
 
     def sweep(self) -> None:
         """Most of the queue are requests that gave up, of origins that have been forgotten."""
         queue, self.queue = self.queue, []
-        for _, share in queue:
-            share.is_queued = False
-        for _, share in queue:
-            self.enqueue(share)
+        for _, origin_books in queue:
+            origin_books.is_queued = False
+        for _, origin_books in queue:
+            self.enqueue(origin_books)
 
     def first_queued(self) -> float:
         """The first ticket of the queue. What has changed since it was queued is put right."""
         while self.queue:
-            ticket, share = self.queue[0]
-            if share.first_ticket() == ticket:
+            ticket, origin_books = self.queue[0]
+            if origin_books.first_ticket() == ticket:
                 return ticket
             heappop(self.queue)
-            share.is_queued = False
-            self.enqueue(share)
+            origin_books.is_queued = False
+            self.enqueue(origin_books)
         return inf
 
-    def forget(self, share: Share) -> None:
+    def drop_if_unused(self, origin_books: OriginBooks) -> None:
         # Not one that was made anew for the same origin in the meantime.
-        if not share.places and not share.waiters and self.shares.get(share.name) is share:
-            del self.shares[share.name]
+        if (not origin_books.places and not origin_books.waiters
+                and self.by_origin.get(origin_books.name) is origin_books):
+            del self.by_origin[origin_books.name]
 
     def close(self) -> None:
         self.why_closed = 'the pool is closed'
-        for share in list(self.shares.values()):
-            while (ticket := share.first_ticket()) < inf:
-                hand(share.waiters.pop(ticket), RuntimeError('the pool was closed'))
+        for origin_books in list(self.by_origin.values()):
+            while (ticket := origin_books.first_ticket()) < inf:
+                give_to(origin_books.waiters.pop(ticket), RuntimeError('the pool was closed'))
         for connection in list(self.opened):
             # On a loop that is closed no response ends any more.
             if connection.is_idle or connection.loop.is_closed():
@@ -1546,28 +1549,30 @@ FORKED = ('the pool was used before this process was forked, and its connections
 
 # Pools that have a loop, and so may have connections. One that has no loop yet may be used in a
 # child.
-BOUND: weakref.WeakSet[Connections] = weakref.WeakSet()
+BOUND: weakref.WeakSet[Books] = weakref.WeakSet()
 
 
 def leave_to_parent() -> None:
-    for connections in BOUND:
-        connections.leave_to_parent()
+    for books in BOUND:
+        books.leave_to_parent()
 
 
 # To ask for the process in each request would cost a system call. Windows has no fork.
 getattr(os, 'register_at_fork', lambda **_: None)(after_in_child=leave_to_parent)
 
 
-def hand(waiter: asyncio.Future[Any], given: object) -> None:
+def give_to(waiter: asyncio.Future[Any], given: object) -> None:
     """Give it what it waits for. If its loop was closed, nobody waits any more, and the loop would
     raise."""
     if not waiter.get_loop().is_closed():
         waiter.set_result(given)
 
 
-def give_back(given: object) -> None:
-    if isinstance(given, (Share, Connection)):
-        given.give_back()
+def pass_on_unused(given: object) -> None:
+    if isinstance(given, OriginBooks):
+        given.return_place()
+    elif isinstance(given, Connection):
+        given.return_unused()
 
 
 # ------------------------------------------------------------------------------ connecting
@@ -1583,23 +1588,23 @@ PEERS_ELSEWHERE = Peers()
 PEERS_ELSEWHERE.texts = frozenset((ANYWHERE,))
 
 
-class Opener:
+class Connector:
     """What the connections of a pool are made with."""
 
     __slots__ = ('get_sock', 'get_connection', 'get_ssl_context', 'ssl_context', 'settings',
-                 'names', 'connections')
+                 'names', 'books')
 
     def __init__(self, get_sock: Callable[[int], socket.socket],
                  get_connection: GetConnection | None,
                  get_ssl_context: Callable[[], ssl.SSLContext], settings: Settings,
-                 names: Names, connections: Connections) -> None:
+                 names: Names, books: Books) -> None:
         self.get_sock = get_sock
         self.get_connection = get_connection
         self.get_ssl_context = get_ssl_context
         self.ssl_context: ssl.SSLContext | None = None
         self.settings = settings
         self.names = names
-        self.connections = connections
+        self.books = books
 
     def known_peers(self, origin: Origin, now: float) -> Peers | None:
         """Its current addresses, if they are known."""
@@ -1608,15 +1613,15 @@ class Opener:
         return origin.peers or self.names.fresh(origin.host, now)
 
 
-class Opening:
+class Acquisition:
     """Finds or makes the connection for one request."""
 
-    __slots__ = ('opener', 'loop', 'method', 'origin', 'logger', 'get_resolver_adapter',
+    __slots__ = ('connector', 'loop', 'method', 'origin', 'logger', 'get_resolver_adapter',
                  'deadline')
 
-    def __init__(self, opener: Opener, loop: Loop, method: bytes, origin: Origin,
+    def __init__(self, connector: Connector, loop: Loop, method: bytes, origin: Origin,
                  logger: Adapter | None, get_resolver_adapter: Callable[[], GetAdapter]) -> None:
-        self.opener = opener
+        self.connector = connector
         self.loop = loop
         self.method = method
         self.origin = origin
@@ -1626,56 +1631,55 @@ class Opening:
         self.deadline = inf
 
     async def run(self, peers: Peers | None) -> Connection:
-        connections = self.opener.connections
+        books = self.connector.books
         self.start_clock()
         if peers is None:
             peers = await self.lookup()
-            connection = connections.take(self.origin, peers, self.loop.time())
+            connection = books.take_idle(self.origin, peers, self.loop.time())
             if connection is not None:
                 return connection
-        given: Share | Connection | None = None
+        given: OriginBooks | Connection | None = None
         try:
-            given = connections.reserve(self.origin)
+            given = books.take_place(self.origin)
             if given is None:
                 given = await self.wait()
                 self.start_clock()
-                peers = (self.opener.known_peers(self.origin, self.loop.time())
+                peers = (self.connector.known_peers(self.origin, self.loop.time())
                          or await self.lookup())
             if isinstance(given, Connection):
                 if given.is_reusable(peers, self.loop.time()):
                     return given
-                given = given.close_in_place()
+                given = given.close_but_keep_place()
             connection = await self.connect(peers)
-            connection.share = given
+            connection.place = given
             return connection
         except BaseException:
-            if given is not None:
-                given.give_back()
+            pass_on_unused(given)
             raise
 
     def start_clock(self) -> None:
-        self.deadline = self.loop.time() + self.opener.settings.socket_timeout
+        self.deadline = self.loop.time() + self.connector.settings.socket_timeout
 
     async def lookup(self) -> Peers:
         try:
-            return await self.opener.names.lookup(
+            return await self.connector.names.lookup(
                 self.loop, self.origin.host, self.get_resolver_adapter, self.deadline,
-                self.opener.connections.is_ipv6_next(self.origin))
+                self.connector.books.is_ipv6_next(self.origin))
         except Exception as cause:
             raise HttpDnsError(f'{self.describe()}: resolving {self.origin.host} failed: '
                                f'{reason(cause)}') from cause
 
     def ask_ipv6(self) -> Resolving:
-        return self.opener.names.ask(
+        return self.connector.names.ask(
             self.loop, self.origin.host, dns().TYPES.AAAA, self.get_resolver_adapter)
 
-    async def wait(self) -> Share | Connection:
-        connections = self.opener.connections
+    async def wait(self) -> OriginBooks | Connection:
+        books = self.connector.books
         try:
             if self.logger is not None:
                 # What waits for ever raises nothing: this line is all that there is of it.
-                self.logger.info('Waiting for a connection: %s', connections.why_none(self.origin))
-            return await connections.wait(self.loop, self.origin)
+                self.logger.info('Waiting for a connection: %s', books.why_none(self.origin))
+            return await books.wait_for_place(self.loop, self.origin)
         except Exception as cause:
             error = HttpConnectionError(
                 f'{self.describe()}: waiting for a connection failed: {reason(cause)}')
@@ -1683,8 +1687,8 @@ class Opening:
             raise error from cause
 
     async def connect(self, peers: Peers) -> Connection:
-        connection = await (Race(self, peers).run() if self.opener.get_connection is None else
-                            self.connect_elsewhere(self.opener.get_connection))
+        connection = await (Race(self, peers).run() if self.connector.get_connection is None else
+                            self.connect_elsewhere(self.connector.get_connection))
         if self.origin.is_tls:
             try:
                 await self.secure(connection)
@@ -1703,7 +1707,7 @@ class Opening:
 
         sock = None
         try:
-            steps = InTime(self.loop, get(), self.opener.settings.socket_timeout)
+            steps = InTime(self.loop, get(), self.connector.settings.socket_timeout)
             sock = await steps.run_until(self.deadline)
             if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
                 raise TypeError('it must return a connected socket.socket, without TLS, got '
@@ -1719,7 +1723,7 @@ class Opening:
                 f'{self.describe()}: get_connection failed: {reason(cause)}') from cause
 
     def open_socket(self, address: Address) -> Connection:
-        sock = self.opener.get_sock(
+        sock = self.connector.get_sock(
             socket.AF_INET if address.version == 4 else socket.AF_INET6)
         if not isinstance(sock, socket.socket):
             raise TypeError(f'get_sock must return a socket.socket, got {type(sock).__name__}')
@@ -1731,20 +1735,20 @@ class Opening:
             raise
 
     def made(self, sock: socket.socket, peer: str, where: str) -> Connection:
-        return Connection(self.loop, sock, self.origin, peer, where, self.opener.settings,
-                          self.opener.connections)
+        return Connection(self.loop, sock, self.origin, peer, where, self.connector.settings,
+                          self.connector.books)
 
     async def secure(self, connection: Connection) -> None:
         """TLS. A handshake that fails is not tried again on another address."""
-        if self.opener.ssl_context is None:
-            self.opener.ssl_context = self.opener.get_ssl_context()
-        sessions = self.opener.connections.sessions
+        if self.connector.ssl_context is None:
+            self.connector.ssl_context = self.connector.get_ssl_context()
+        sessions = self.connector.books.sessions
         session = sessions.get(self.origin.name)
         if session is None:
             session = TlsSession()
-            remember(sessions, self.origin.name, session)
+            store_latest(sessions, self.origin.name, session)
         try:
-            await connection.start_tls(self.opener.ssl_context, session, self.deadline)
+            await connection.start_tls(self.connector.ssl_context, session, self.deadline)
         except Exception:
             sessions.pop(self.origin.name, None)
             raise
@@ -1759,12 +1763,12 @@ class Race:
     Without tasks: all attempts, and the lookup of more addresses, wake one future.
     """
 
-    __slots__ = ('opening', 'loop', 'peers', 'turn', 'addresses', 'tried', 'attempts', 'lookup',
-                 'next_at', 'failures')
+    __slots__ = ('acquisition', 'loop', 'peers', 'turn', 'addresses', 'tried', 'attempts',
+                 'lookup', 'next_at', 'failures')
 
-    def __init__(self, opening: Opening, peers: Peers) -> None:
-        self.opening = opening
-        self.loop = opening.loop
+    def __init__(self, acquisition: Acquisition, peers: Peers) -> None:
+        self.acquisition = acquisition
+        self.loop = acquisition.loop
         self.peers = peers
         self.turn = peers.turn
         peers.turn += 1
@@ -1798,7 +1802,7 @@ class Race:
                 return connection
         if self.lookup is not None and self.lookup.is_ready():
             self.step_lookup(self.lookup, now)
-        while self.next_at <= now < self.opening.deadline:
+        while self.next_at <= now < self.acquisition.deadline:
             winner = self.start_next(now)
             if winner is not None:
                 return winner
@@ -1832,14 +1836,14 @@ class Race:
             return None
         self.tried.add(address)
         try:
-            connection = self.opening.open_socket(address)
+            connection = self.acquisition.open_socket(address)
         except Exception as cause:
             self.failures.append((str(address), cause))
             return None
         self.attempts.append(connection)
         self.next_at = now + CONNECTION_ATTEMPT_DELAY
         try:
-            is_made = connection.start_connecting(sockaddr(address, self.opening.origin.port))
+            is_made = connection.start_connecting(sockaddr(address, self.acquisition.origin.port))
         except Exception as cause:
             self.fail(connection, cause)
             self.next_at = now
@@ -1847,7 +1851,7 @@ class Race:
         return connection if is_made else None
 
     def start_lookup(self, now: float) -> None:
-        self.lookup = self.opening.ask_ipv6()
+        self.lookup = self.acquisition.ask_ipv6()
         self.step_lookup(self.lookup, now)
 
     def step_lookup(self, lookup: Resolving, now: float) -> None:
@@ -1869,7 +1873,7 @@ class Race:
         woken = self.loop.create_future()
         for connection in self.attempts:
             connection.writer = woken
-        timer = self.loop.call_at(min(self.next_at, self.opening.deadline), wake, woken)
+        timer = self.loop.call_at(min(self.next_at, self.acquisition.deadline), wake, woken)
         try:
             if self.lookup is None:
                 await woken
@@ -1880,8 +1884,8 @@ class Race:
 
     def check_over(self, now: float) -> None:
         """Raise, if no attempt is left, or no time."""
-        if now >= self.opening.deadline:
-            late = timed_out(self.opening.opener.settings.socket_timeout)
+        if now >= self.acquisition.deadline:
+            late = timed_out(self.acquisition.connector.settings.socket_timeout)
             late.__cause__ = connect_cause(self.failures)
             for connection in self.attempts.copy():
                 self.fail(connection, late)
@@ -1895,7 +1899,7 @@ class Race:
 
     def error(self) -> HttpConnectionError:
         reasons = '; '.join(f'{what}: {reason(cause)}' for what, cause in self.failures)
-        return HttpConnectionError(f'{self.opening.describe()}: connecting failed: {reasons}')
+        return HttpConnectionError(f'{self.acquisition.describe()}: connecting failed: {reasons}')
 
     def close_attempts(self, but: Connection | None = None) -> None:
         for connection in self.attempts:
@@ -2864,11 +2868,11 @@ class Heads(dict[str, Head]):
                 keep_parsed(self.status_lines, line, parsed)
         return parsed
 
-    def keep(self, origin_name: str, head: Head) -> None:
+    def store(self, origin_name: str, head: Head) -> None:
         """But not a 101: whether that is wanted depends on the request."""
         if (len(head.data) <= MAX_HEAD_LENGTH and head.code != b'101'
                 and REPEATED.issuperset([name for name, _ in head.fields])):
-            remember(self, origin_name, head, MAX_HEADS)
+            store_latest(self, origin_name, head, MAX_HEADS)
 
 
 class ResponseHead:
@@ -3346,7 +3350,7 @@ MakeBody = Callable[['Connection', Decoder, bytes], ReceivedBody]
 # ------------------------------------------------------------------ connection and waiting
 #
 # A socket with what is known of it, and the only place that touches the loop's readers,
-# writers and timers. It is owned by one at a time: the opener, an exchange, a response body,
+# writers and timers. It is owned by one at a time: the connector, an exchange, a response body,
 # the idle connections. `close` is idempotent, and leaves nothing of it in the loop.
 #
 # The reader is registered once, for the connection's life, and wakes whoever waits. A timeout
@@ -3394,7 +3398,7 @@ class TlsSession:
         self.to_pass: float = 0
         self.pause = 0
 
-    def keep(self, sock: ssl.SSLSocket) -> None:
+    def store(self, sock: ssl.SSLSocket) -> None:
         if self.to_pass:
             self.to_pass -= 1
         else:
@@ -3415,14 +3419,14 @@ class TlsSession:
 
 class Connection:
     __slots__ = (
-        'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'shown', 'settings', 'connections',
-        'share', 'tls_session', 'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
+        'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'shown', 'settings', 'books',
+        'place', 'tls_session', 'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
         'deadline', 'timer', 'timer_at', 'is_idle', 'keep_alive',
         'requests', 'method', 'phase', 'receiver', 'has_sent', 'has_written', 'has_started',
         'is_watching', 'has_news', 'watcher', 'burst', 'recv_bufsize', 'is_full')
 
     def __init__(self, loop: Loop, sock: socket.socket, origin: Origin, peer: str, where: str,
-                 settings: Settings, connections: Connections) -> None:
+                 settings: Settings, books: Books) -> None:
         sock.setblocking(False)
         self.loop = loop
         self.sock = sock
@@ -3435,9 +3439,9 @@ class Connection:
         self.peer = peer
         self.shown = origin.name + (f' (peer {where})' if where else '')
         self.settings = settings
-        self.connections = connections
+        self.books = books
         # Whose place it has. None while it is being opened: the place is not yet its own.
-        self.share: Share | None = None
+        self.place: OriginBooks | None = None
         # Until the first response.
         self.tls_session: TlsSession | None = None
         # What waits for the socket to be readable and writable. It may be one future.
@@ -3468,7 +3472,7 @@ class Connection:
         self.recv_bufsize = min(settings.recv_bufsize, MAX_TLS_RECORD + 1) if origin.is_tls else \
             settings.recv_bufsize
         self.is_full = False
-        connections.opened.add(self)
+        books.opened.add(self)
 
     # Opening
 
@@ -3520,7 +3524,7 @@ class Connection:
     def keep_session(self, tls_session: TlsSession) -> None:
         """In TLS 1.3 it is sent after the handshake."""
         assert isinstance(self.sock, ssl.SSLSocket)
-        tls_session.keep(self.sock)
+        tls_session.store(self.sock)
         self.tls_session = None
 
     # One exchange
@@ -3529,7 +3533,7 @@ class Connection:
         self.method = method
         self.requests += 1
         self.has_sent = self.has_written = self.has_started = self.has_news = False
-        heads = self.connections.heads
+        heads = self.books.heads
         self.receiver = response = ResponseHead(
             heads, may_upgrade, heads.get(self.origin.name))
         return response
@@ -3658,11 +3662,11 @@ class Connection:
             self.set_deadline(self.loop.time() + self.keep_alive)
             if not self.is_reading:
                 self.start_reading()
-            self.connections.keep(self)
+            self.books.return_connection(self)
         else:
             self.close()
 
-    def give_back(self) -> None:
+    def return_unused(self) -> None:
         """It was handed to a request that does not use it."""
         if self.loop.is_closed() or self.fd < 0:
             self.close()
@@ -3839,9 +3843,9 @@ class Connection:
     def close(self) -> None:
         if self.fd < 0:
             return
-        self.connections.opened.discard(self)
+        self.books.opened.discard(self)
         if self.is_idle:
-            self.connections.remove(self)
+            self.books.remove_idle(self)
         has_loop = not self.loop.is_closed()
         if has_loop:
             # Before the socket: its number may be that of another one at once.
@@ -3868,22 +3872,22 @@ class Connection:
             except OSError:
                 forget_tls_error()
         close_socket(self.sock)
-        share, self.share = self.share, None
-        if share is not None and has_loop:
-            share.give_back()
+        place, self.place = self.place, None
+        if place is not None and has_loop:
+            place.return_place()
 
     def leave_to_parent(self) -> None:
-        """Close only what is this process's own: see `Connections`."""
+        """Close only what is this process's own: see `Books`."""
         self.fd = -1
         self.is_idle = self.is_reading = self.is_writing = False
         close_socket(self.sock)
 
-    def close_in_place(self) -> Share:
+    def close_but_keep_place(self) -> OriginBooks:
         """Close it, but keep its place for another one."""
-        share, self.share = self.share, None
-        assert share is not None
+        place, self.place = self.place, None
+        assert place is not None
         self.close()
-        return share
+        return place
 
     def close_from_anywhere(self) -> None:
         """Close, as a finalizer has to: in any thread, whether or not the loop runs."""

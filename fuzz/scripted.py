@@ -605,8 +605,8 @@ def open_descriptors():
     return {fd: target for fd, target in found.items() if not target.startswith('/proc/')}
 
 
-PASSING = (lowhaio.Connection, lowhaio.Opening, lowhaio.Race, lowhaio.RequestBody,
-           lowhaio.ReceivedBody, lowhaio.Share, lowhaio.Steps)
+PASSING = (lowhaio.Acquisition, lowhaio.Connection, lowhaio.OriginBooks, lowhaio.Race,
+           lowhaio.ReceivedBody, lowhaio.RequestBody, lowhaio.Steps)
 
 
 def check_memory():
