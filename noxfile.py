@@ -87,6 +87,14 @@ def bench(session):
     session.run('python', 'benchmarks/run.py', *session.posargs)
 
 
+@nox.session(python=PYTHONS[0])
+def docs(session):
+    """The site of docs/. A link that leads nowhere is an error."""
+    session.install('.[docs]')
+    session.run('mkdocs', 'build', '--strict', *session.posargs,
+                env={'NO_MKDOCS_2_WARNING': '1'})
+
+
 @nox.session(python=PYTHONS)
 def dist(session):
     """Build the distributions, the layers' too, check them, and try each, freshly installed."""

@@ -61,6 +61,11 @@ setup(
             'uvloop; platform_system != "Windows"',
             'waitress',
         ],
+        'docs': [
+            'mkdocs<2',
+            'mkdocs-material>=9.5',
+            'mkdocstrings[python]>=0.26',
+        ],
         'fuzz': [
             'atheris; platform_system == "Linux" and python_version < "3.14"',
             'cosmic-ray',
