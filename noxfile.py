@@ -10,28 +10,35 @@ import nox
 PYTHONS = ['3.11', '3.12', '3.13']
 
 nox.needs_version = '>=2024.4.15'
-nox.options.sessions = ['style', 'types', 'tests', 'dist']
+nox.options.sessions = ['style', 'types', 'tests', 'outside', 'dist']
 nox.options.reuse_venv = 'yes'
 
 
 @nox.session(python=PYTHONS)
 def tests(session):
-    """All tests, on asyncio's loop and on uvloop; every line and branch is covered."""
+    """The tests that need no other software, on both loops; every line and branch is covered."""
     session.install('.[test]')
     session.run('python', '-m', 'pytest', *(session.posargs or ['--cov']))
+
+
+@nox.session(python=PYTHONS)
+def outside(session):
+    """The tests with other people's servers, layers, applications and type checkers."""
+    session.install('.[test]')
+    session.run('python', '-m', 'pytest', *(session.posargs or ['tests/outside']))
 
 
 @nox.session(python=PYTHONS)
 def uvloop(session):
     """The tests against real servers, with the client on uvloop."""
     session.install('.[test]')
-    session.run('python', '-m', 'pytest', 'test_interop.py', *session.posargs,
+    session.run('python', '-m', 'pytest', 'tests/outside/test_interop.py', *session.posargs,
                 env={'LOWHAIO_TEST_LOOP': 'uvloop'})
 
 
 @nox.session(python=PYTHONS[0])
 def debug(session):
-    """All tests, with everything that Python and asyncio can complain about."""
+    """The same tests, with everything that Python and asyncio can complain about."""
     session.install('.[test]')
     session.run('python', '-X', 'dev', '-W', 'error', '-m', 'pytest', *session.posargs,
                 env={'PYTHONASYNCIODEBUG': '1'})
@@ -49,7 +56,7 @@ def types(session):
     """mypy on the module; mypy, pyright and stubtest on what is installed."""
     session.install('.[test]')
     session.run('mypy')
-    session.run('python', '-m', 'pytest', 'test_types.py', *session.posargs)
+    session.run('python', '-m', 'pytest', 'tests/outside/test_types.py', *session.posargs)
 
 
 @nox.session(python=PYTHONS[0])

@@ -26,12 +26,12 @@ import urllib.request
 import pytest
 import trustme
 
-HERE = pathlib.Path(__file__).parent
-LAYERS = sorted({path.parent for path in HERE.glob('layers/*/lowhaio_*.py')})
+ROOT = pathlib.Path(__file__).parents[2]
+LAYERS = sorted({path.parent for path in ROOT.glob('layers/*/lowhaio_*.py')})
 ENVIRONMENT = {
     **{name: value for name, value in os.environ.items()
        if not name.startswith('AWS_') and not name.lower().endswith('_proxy')},
-    'PYTHONPATH': os.pathsep.join(map(str, (HERE, *LAYERS))),
+    'PYTHONPATH': os.pathsep.join(map(str, (ROOT, *LAYERS))),
     'PYTHONWARNINGS': 'error',
 }
 
@@ -42,7 +42,7 @@ PATIENCE = 60
 def run(example, *args, **environment):
     """The exit code, what it printed, and what it said on standard error."""
     ended = subprocess.run(
-        [sys.executable, HERE / 'examples' / example, *args], capture_output=True, check=False,
+        [sys.executable, ROOT / 'examples' / example, *args], capture_output=True, check=False,
         text=True, timeout=PATIENCE, env={**ENVIRONMENT, **environment})
     assert 'Traceback' not in ended.stderr
     assert 'Warning' not in ended.stderr
@@ -114,7 +114,7 @@ def read_head(file):
 
 
 def test_each_example_tells_how_it_is_used():
-    for path in (HERE / 'examples').glob('*.py'):
+    for path in (ROOT / 'examples').glob('*.py'):
         code, printed, said = run(path.name, '--help')
         assert (code, said) == (0, '')
         assert f'python examples/{path.name}' in printed
@@ -431,7 +431,7 @@ def test_s3_copy_is_interrupted(s3, bucket, tmp_path):
                 len(content), content))
 
     with Scripted(script) as server, subprocess.Popen(
-            [sys.executable, HERE / 'examples' / 's3_copy.py', 's3://bucket', tmp_path],
+            [sys.executable, ROOT / 'examples' / 's3_copy.py', 's3://bucket', tmp_path],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={
                 **ENVIRONMENT, 'AWS_ACCESS_KEY_ID': 'AKID', 'AWS_SECRET_ACCESS_KEY': 'secret',
                 'AWS_ENDPOINT_URL': server.origin}) as process:
@@ -515,7 +515,7 @@ class Proxy:
         self.process = subprocess.Popen(
             [sys.executable, '-c', f'import runpy, sys; sys.modules["{missing}"] = None; '
              'runpy.run_path(sys.argv.pop(1), run_name="__main__")',
-             HERE / 'examples' / 'reverse_proxy.py', '--port', '0', *args],
+             ROOT / 'examples' / 'reverse_proxy.py', '--port', '0', *args],
             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
             # The clients of these tests are no proxies.
             env={**ENVIRONMENT, 'FORWARDED_ALLOW_IPS': '192.0.2.1'})
@@ -964,7 +964,7 @@ def test_proxy_sends_trailers_if_the_asgi_server_can(upstream):
         """
     ended = subprocess.run(
         [sys.executable, '-c', program, upstream.origin], capture_output=True, check=True,
-        text=True, timeout=PATIENCE, cwd=HERE / 'examples', env=ENVIRONMENT)
+        text=True, timeout=PATIENCE, cwd=ROOT / 'examples', env=ENVIRONMENT)
     messages = [ast.literal_eval(line) for line in ended.stdout.splitlines()]
     assert messages[0]['trailers'] is True
     assert messages[-1] == {'type': 'http.response.trailers', 'headers': ((b'x-sum', b'1'),)}
@@ -1227,7 +1227,7 @@ def test_link_checker_is_interrupted():
         assert file.read() == b''
 
     with Scripted(script) as server, subprocess.Popen(
-            [sys.executable, HERE / 'examples' / 'link_checker.py', server.origin],
+            [sys.executable, ROOT / 'examples' / 'link_checker.py', server.origin],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             env=ENVIRONMENT) as process:
         printed, said = process.communicate(timeout=PATIENCE)

@@ -33,7 +33,8 @@ import pytest
 import trustme
 
 HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE / 'layers'))
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(ROOT / 'layers'))
 pytest.register_assert_rewrite('harness')
 
 from harness import (  # noqa: E402
@@ -348,7 +349,7 @@ async def test_signatures_are_accepted_by_a_server_that_verifies_them(layers, rc
 
 
 # The layer of the README that sends what lowhaio 0.0.89 did.
-[AS_BEFORE] = [block.partition('async def main')[0] for block in python_blocks(HERE / 'README.md')
+[AS_BEFORE] = [block.partition('async def main')[0] for block in python_blocks(ROOT / 'README.md')
                if 'def as_before' in block]
 
 
@@ -451,7 +452,7 @@ def moto(directory, *options):
 def running(command, site, directory):
     """Yields the process, and a function that waits for a condition while it runs."""
     environment = {
-        **os.environ, 'PYTHONPATH': f'{HERE}{os.pathsep}{site}',
+        **os.environ, 'PYTHONPATH': f'{ROOT}{os.pathsep}{site}',
         'PYTHONWARNINGS': f'error,{DEPRECATED}',
         'AWS_ACCESS_KEY_ID': 'AKID', 'AWS_SECRET_ACCESS_KEY': 'secret'}
     output = directory / 'printed'
@@ -608,16 +609,16 @@ def what_is_seen(directory, path):
 
 @pytest.fixture(scope='module')
 def seen_before(before, tmp_path_factory):
-    return what_is_seen(tmp_path_factory.mktemp('seen_before'), [before, HERE])
+    return what_is_seen(tmp_path_factory.mktemp('seen_before'), [before, HERE, ROOT])
 
 
 @pytest.fixture(scope='module')
 def seen_now(tmp_path_factory):
-    return what_is_seen(tmp_path_factory.mktemp('seen_now'), [HERE])
+    return what_is_seen(tmp_path_factory.mktemp('seen_now'), [HERE, ROOT])
 
 
 def rows_of_the_readme():
-    table = (HERE / 'README.md').read_text().split('\n## Differences from lowhaio 0.0.89\n')[1]
+    table = (ROOT / 'README.md').read_text().split('\n## Differences from lowhaio 0.0.89\n')[1]
     rows = re.findall(r'^\| (.*?) \|.*\|.*\|.*\|$', table.partition('\n## ')[0], re.MULTILINE)
     return [row for row in rows if row not in ('behaviour', '---')]
 
@@ -654,7 +655,7 @@ asyncio.run(main())
 '''
     printed = [subprocess.run(
         [sys.executable, '-P', '-c', code], env={**os.environ, 'PYTHONPATH': str(path)},
-        cwd=tmp_path, stdout=subprocess.PIPE, check=True).stdout for path in (before, HERE)]
+        cwd=tmp_path, stdout=subprocess.PIPE, check=True).stdout for path in (before, ROOT)]
     assert printed[0] == printed[1]
     for name in ('buffered', 'empty_async_iterator', 'timeout', 'HttpLoggerAdapter'):
         assert hasattr(lowhaio, name)

@@ -24,8 +24,12 @@ from typing import NamedTuple
 import pytest
 import trustme
 
-from interop_apps import LARGE
 from lowhaio import Pool, buffered, streamed
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE))
+
+from interop_apps import LARGE  # noqa: E402
 
 # In seconds. Each is many times what it takes, and there so that a hang becomes a failure
 START_TIMEOUT = 30
@@ -161,7 +165,7 @@ def origin(request, certificate_and_key, get_ssl_context, tmp_path_factory):
 @contextlib.contextmanager
 def running(args, sock, directory):
     output = directory / 'output'
-    python_path = [str(Path(__file__).parent), os.environ.get('PYTHONPATH', '')]
+    python_path = [str(HERE), os.environ.get('PYTHONPATH', '')]
     with output.open('wb') as output_file:
         process = subprocess.Popen(
             # This suite makes an error of every warning, which is not meant for the servers

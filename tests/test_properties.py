@@ -1,7 +1,7 @@
 """Properties of lowhaio that hypothesis tries to refute, with the same examples in each run.
 
-    python -m pytest test_properties.py
-    LOWHAIO_EXAMPLES=50000 python -m pytest test_properties.py
+    python -m pytest tests/test_properties.py
+    LOWHAIO_EXAMPLES=50000 python -m pytest tests/test_properties.py
 
 The searches of the directory fuzz look for the same in the long run, with other examples.
 """
@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 # At the end: none of its modules is to hide another one.
-sys.path.append(str(Path(__file__).with_name('fuzz')))
+sys.path.append(str(Path(__file__).parents[1] / 'fuzz'))
 
 from answers import TRANSPORTS, search  # noqa: E402
 from strategies import (  # noqa: E402

@@ -17,7 +17,7 @@ import zipfile
 
 import pytest
 
-HERE = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def run(*command, cwd, **variables):
@@ -31,8 +31,8 @@ def run(*command, cwd, **variables):
 @pytest.fixture(scope='module')
 def sources(tmp_path_factory):
     """A copy, without what building and testing has left here."""
-    ignored = [line.rstrip('/') for line in (HERE / '.gitignore').read_text().split()]
-    return shutil.copytree(HERE, tmp_path_factory.mktemp('sources') / 'lowhaio', symlinks=True,
+    ignored = [line.rstrip('/') for line in (ROOT / '.gitignore').read_text().split()]
+    return shutil.copytree(ROOT, tmp_path_factory.mktemp('sources') / 'lowhaio', symlinks=True,
                            ignore=shutil.ignore_patterns('.git', '.nox', *ignored))
 
 
@@ -78,17 +78,17 @@ def test_the_wheel_holds_the_module_its_types_and_its_licence(distributions):
             'lowhaio.py', 'lowhaio-stubs/__init__.pyi', 'dist-info/licenses/LICENSE',
             'dist-info/METADATA', 'dist-info/RECORD', 'dist-info/WHEEL',
             'dist-info/top_level.txt'}
-        module = (HERE / 'lowhaio.py').read_bytes()
+        module = (ROOT / 'lowhaio.py').read_bytes()
         assert wheel.read('lowhaio.py') == wheel.read('lowhaio-stubs/__init__.pyi') == module
 
 
 def test_each_layer_is_installed_as_a_module_its_types_and_its_licence(site):
-    modules = list(HERE.glob('layers/*/lowhaio_*.py'))
+    modules = list(ROOT.glob('layers/*/lowhaio_*.py'))
     for module in modules:
         stub = site / f'{module.stem}-stubs' / '__init__.pyi'
         assert (site / module.name).read_bytes() == stub.read_bytes() == module.read_bytes()
         [licence] = site.glob(f'{module.stem}-*.dist-info/licenses/LICENSE')
-        assert licence.read_bytes() == (HERE / 'LICENSE').read_bytes()
+        assert licence.read_bytes() == (ROOT / 'LICENSE').read_bytes()
         assert not stub.is_symlink()
         assert not licence.is_symlink()
     top = {path.name for path in site.iterdir() if path.suffix != '.dist-info'}
@@ -97,11 +97,11 @@ def test_each_layer_is_installed_as_a_module_its_types_and_its_licence(site):
 
 
 def test_the_sdist_of_each_layer_holds_its_licence(layers):
-    assert len(layers) == len(list(HERE.glob('layers/*/setup.py')))
+    assert len(layers) == len(list(ROOT.glob('layers/*/setup.py')))
     for path in layers:
         with tarfile.open(path) as sdist:
             licence = sdist.extractfile(f'{path.name.removesuffix(".tar.gz")}/LICENSE')
-            assert licence.read() == (HERE / 'LICENSE').read_bytes()
+            assert licence.read() == (ROOT / 'LICENSE').read_bytes()
 
 
 def test_the_sdist_holds_what_is_needed_to_build_and_test(sources, distributions):
@@ -116,14 +116,14 @@ def test_the_sdist_holds_what_is_needed_to_build_and_test(sources, distributions
 
 
 def test_each_habit_is_a_command_that_contributors_are_told_of():
-    commands = re.findall(r'^def (\w+)\(session', (HERE / 'noxfile.py').read_text(), re.MULTILINE)
-    told = re.findall(r'^\| `nox -s (\w+)` \|', (HERE / 'CONTRIBUTING.md').read_text(),
+    commands = re.findall(r'^def (\w+)\(session', (ROOT / 'noxfile.py').read_text(), re.MULTILINE)
+    told = re.findall(r'^\| `nox -s (\w+)` \|', (ROOT / 'CONTRIBUTING.md').read_text(),
                       re.MULTILINE)
     assert commands == told
 
 
 def test_the_layers_stack_as_they_are_installed(site, tmp_path):
-    shutil.copy(HERE / 'layers' / 'stacked.py', tmp_path)
+    shutil.copy(ROOT / 'layers' / 'stacked.py', tmp_path)
     printed, code = run('stacked', cwd=tmp_path, PYTHONPATH=str(site))
     assert code == 0, printed
     assert printed.splitlines() == [
