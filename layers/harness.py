@@ -86,6 +86,9 @@ def run_on(loop_name, errors, test, /, *args, **kwargs):
 @contextlib.contextmanager
 def nothing_left():
     """Yields a list for the errors that loops are told of."""
+    # What is there already is none of the test's. Without this, each collection would look at all
+    # that pytest keeps of the tests before, and that would be half of the time of the whole run.
+    gc.freeze()
     before = open_descriptors()
     errors = []
     yield errors
@@ -311,9 +314,8 @@ def server_context(*hosts: str) -> ssl.SSLContext:
 
 
 def trusting_context() -> ssl.SSLContext:
-    context = ssl.create_default_context()
-    authority().configure_trust(context)
-    return context
+    # Given these, it does not read those of the system, which takes 30 ms.
+    return ssl.create_default_context(cadata=authority().cert_pem.bytes().decode())
 
 
 # ------------------------------------------------------------------- the examples of READMEs
