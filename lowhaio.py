@@ -612,13 +612,11 @@ def Pool(
                 raise HttpConnectionError(f'{shown_method(method)} {origin.name}, '
                                           f'{LOGGING}: {reason(cause)}') from cause
 
-        now = loop.time()
-        peers = connector.known_peers(origin, now)
-        connection = None if peers is None else books.take_idle(origin, peers, now)
+        connection = connector.take_idle(origin, loop.time())
         if connection is None:
             connection = await Acquisition(
                 connector, loop, method, origin, logger,
-                partial(get_resolver_logger_adapter, logger_extra(method, url))).run(peers)
+                partial(get_resolver_logger_adapter, logger_extra(method, url))).run()
         response = await exchange(
             connection, method, head, declared, body, body_args, body_kwargs)
         if logger is not None:
@@ -856,49 +854,59 @@ CLOSED = (EOFError, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError,
 # when the connection to be reused has an IPv6 address.
 
 class Peers:
-    """The current addresses of a host, in the groups in which they are tried."""
+    """The current addresses of one host, by their text, in the order in which they are tried."""
 
-    __slots__ = ('groups', 'texts', 'expires_at', 'has_all', 'turn', 'before')
+    __slots__ = ('addresses', 'first_count', 'before', 'expires_at', 'has_all', 'turn')
 
     def __init__(self) -> None:
-        self.turn = 0
-        self.before: list[Address] = []
-        self.groups: list[list[Address]] = []
-        self.texts: frozenset[str] = frozenset()
+        self.addresses: dict[str, Address] = {}
+        # So many of them came with the first answer. They are tried before the others.
+        self.first_count = 0
+        # Those that were current before these, only for their order.
+        self.before: dict[str, Address] = {}
         self.expires_at = inf
+        # The AAAA records are among them, or there are none.
         self.has_all = False
+        # How many races to this host have begun.
+        self.turn = 0
+
+    def __repr__(self) -> str:
+        return (f'<Peers {", ".join(self.addresses)} until {self.expires_at:g}, '
+                f'{"all" if self.has_all else "A only"}, turn {self.turn}>')
 
     def renew(self, answers: Iterable[Iterable[Address]], has_all: bool) -> None:
-        self.before = self.in_turn(0)
-        self.groups = []
-        self.texts = frozenset()
+        self.before, self.addresses = self.addresses, {}
+        self.first_count = 0
         self.expires_at = inf
         self.has_all = has_all
-        for addresses in answers:
-            self.add(addresses)
+        for answer in answers:
+            self.add(answer)
 
-    def add(self, addresses: Iterable[Address]) -> None:
-        # In the order of the last time, or a nameserver that rotates its answers would undo our
-        # rotation.
-        new = {address: address for address in addresses if str(address) not in self.texts}
-        group = [new.pop(address) for address in self.before if address in new] + list(new)
-        if group:
-            self.groups.append(group)
-            self.texts = self.texts.union(map(str, group))
-            self.expires_at = min(
-                self.expires_at, *(getattr(address, 'expires_at', 0) for address in group))
+    def add(self, answer: Iterable[Address]) -> None:
+        """Add one answer of the resolver, in the order in which these addresses were before.
+
+        Some nameservers rotate their answers, and that would undo the rotation of `in_turn`.
+        """
+        new = {text: address for address in answer
+               if (text := str(address)) not in self.addresses}
+        ordered = {text: new[text] for text in self.before if text in new} | new
+        self.addresses.update(ordered)
+        self.first_count = self.first_count or len(self.addresses)
+        self.expires_at = min([
+            self.expires_at, *(getattr(address, 'expires_at', 0) for address in new.values())])
 
     def in_turn(self, turn: int) -> list[Address]:
-        """All addresses. With each turn they begin one later, so that all get their share."""
+        """All addresses. With each turn an answer begins one later, so that all are used."""
+        addresses = list(self.addresses.values())
         return [group[(turn + index) % len(group)]
-                for group in self.groups for index in range(len(group))]
+                for group in (addresses[:self.first_count], addresses[self.first_count:])
+                for index in range(len(group))]
 
 
 def fixed_peers(address: Address) -> Peers:
-    """Those of an origin with an address in place of a name."""
+    """Those of an origin that has an address in place of a name."""
     peers = Peers()
     peers.renew([[address]], has_all=True)
-    peers.expires_at = inf
     return peers
 
 
@@ -1370,8 +1378,9 @@ class Books:
 
     # Idle connections
 
-    def take_idle(self, origin: Origin, peers: Peers, now: float) -> Connection | None:
-        """A connection to a current address that has seen nothing since its last response."""
+    def take_idle(self, origin: Origin, peers: Peers | None, now: float) -> Connection | None:
+        """A connection to one of the peers, if they matter, that has seen nothing since its last
+        response."""
         origin_books = self.by_origin.get(origin.name)
         while origin_books is not None and origin_books.idle:
             connection, _ = origin_books.idle.popitem()
@@ -1472,8 +1481,9 @@ class Books:
         """Its connection has closed, or was not made: somebody else can have the place."""
         origin_books.places -= 1
         self.places -= 1
-        self.enqueue(origin_books)
-        while self.places < self.max_connections and self.first_queued() < inf:
+        if origin_books.waiters:
+            self.enqueue(origin_books)
+        while self.queue and self.places < self.max_connections and self.first_queued() < inf:
             ticket, first = heappop(self.queue)
             first.is_queued = False
             first.places += 1
@@ -1582,11 +1592,6 @@ def pass_on_unused(given: object) -> None:
 
 GetConnection = Callable[[str, str, int], Awaitable[socket.socket]]
 
-# Where get_connection leads to is the caller's business: it is always current.
-ANYWHERE = ''
-PEERS_ELSEWHERE = Peers()
-PEERS_ELSEWHERE.texts = frozenset((ANYWHERE,))
-
 
 class Connector:
     """What the connections of a pool are made with."""
@@ -1606,10 +1611,14 @@ class Connector:
         self.names = names
         self.books = books
 
-    def known_peers(self, origin: Origin, now: float) -> Peers | None:
-        """Its current addresses, if they are known."""
+    def take_idle(self, origin: Origin, now: float) -> Connection | None:
+        """An idle connection of the origin, if none has to be looked up before."""
         if self.get_connection is not None:
-            return PEERS_ELSEWHERE
+            return self.books.take_idle(origin, None, now)
+        peers = self.known_peers(origin, now)
+        return None if peers is None else self.books.take_idle(origin, peers, now)
+
+    def known_peers(self, origin: Origin, now: float) -> Peers | None:
         return origin.peers or self.names.fresh(origin.host, now)
 
 
@@ -1630,22 +1639,18 @@ class Acquisition:
         self.get_resolver_adapter = get_resolver_adapter
         self.deadline = inf
 
-    async def run(self, peers: Peers | None) -> Connection:
+    async def run(self) -> Connection:
         books = self.connector.books
-        self.start_clock()
-        if peers is None:
-            peers = await self.lookup()
-            connection = books.take_idle(self.origin, peers, self.loop.time())
-            if connection is not None:
-                return connection
+        peers = await self.find_peers()
+        connection = books.take_idle(self.origin, peers, self.loop.time())
+        if connection is not None:
+            return connection
         given: OriginBooks | Connection | None = None
         try:
             given = books.take_place(self.origin)
             if given is None:
                 given = await self.wait()
-                self.start_clock()
-                peers = (self.connector.known_peers(self.origin, self.loop.time())
-                         or await self.lookup())
+                peers = await self.find_peers()
             if isinstance(given, Connection):
                 if given.is_reusable(peers, self.loop.time()):
                     return given
@@ -1657,8 +1662,13 @@ class Acquisition:
             pass_on_unused(given)
             raise
 
-    def start_clock(self) -> None:
-        self.deadline = self.loop.time() + self.connector.settings.socket_timeout
+    async def find_peers(self) -> Peers | None:
+        """Where a connection may lead. None: that is the business of `get_connection`."""
+        now = self.loop.time()
+        self.deadline = now + self.connector.settings.socket_timeout
+        if self.connector.get_connection is not None:
+            return None
+        return self.connector.known_peers(self.origin, now) or await self.lookup()
 
     async def lookup(self) -> Peers:
         try:
@@ -1686,9 +1696,9 @@ class Acquisition:
             error.phase = 'pool'
             raise error from cause
 
-    async def connect(self, peers: Peers) -> Connection:
-        connection = await (Race(self, peers).run() if self.connector.get_connection is None else
-                            self.connect_elsewhere(self.connector.get_connection))
+    async def connect(self, peers: Peers | None) -> Connection:
+        connection = await (self.connect_elsewhere() if peers is None else
+                            Race(self, peers).run())
         if self.origin.is_tls:
             try:
                 await self.secure(connection)
@@ -1701,9 +1711,12 @@ class Acquisition:
                     f'failed: {reason(cause)}{tls_hint(cause)}') from cause
         return connection
 
-    async def connect_elsewhere(self, get_connection: GetConnection) -> Connection:
+    async def connect_elsewhere(self) -> Connection:
+        origin = self.origin
+
         async def get() -> socket.socket:
-            return await get_connection(self.origin.scheme, self.origin.host, self.origin.port)
+            assert self.connector.get_connection is not None
+            return await self.connector.get_connection(origin.scheme, origin.host, origin.port)
 
         sock = None
         try:
@@ -1715,7 +1728,7 @@ class Acquisition:
             if sock.family in (socket.AF_INET, socket.AF_INET6):
                 # As ours: or what follows the head would wait until that is acknowledged.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return self.made(sock, ANYWHERE, shown_peer(sock))
+            return self.made(sock, '', shown_peer(sock))
         except Exception as cause:
             if isinstance(sock, socket.socket):
                 close_socket(sock)
@@ -1763,7 +1776,7 @@ class Race:
     Without tasks: all attempts, and the lookup of more addresses, wake one future.
     """
 
-    __slots__ = ('acquisition', 'loop', 'peers', 'turn', 'addresses', 'tried', 'attempts',
+    __slots__ = ('acquisition', 'loop', 'peers', 'turn', 'addresses', 'has_asked', 'attempts',
                  'lookup', 'next_at', 'failures')
 
     def __init__(self, acquisition: Acquisition, peers: Peers) -> None:
@@ -1772,8 +1785,10 @@ class Race:
         self.peers = peers
         self.turn = peers.turn
         peers.turn += 1
-        self.addresses = dict.fromkeys(peers.in_turn(self.turn))
-        self.tried: set[Address | None] = set()
+        # Whether they have been tried. Another request may renew the peers meanwhile: then those
+        # of both are tried.
+        self.addresses: dict[Address, bool] = {}
+        self.has_asked = False
         self.attempts: list[Connection] = []
         self.lookup: Resolving | None = None
         self.next_at = 0.0
@@ -1825,16 +1840,16 @@ class Race:
 
     def start_next(self, now: float) -> Connection | None:
         """Try the next address, or ask for more of them. A connection, if it is made at once."""
-        # Another request may have renewed the peers meanwhile: ours are still to be tried.
-        self.addresses.update(dict.fromkeys(self.peers.in_turn(self.turn)))
-        address = next((address for address in self.addresses if address not in self.tried), None)
+        for current in self.peers.in_turn(self.turn):
+            self.addresses.setdefault(current, False)
+        address = next((known for known, is_tried in self.addresses.items() if not is_tried), None)
         if address is None:
             self.next_at = inf
-            if not self.peers.has_all and None not in self.tried:
-                self.tried.add(None)
+            if not self.peers.has_all and not self.has_asked:
+                self.has_asked = True
                 self.start_lookup(now)
             return None
-        self.tried.add(address)
+        self.addresses[address] = True
         try:
             connection = self.acquisition.open_socket(address)
         except Exception as cause:
@@ -3673,10 +3688,10 @@ class Connection:
         else:
             self.release(has_surplus=False)
 
-    def is_reusable(self, peers: Peers, now: float) -> bool:
+    def is_reusable(self, peers: Peers | None, now: float) -> bool:
         """At a current address, not expired, and nothing has come since the last response,
         not even since the loop looked last."""
-        return (self.peer in peers.texts and now < self.deadline
+        return ((peers is None or self.peer in peers.addresses) and now < self.deadline
                 and (not self.poller.poll(0) or self.is_quiet()))
 
     def is_quiet(self) -> bool:
