@@ -304,7 +304,7 @@ def in_copy(what):
 
     sys.path[0] = os.getcwd()  # not the directory of this file: its modules have common names
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    options = ['test.py', '-q', '-p', 'no:cacheprovider', '-p', 'no:faulthandler', '--tb=no']
+    options = ['tests', '-q', '-p', 'no:cacheprovider', '-p', 'no:faulthandler', '--tb=no']
     if what == 'run':
         return pytest.main([*options, '-x'], [Running(json.load(sys.stdin))])
     from coverage import Coverage
@@ -327,7 +327,9 @@ class Copy:
     """A copy of the tree, kept until the tests or lowhaio.py change, and its tests."""
 
     def __init__(self):
-        content = b''.join((ROOT / name).read_bytes() for name in ('lowhaio.py', 'test.py'))
+        content = b''.join(path.read_bytes() for path in (
+            ROOT / 'lowhaio.py', ROOT / 'test.py', *sorted((ROOT / 'tests').glob('*.py')))
+            if path.exists())
         name = 'lowhaio-mutants-' + hashlib.sha256(content).hexdigest()[:16]
         self.path = pathlib.Path(tempfile.gettempdir(), name)
         measured = self.path / 'measured.json'

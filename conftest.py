@@ -1,0 +1,22 @@
+"""Makes the module, the layers and the harness of the tests importable without installing any."""
+
+import gc
+import pathlib
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parent
+
+sys.path[:0] = [str(ROOT), *(str(module.parent) for module in ROOT.glob('layers/*/lowhaio_*.py'))]
+pytest.register_assert_rewrite('tests.harness')
+
+from tests.harness import authority  # noqa: E402
+
+
+@pytest.fixture(scope='session', autouse=True)
+def nothing_before():
+    """What there is before the tests is no garbage of theirs: it is not looked at each time."""
+    authority()  # or each thread would make its own
+    gc.collect()
+    gc.freeze()

@@ -1,0 +1,1198 @@
+"""What the tests share: loops, scripted servers, certificates, names, bodies and bytes.
+
+Tests here, the layers' and the searches import it as `tests.harness`. What only one of them needs
+is in that file.
+"""
+
+import asyncio
+import collections
+import concurrent.futures
+import contextlib
+import datetime
+import errno
+import functools
+import gc
+import http.server
+import inspect
+import ipaddress
+import os
+import pathlib
+import re
+import resource
+import select
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import types
+from collections.abc import Awaitable, Callable
+
+import aiodnsresolver
+import dnslib
+import dnslib.server
+import pytest
+import trustme
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+import lowhaio
+from lowhaio import Pool, buffered
+
+
+# ------------------------------------------------------------------------------------------- loops
+
+
+try:
+    import uvloop
+except ImportError:
+    uvloop = None
+
+LOOPS = {'asyncio': asyncio.SelectorEventLoop}
+
+if uvloop is not None:
+    LOOPS['uvloop'] = uvloop.new_event_loop
+    uvloop.new_event_loop().close()  # the first one opens descriptors that stay
+
+SCHEMES = pytest.mark.parametrize('scheme', ['http', 'https'])
+
+# So that a hang is a failure. Nothing waits for it to pass.
+PATIENCE = 20
+
+
+def on_loops(test: Callable[..., Awaitable[None]], loops=tuple(LOOPS)) -> Callable[..., None]:
+    """Run an async test function on each loop, and look at what it leaves behind."""
+    @pytest.mark.parametrize('loop_name', loops)
+    @functools.wraps(test)
+    def wrapper(*args, loop_name, **kwargs):
+        with nothing_left() as errors:
+            run_on(loop_name, errors, test, *args, **kwargs)
+
+    # pytest finds the fixtures and parameters that a test wants in its signature.
+    signature = inspect.signature(test)
+    wrapper.__signature__ = signature.replace(parameters=[
+        *signature.parameters.values(),
+        inspect.Parameter('loop_name', inspect.Parameter.KEYWORD_ONLY)])
+    return wrapper
+
+
+def on_one_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """As `on_loops`, for many cases in which the loop makes no difference."""
+    return on_loops(test, ['asyncio'])
+
+
+def on_loops_at_once(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+    """As `on_loops`, but in a thread for each loop: for what mostly waits for time to pass. They
+    share the fixtures."""
+    @functools.wraps(test)
+    def wrapper(*args, **kwargs):
+        with nothing_left() as errors, concurrent.futures.ThreadPoolExecutor() as executor:
+            runs = [executor.submit(run_on, loop_name, errors, test, *args, **kwargs)
+                    for loop_name in LOOPS]
+            for run in runs:
+                run.result()
+
+    return wrapper
+
+
+def run_on(loop_name, errors, test, *args, **kwargs):
+    def on_error(loop, context):
+        # In debug mode, asyncio's servers report the clients that refuse their handshake.
+        if context['message'] != 'Error on transport creation for incoming connection':
+            errors.append(context)
+
+    async def main():
+        asyncio.get_running_loop().set_exception_handler(on_error)
+        async with asyncio.timeout(PATIENCE):
+            await test(*args, **kwargs)
+        # What is done by callbacks of what has just ended is part of the test.
+        await turns(5)
+
+    with row(loop_name), asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner:
+        runner.run(main())
+
+
+@contextlib.contextmanager
+def nothing_left():
+    """Yields a list for the errors that loops are told of."""
+    before = open_descriptors()
+    errors = []
+    yield errors
+    gc.collect()
+    assert errors == []
+    assert open_descriptors() == before
+
+
+def open_descriptors() -> set[str]:
+    return set(os.listdir('/dev/fd'))
+
+
+async def turns(number: int) -> None:
+    """Let the loop turn, so that what is ready happens."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what must happen sooner or later."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+async def forever():
+    await asyncio.Event().wait()
+
+
+def cancelling():
+    return asyncio.current_task().cancelling()
+
+
+async def run_until(coroutine, condition):
+    """Run a coroutine, in the current task, until it waits and the condition holds."""
+    cancellation = None
+    while True:
+        waited_for = coroutine.throw(cancellation) if cancellation else coroutine.send(None)
+        cancellation = None
+        try:
+            if waited_for is None:
+                await turns(1)
+            else:
+                waited_for._asyncio_future_blocking = False
+                await until(lambda: waited_for.done() or condition())  # noqa: B023
+        except asyncio.CancelledError as error:
+            cancellation = error
+        if condition():
+            return
+
+
+@contextlib.contextmanager
+def row(name):
+    """Of a table whose rows one test runs one after the other: told when one of them fails."""
+    try:
+        yield
+    except BaseException as error:
+        error.add_note(f'in the row: {name}')
+        raise
+
+
+def run_script(script, *args, **kwargs):
+    return subprocess.run(
+        [sys.executable, '-X', 'dev', '-W', 'error', '-c', script, *args], text=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=PATIENCE, check=False,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **kwargs)
+
+
+@contextlib.contextmanager
+def no_descriptor_left():
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open(os.devnull, os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+# ---------------------------------------------------------------------------------------- requests
+
+
+@contextlib.asynccontextmanager
+async def pool(**options):
+    """A pool's `request`, and afterwards its `close`."""
+    request, close = Pool(**options)
+    try:
+        yield request
+    finally:
+        await close()
+
+
+async def get(request, url, **kwargs):
+    code, headers, body = await request(b'GET', url, **kwargs)
+    return code, headers, await buffered(body)
+
+
+async def read_before(body):
+    with pytest.raises(RuntimeError, match='^the response body has been read: it can be read '
+                                           r'once, so keep what buffered\(\) returned$'):
+        await buffered(body)
+
+
+def default_of(option):
+    return inspect.signature(Pool).parameters[option].default
+
+
+MAY_BE_TLS = ' (the port may be for https)'
+
+
+async def failure(awaitable) -> lowhaio.HttpError:
+    with pytest.raises(lowhaio.HttpError) as info:
+        await awaitable
+    return info.value
+
+
+def where(server, method='GET'):
+    """How each message begins."""
+    return f'{method} {server.origin} (peer 127.0.0.1:{server.port}), '
+
+
+WAS_CLOSED = 'ConnectionAbortedError: the response body was closed before its end'
+
+
+async def failed(awaitable, kind, cause, message=None):
+    """The error that the awaitable ends with, which leaves the task as it was."""
+    before = asyncio.current_task().cancelling()
+    with pytest.raises(lowhaio.HttpError) as caught:
+        await awaitable
+    error = caught.value
+    assert asyncio.current_task().cancelling() == before
+    assert type(error) is kind
+    assert cause is None or type(error.__cause__) is cause
+    assert message is None or str(error) == message
+    return error
+
+
+def peer_prefix(server, method='GET'):
+    """How the message of an error begins that came with or after the connection."""
+    return f'{method} {server.origin} (peer 127.0.0.1:{server.port})'
+
+
+def system_error(kind, number):
+    return f'{kind.__name__}: [Errno {number}] {os.strerror(number)}'
+
+
+REFUSED = system_error(ConnectionRefusedError, errno.ECONNREFUSED)
+WAITING = 'waiting for a connection failed: '
+
+
+def uploading(request, server, body, number=0, length=10 ** 9, headers=()):
+    return request(b'PUT', f'{server.url}{number}', headers=(*of_length(length), *headers),
+                   body=body)
+
+
+# ------------------------------------------------------------------------------ bytes of responses
+
+OK = b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok'
+
+
+def head(*lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> bytes:
+    return b'\r\n'.join((start, *lines, b'', b''))
+
+
+def with_length(*lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> bytes:
+    return head(*lines, b'content-length: 2', start=start) + b'ok'
+
+
+def chunked(body: bytes, *lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> bytes:
+    return head(b'transfer-encoding: chunked', *lines, start=start) + body
+
+
+NO_CONTENT = b'HTTP/1.1 204 No Content'
+SWITCHING = b'HTTP/1.1 101 Switching Protocols'
+CONTINUE = b'HTTP/1.1 100 Continue\r\n\r\n'
+OLD = b'HTTP/1.0 200 OK'
+UPGRADE = ((b'connection', b'upgrade'), (b'upgrade', b'chat'))
+CLOSED = 'the peer closed the connection'
+
+
+def cut_into_bytes(raw):
+    # What is long shows nothing that what is short does not, but for the time it takes.
+    step = 1 if len(raw) < 300 else 97
+    return [raw[i:i + step] for i in range(0, len(raw), step)]
+
+
+EVIL = b'HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil'
+UNFINISHED = b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nok'
+FORGED = b'HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\nforged'
+CLOSE_DELIMITED = b'HTTP/1.1 200 OK\r\n\r\nsome'
+CHUNKED = b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n4\r\nsome\r\n'
+HINTS = b'HTTP/1.1 103 Early Hints\r\nlink: </a>; rel=preload\r\n\r\n'
+LONG_BODY = bytes(range(256)) * 1000
+
+CODED = (b'HTTP/1.1 429 Too Many Requests\r\ntransfer-encoding: chunked\r\n\r\n'
+         b'1\r\no\r\n1;x=y\r\nk\r\n0\r\n')
+
+# Responses that end the sending: the code, the body, the trailers, and what is on the wire.
+FINAL = {
+    '300': (b'300', b'ok', (), with_length(start=b'HTTP/1.1 300 Multiple Choices')),
+    '302': (b'302', b'ok', (), with_length(b'location: /', start=b'HTTP/1.1 302 Found')),
+    '304': (b'304', b'', (), b'HTTP/1.1 304 Not Modified\r\n\r\n'),
+    '413': (b'413', b'ok', (), with_length(start=b'HTTP/1.1 413 Content Too Large')),
+    '500': (b'500', b'ok', (), with_length(start=b'HTTP/1.1 500 Internal Server Error')),
+    '503 in HTTP/1.0': (b'503', b'', (), b'HTTP/1.0 503 \r\ncontent-length: 0\r\n\r\n'),
+    '999': (b'999', b'ok', (), with_length(start=b'HTTP/1.1 999 ')),
+    'chunked': (b'429', b'ok', (), CODED + b'\r\n'),
+    'trailers': (b'429', b'ok', ((b'a', b'b'),), CODED + b'A: b\r\n\r\n'),
+    'long': (b'403', LONG_BODY, (), b'HTTP/1.1 403 Forbidden\r\ncontent-length: %d\r\n\r\n%b'
+             % (len(LONG_BODY), LONG_BODY)),
+    'after interim responses': (
+        b'401', b'ok', (), CONTINUE + HINTS + CONTINUE
+        + with_length(start=b'HTTP/1.1 401 Unauthorized')),
+}
+
+
+# ------------------------------------------------------------------------------ bodies of requests
+
+
+class Unused:
+    """Options of a pool that must not get to ask the DNS, nor to open a socket."""
+
+    def __init__(self):
+        self.uses = []
+        self.options = {'get_dns_resolver': self.get_dns_resolver, 'get_sock': self.get_sock}
+
+    def get_dns_resolver(self, **_):
+        self.uses.append('get_dns_resolver')
+        raise AssertionError
+
+    def get_sock(self, family):
+        self.uses.append('get_sock')
+        raise AssertionError
+
+
+def of_length(length):
+    return ((b'content-length', b'%d' % length),)
+
+
+async def yielding(*chunks):
+    """Yields chunks at once; waits at None, and raises what is an exception."""
+    for chunk in chunks:
+        if chunk is None:
+            await asyncio.sleep(0)
+        elif isinstance(chunk, BaseException):
+            raise chunk
+        else:
+            yield chunk
+
+
+def at(server, text, method='PUT'):
+    """The whole message of an error of a connection to a server."""
+    return f'{method} {server.origin} (peer 127.0.0.1:{server.port}), {text}'
+
+
+AS_CHUNKS = ((b'transfer-encoding', b'chunked'),)
+
+
+class Body:
+    """A body that keeps what happens to it, and in which task. What it does when it is called:
+    the chunks of `yielding`, with `forever` to wait for what never comes."""
+
+    def __init__(self, *chunks, cleanup_error=None, swallows=False):
+        self.chunks = chunks
+        self.cleanup_error = cleanup_error
+        self.swallows = swallows
+        self.events = []
+        self.waits = asyncio.Event()
+
+    async def __call__(self):
+        task = asyncio.current_task()
+        try:
+            for chunk in self.chunks:
+                if chunk is forever:
+                    self.waits.set()
+                    await forever()
+                elif chunk is None:
+                    await asyncio.sleep(0)
+                elif isinstance(chunk, Exception):
+                    raise chunk
+                else:
+                    yield chunk
+        except BaseException as error:
+            self.events.append(type(error))
+            if self.swallows:
+                yield b'swallowed'
+            raise
+        finally:
+            self.events.append(asyncio.current_task() is task)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+            self.events.append('cleaned up')
+            if self.cleanup_error is not None:
+                raise self.cleanup_error
+
+
+LARGE = b'x' * 500_000
+UPLOAD = bytes(1_000_000) + b'the end'
+EXPECT = ((b'expect', b'100-continue'),)
+
+
+# --------------------------------------------------------------- servers on the loop of the client
+
+
+class Peer:
+    """The server's end of a connection."""
+
+    def __init__(self, reader, writer, index):
+        self.reader = reader
+        self.writer = writer
+        self.index = index
+        self.sock = writer.get_extra_info('socket')
+        self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    async def read_head(self) -> bytes:
+        return await self.reader.readuntil(b'\r\n\r\n')
+
+    async def read(self, length: int) -> bytes:
+        return await self.reader.readexactly(length)
+
+    async def send(self, *pieces: bytes) -> None:
+        """Send each piece so that the client, on the same loop, sees one after the other."""
+        for piece in pieces:
+            self.writer.write(piece)
+            await self.writer.drain()
+            await turns(4)
+
+    async def closed(self) -> bytes:
+        """Wait until the client has closed, and return what it sent before."""
+        try:
+            return await self.reader.read()
+        except ConnectionResetError:
+            return b''
+
+    async def close(self) -> None:
+        self.writer.close()
+
+    def reset(self) -> None:
+        """Close with a RST instead of a FIN."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+        self.writer.transport.abort()
+
+
+class Server:
+    """Runs the script, a coroutine function of a Peer, for each connection."""
+
+    def __init__(self, script, context=None):
+        self.script = script
+        self.context = context
+        self.peers: list[Peer] = []
+        self.tasks: set[asyncio.Task] = set()
+        self.failures: list[BaseException] = []
+
+    async def __aenter__(self):
+        self.server = await asyncio.start_server(
+            self.serve, '127.0.0.1', 0, ssl=self.context, limit=2 ** 20)
+        self.port = self.server.sockets[0].getsockname()[1]
+        scheme = 'http' if self.context is None else 'https'
+        self.origin = f'{scheme}://127.0.0.1:{self.port}'
+        self.url = self.origin + '/'
+        return self
+
+    async def __aexit__(self, kind, error, traceback):
+        self.server.close()
+        for peer in self.peers:
+            peer.writer.transport.abort()
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await turns(3)
+        if error is None and self.failures:
+            raise self.failures[0]
+
+    async def serve(self, reader, writer):
+        peer = Peer(reader, writer, len(self.peers))
+        self.peers.append(peer)
+        self.tasks.add(asyncio.current_task())
+        try:
+            await self.script(peer)
+        except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client hung up, or the test is over
+        except BaseException as error:
+            self.failures.append(error)
+        finally:
+            writer.close()
+
+
+class Answering:
+    """A script that answers the requests, over whatever connections, with one raw response
+    after the other, the last one again and again, and keeps what was asked."""
+
+    def __init__(self, *responses: bytes, close_after: bool = False):
+        self.responses = list(responses)
+        self.close_after = close_after
+        self.heads: list[bytes] = []
+        self.bodies: list[bytes] = []
+        self.connections: list[int] = []  # the index of the connection of each request
+
+    async def __call__(self, peer):
+        while True:
+            head = await peer.read_head()
+            length = [line for line in head.lower().split(b'\r\n')
+                      if line.startswith(b'content-length:')]
+            self.bodies.append(await peer.read(int(length[0][15:])) if length else b'')
+            self.heads.append(head)
+            self.connections.append(peer.index)
+            response = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
+            await peer.send(response)
+            if self.close_after:
+                return
+
+
+class Uploads:
+    """A script that keeps all that each connection sends until the client closes it."""
+
+    def __init__(self):
+        self.received = []
+
+    async def __call__(self, peer):
+        self.received.append(await peer.closed())
+
+    async def body(self):
+        """What came after a head over the one connection, once that is closed, or None."""
+        await until(lambda: self.received)
+        assert len(self.received) == 1
+        head, end, body = self.received[0].partition(b'\r\n\r\n')
+        return body if end else head or None
+
+
+def holding(*pieces: bytes):
+    """A script that sends the pieces, and then nothing until the client closes."""
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(*pieces)
+        await peer.closed()
+        script.closed += 1
+
+    script.closed = 0
+    return script
+
+
+async def socket_to(family, address):
+    """A new socket, connected to the address."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, address)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+def through_unix_socket(path):
+    async def get_connection(scheme, host, port):
+        return await socket_to(socket.AF_UNIX, path)
+
+    return get_connection
+
+
+class Unwanted(Exception):
+    pass
+
+
+def unwanted(*args, **kwargs):
+    raise AssertionError('it must not be called')
+
+
+class Streams:
+    """Answers the requests that come over connections of any kind."""
+
+    def __init__(self, context=None):
+        self.context = context
+        self.heads = []
+        self.connections = []  # the index of the connection of each request
+        self.writers = []
+        self.ends = 0
+
+    async def __call__(self, reader, writer):
+        index = len(self.writers)
+        self.writers.append(writer)
+        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+            while True:
+                self.heads.append(await reader.readuntil(b'\r\n\r\n'))
+                self.connections.append(index)
+                writer.write(OK)
+        self.ends += 1
+        writer.close()
+
+    async def accept(self, sock):
+        """Serve a socket that is connected already."""
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader()
+        protocol = asyncio.StreamReaderProtocol(reader, self)
+        await loop.connect_accepted_socket(lambda: protocol, sock, ssl=self.context)
+
+    async def all_ended(self, but=0):
+        await until(lambda: self.ends == len(self.writers) - but)
+
+
+@contextlib.asynccontextmanager
+async def unix_streams(streams, tmp_path):
+    path = str(tmp_path / 's')
+    server = await asyncio.start_unix_server(streams, path, ssl=streams.context)
+    yield through_unix_socket(path), f' (peer {path})'
+    server.close()
+
+
+@contextlib.asynccontextmanager
+async def listening(script, host='127.0.0.1'):
+    """A server of two streams, until its connections have ended."""
+    started = []
+
+    async def serve(reader, writer):
+        started.append(asyncio.current_task())
+        await script(reader, writer)
+
+    server = await asyncio.start_server(serve, host, 0)
+    yield server.sockets[0].getsockname()
+    server.close()
+    await asyncio.gather(*started)
+
+
+def url_of_proxy(address, user=''):
+    host, port = address[:2]
+    return f'http://{user}[{host}]:{port}' if ':' in host else f'http://{user}{host}:{port}'
+
+
+# ------------------------------------------------------------------------------ servers in threads
+#
+# For what must happen while the loop of the client is blocked, or must not run on it.
+
+
+@contextlib.contextmanager
+def deaf_server():
+    """Connections to it succeed, by its backlog, but nobody accepts them, nor reads."""
+    with socket.create_server(('127.0.0.1', 0)) as listening:
+        listening.setblocking(False)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        yield Deaf(listening)
+
+
+class Deaf:
+    def __init__(self, listening):
+        self.listening = listening
+        self.port = listening.getsockname()[1]
+        self.origin = f'http://127.0.0.1:{self.port}'
+        self.url = self.origin + '/'
+
+    def accept(self):
+        accepted, _ = self.listening.accept()
+        accepted.setblocking(False)
+        return accepted
+
+    async def all_sent(self):
+        """Read after all, until the client has closed the connection."""
+        loop = asyncio.get_running_loop()
+        pieces = []
+        with self.accept() as accepted:
+            while piece := await loop.sock_recv(accepted, 2 ** 20):
+                pieces.append(piece)
+        return b''.join(pieces)
+
+
+def bound_to(*addresses):
+    """A socket for each address, all with one port. Not listening, they refuse connections."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            socks = [stack.enter_context(socket.socket()) for _ in addresses]
+            port = 0
+            try:
+                for sock, address in zip(socks, addresses, strict=True):
+                    sock.bind((address, port))
+                    port = sock.getsockname()[1]
+            except OSError:
+                continue  # somebody has that port at another of the addresses
+            stack.pop_all()
+            return socks
+
+
+def receive_head(sock):
+    """As `Peer.read_head`, of a blocking socket."""
+    data = b''
+    while not data.endswith(b'\r\n\r\n'):
+        more = sock.recv(65536)
+        if not more:
+            raise EOFError
+        data += more
+    return data
+
+
+def receive_end(sock):
+    """Wait until the client has closed, and return what it sent before."""
+    return b''.join(iter(lambda: sock.recv(65536), b''))
+
+
+class ThreadServer:
+    """Runs the script, a function of a blocking socket, in a thread for each connection."""
+
+    def __init__(self, script, context=None, listener=None):
+        self.script = script
+        self.context = context
+        self.listener = listener
+        self.threads = []
+        self.socks = []
+        self.failures = []
+        self.is_over = False
+
+    def __enter__(self):
+        if self.listener is None:
+            [self.listener] = bound_to('127.0.0.1')
+        self.listener.listen()
+        address, self.port = self.listener.getsockname()
+        scheme = 'http' if self.context is None else 'https'
+        self.origin = f'{scheme}://{address}:{self.port}'
+        self.url = self.origin + '/'
+        self.start(self.accept)
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        self.is_over = True
+        socket.create_connection(self.listener.getsockname()).close()
+        self.threads[0].join()
+        for sock in self.socks:
+            with contextlib.suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join()
+        self.listener.close()
+        if error is None and self.failures:
+            raise self.failures[0]
+
+    def start(self, function, *args):
+        thread = threading.Thread(target=function, args=args)
+        self.threads.append(thread)
+        thread.start()
+
+    def accept(self):
+        while True:
+            sock, _ = self.listener.accept()
+            if self.is_over:
+                sock.close()
+                return
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.settimeout(PATIENCE)
+            if self.context is not None:
+                sock = self.context.wrap_socket(
+                    sock, server_side=True, do_handshake_on_connect=False,
+                    suppress_ragged_eofs=False)
+            self.socks.append(sock)
+            self.start(self.serve, sock)
+
+    def serve(self, sock):
+        with sock:
+            try:
+                if self.context is not None:
+                    sock.do_handshake()
+                self.script(sock)
+            except (OSError, EOFError):
+                pass  # the client hung up, or the test is over
+            except BaseException as error:
+                self.failures.append(error)
+
+
+class AnsweringInThreads:
+    """A script that answers all requests. It keeps the sockets that they came over."""
+
+    def __init__(self, response=OK):
+        self.response = response
+        self.socks = []
+
+    def __call__(self, sock):
+        while True:
+            receive_head(sock)
+            self.socks.append(sock)
+            sock.sendall(self.response)
+
+
+@contextlib.contextmanager
+def full_backlog(sock):
+    """Make it listen, with more connections waiting to be accepted than it holds."""
+    sock.listen(0)
+    with contextlib.ExitStack() as stack:
+        for _ in range(8):
+            filler = stack.enter_context(socket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(sock.getsockname())
+        yield sock.getsockname()[1]
+
+
+def handshake_plain(sock):
+    sock.recv(65536)
+    sock.sendall(b'HTTP/1.1 400 Bad Request\r\n\r\n')
+    receive_end(sock)
+
+
+def send_reset(sock):
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
+    socket.socket.close(sock)
+
+
+def bound_to_each(*addresses):
+    """As `bound_to`, but IPv6 addresses may be among them."""
+    while True:
+        with contextlib.ExitStack() as stack:
+            port = 0
+            socks = []
+            try:
+                for address in addresses:
+                    family = socket.AF_INET6 if ':' in address else socket.AF_INET
+                    socks.append(stack.enter_context(socket.socket(family)))
+                    socks[-1].bind((address, port))
+                    port = socks[-1].getsockname()[1]
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    pytest.skip('this machine has no IPv6')
+                continue  # somebody has that port at another of the addresses
+            stack.pop_all()
+            return socks
+
+
+class Website(http.server.BaseHTTPRequestHandler):
+    """It answers anything."""
+
+    protocol_version = 'HTTP/1.1'
+
+    def do_GET(self):
+        self.send_response(200)
+        self.send_header('content-length', '12')
+        self.end_headers()
+        self.wfile.write(b'<p>Hello</p>')
+
+    def log_message(self, *args):
+        pass
+
+
+class WebServer(http.server.ThreadingHTTPServer):
+    request_queue_size = 64
+    daemon_threads = True
+
+
+@contextlib.contextmanager
+def serving(server):
+    """In a thread."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread.start()
+    yield server
+    server.shutdown()
+    thread.join()
+
+
+# --------------------------------------------------------------------------- sockets of the client
+
+
+def small_sock(family, size=4096):
+    """What is sent soon waits for the peer to read."""
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
+    return sock
+
+
+class Sockets:
+    """A `get_sock` that keeps what it returns, to know when bytes have come to the client."""
+
+    def __init__(self, bufsize=None):
+        self.bufsize = bufsize
+        self.socks = []
+
+    def __call__(self, family):
+        sock = socket.socket(family, socket.SOCK_STREAM)
+        sock.setblocking(False)
+        if self.bufsize is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self.bufsize)
+        self.socks.append(sock)
+        return sock
+
+    def send_to_last(self, peer, data):
+        """Send, without a turn of the loop, and be sure that it has come."""
+        os.write(peer.sock.fileno(), data)
+        assert select.select([self.socks[-1]], [], [], PATIENCE)[0]
+
+
+def small_sending_sock(family, descriptors=None):
+    sock = socket.socket(family)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
+    if descriptors is not None:
+        descriptors.append(sock.fileno())
+    return sock
+
+
+class WantingToWrite(ssl.SSLSocket):
+    """To read on, it must first write: as in a renegotiation, or for a certificate that the
+    server asks for late, when the buffers are full."""
+
+    wants = 0
+
+    def recv(self, *args):
+        if self.wants:
+            type(self).wants -= 1
+            raise ssl.SSLWantWriteError(ssl.SSL_ERROR_WANT_WRITE, 'The operation did not complete')
+        return super().recv(*args)
+
+
+def wanting_to_write():
+    context = trusting()
+    context.sslsocket_class = WantingToWrite
+    return context
+
+
+class Socks:
+    """A `get_sock` that must never have more open sockets than allowed."""
+
+    def __init__(self, limit):
+        self.limit = limit
+        self.socks = []
+        self.most = 0
+
+    def __call__(self, family):
+        sock = socket.socket(family)
+        self.socks.append(sock)
+        self.most = max(self.most, self.open())
+        assert self.most <= self.limit
+        return sock
+
+    def open(self):
+        return sum(sock.fileno() >= 0 for sock in self.socks)
+
+
+# ------------------------------------------------------------------------------------------- names
+
+
+class Nameserver:
+    """A nameserver on UDP. It answers each name with a list of addresses, the name of an error,
+    or None: not at all. It may wait for a gate first. AAAA records have answers of their own; a
+    name that is not there has no address then, or the same error."""
+
+    def __init__(self):
+        self.answers = {}
+        self.ipv6_answers = {}
+        self.ttl = 300
+        self.gates = {}
+        self.queries = collections.Counter()
+        self.ipv6_queries = collections.Counter()
+        logger = dnslib.server.DNSLogger(log='-request,-reply,-truncated,-error')
+        self.server = dnslib.server.DNSServer(self, '127.0.0.1', 0, logger=logger)
+        self.address = self.server.server.socket.getsockname()
+        self.server.start_thread()
+
+    def resolve(self, request, handler):
+        name = str(request.q.qname).rstrip('.').lower()
+        kind = dnslib.QTYPE[request.q.qtype]
+        if kind == 'A':
+            self.queries[name] += 1
+            answer = self.answers.get(name, [])
+        else:
+            self.ipv6_queries[name] += 1
+            default = self.answers.get(name)
+            answer = self.ipv6_answers.get(name, default if isinstance(default, str) else [])
+        if name in self.gates:
+            self.gates[name].wait(PATIENCE)
+        if answer is None:
+            raise dnslib.DNSError('dnslib answers nothing then')
+        reply = request.reply()
+        if isinstance(answer, str):
+            reply.header.rcode = dnslib.RCODE.reverse[answer]
+        else:
+            for address in answer:
+                reply.add_answer(*dnslib.RR.fromZone(f'{name}. {self.ttl} {kind} {address}'))
+        return reply
+
+    def stop(self):
+        self.server.stop()
+        self.server.thread.join()
+        self.server.server.server_close()
+
+
+def asking(*nameservers):
+    """A `get_dns_resolver` that asks nameservers, each given as (seconds, address)."""
+    async def get_nameservers(_, fqdn):
+        for nameserver in nameservers:
+            yield nameserver
+
+    async def get_host(hosts, fqdn, qtype):
+        return None
+
+    return lambda **kwargs: aiodnsresolver.Resolver(
+        **kwargs, get_nameservers=get_nameservers, get_host=get_host)
+
+
+async def no_address(host):
+    raise aiodnsresolver.DnsRecordDoesNotExist()
+
+
+def resolving(resolve, resolve_ipv6=no_address):
+    """A `get_dns_resolver` of the caller's own, from async functions of the host name, of which
+    the second is for AAAA records."""
+    async def resolve_with_type(host, qtype, get_logger_adapter):
+        if qtype == aiodnsresolver.TYPES.A:
+            return await resolve(host)
+        assert qtype == aiodnsresolver.TYPES.AAAA
+        return await resolve_ipv6(host)
+
+    async def clear_cache(get_logger_adapter):
+        pass
+
+    return lambda get_logger_adapter: (resolve_with_type, clear_cache)
+
+
+def always(*addresses):
+    """A `get_dns_resolver` with one answer for all names."""
+    async def resolve(host):
+        return [ipaddress.ip_address(address) for address in addresses]
+
+    return resolving(resolve)
+
+
+class ServerAt(Server):
+    """A server at the address of a socket that is bound already."""
+
+    def __init__(self, sock, script, context=None):
+        super().__init__(script, context)
+        self.sock = sock
+
+    async def __aenter__(self):
+        self.address, self.port = self.sock.getsockname()[:2]
+        self.server = await asyncio.start_server(
+            self.serve, sock=self.sock, ssl=self.context, limit=2 ** 20)
+        return self
+
+
+def local_address(peer):
+    return peer.sock.getsockname()[0]
+
+
+def expiring(asked, *seconds):
+    """A resolver of 127.0.0.1 and so on, each fresh for some of the seconds."""
+    async def resolve(host):
+        asked.append(host)
+        now = asyncio.get_running_loop().time()
+        return [aiodnsresolver.IPv4AddressExpiresAt(f'127.0.0.{number}', expires_at=now + after)
+                for number, after in enumerate(seconds, 1)]
+
+    return resolving(resolve)
+
+
+# ------------------------------------------------------------------------------------ certificates
+
+
+@functools.cache
+def certificates_for_what_is_sent():
+    """A server's context, a client's that trusts it, and the server names that were sent."""
+    authority = trustme.CA()
+    server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(
+        'localhost', '127.0.0.1', '::1', 'xn--bcher-kva.example', 'xn--fa-hia.example',
+    ).configure_cert(server_context)
+    client_context = default_of('get_ssl_context')()
+    authority.configure_trust(client_context)
+    server_names = []
+    server_context.set_alpn_protocols(['h2', 'http/1.1'])
+    server_context.sni_callback = lambda sock, name, context: server_names.append(name)
+    return server_context, client_context, server_names
+
+
+@functools.cache
+def authority():
+    return trustme.CA()
+
+
+def certified(*names, version=None, **options):
+    """A server's context with a certificate for the names."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority().issue_cert(*names, **options).configure_cert(context)
+    if version is not None:
+        context.minimum_version = context.maximum_version = version
+    return context
+
+
+@functools.cache
+def trusting(*protocols):
+    """A client's context that trusts the authority of the tests."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols(protocols or ['http/1.1'])
+    authority().configure_trust(context)
+    return context
+
+
+TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
+TLS_VERSIONS = pytest.mark.parametrize('version', [TLS_1_2, TLS_1_3], ids=['1.2', '1.3'])
+
+
+@functools.cache
+def server_context():
+    return certified('127.0.0.1', 'name.test')
+
+
+def context_of(scheme):
+    return server_context() if scheme == 'https' else None
+
+
+def without(left_out, *extensions):
+    """Pairs of an extension and whether it is critical, but for one of them by its class, which
+    is left out or, if it is the basic constraints, not critical."""
+    return [(extension, is_critical and type(extension) is not left_out)
+            for extension, is_critical in extensions
+            if type(extension) is not left_out or left_out is x509.BasicConstraints]
+
+
+def issued(key, subject, issuer, issuer_key, extensions):
+    def named(name):
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(named(subject)).issuer_name(named(issuer)).public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1)))
+    for extension, is_critical in extensions:
+        builder = builder.add_extension(extension, is_critical)
+    return builder.sign(issuer_key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+
+
+def private_authority(name, left_out=None):
+    """The PEM of an authority as textbooks make it, and a server's context with a certificate of
+    it for the name. One extension may be missing."""
+    authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
+    identifier = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
+    usage = dict.fromkeys((
+        'digital_signature', 'content_commitment', 'key_encipherment', 'data_encipherment',
+        'key_agreement', 'encipher_only', 'decipher_only'), False)
+    root = issued(authority_key, 'Our authority', 'Our authority', authority_key, without(
+        left_out, (x509.BasicConstraints(ca=True, path_length=None), True), (identifier, False),
+        (x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), True)))
+    leaf = issued(key, 'A server', 'Our authority', authority_key, without(
+        left_out, (x509.SubjectAlternativeName([x509.DNSName(name)]), False),
+        (x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), False)))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(leaf + key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption()))
+        file.flush()
+        context.load_cert_chain(file.name)
+    return root.decode(), context
+
+
+def strict_context(root):
+    """That of Python 3.13 and later, in earlier ones, too."""
+    context = ssl.create_default_context(cadata=root)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    return context
+
+
+# --------------------------------------------------------------------------------------- documents
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / 'README.md').read_text(encoding='utf-8')
+README_BLOCKS = re.findall(r'(?<=^```python\n).*?(?=^```$)', README, re.MULTILINE | re.DOTALL)
+
+
+def recipe(name):
+    """The README's block that defines the function, as a module. It is not run."""
+    [block] = [block for block in README_BLOCKS if f'def {name}(' in block]
+    module = types.ModuleType(name)
+    definitions = block.removesuffix('asyncio.run(main())\n')
+    assert definitions != block
+    exec(compile(definitions, 'README.md', 'exec'), vars(module))
+    return module
+
+
+def as_printed(error):
+    """The last line of a traceback, but for what differs between systems and between tests."""
+    text = f'{type(error).__name__}: {error}'.splitlines()[0].replace('0.05 seconds', '10 seconds')
+    return re.sub(r' \(_ssl\.c:\d+\)|\[Errno \d+\] ', '', text)

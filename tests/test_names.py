@@ -1,0 +1,629 @@
+"""Host names become addresses: what is asked for, remembered and shared, how a lookup ends, and
+what a resolver of the caller's may do.
+"""
+
+import asyncio
+import contextlib
+import ipaddress
+import threading
+import time
+import types
+from ipaddress import IPv4Address
+
+import aiodnsresolver
+import pytest
+
+from lowhaio import HttpConnectionError, HttpDnsError, Pool
+from tests.harness import (
+    OK,
+    PATIENCE,
+    Answering,
+    Server,
+    ServerAt,
+    asking,
+    bound_to,
+    cancelling,
+    expiring,
+    failed,
+    forever,
+    get,
+    local_address,
+    on_loops,
+    on_loops_at_once,
+    pool,
+    resolving,
+    row,
+    run_until,
+    turns,
+    until,
+)
+
+
+@on_loops
+async def test_a_name_is_asked_for_once_while_its_records_are_fresh(nameserver):
+    resolvers = []
+
+    def get_dns_resolver(**kwargs):
+        resolvers.append(asking((5, nameserver.address))(**kwargs))
+        return resolvers[-1]
+
+    answering = Answering(OK)
+    options = {'get_dns_resolver': get_dns_resolver, 'keep_alive_timeout': 0}
+    async with Server(answering) as server, pool(**options) as request:
+        await get(request, server.url)
+        assert resolvers == []  # an IP address needs none
+        for _ in range(3):
+            assert (await get(request, f'http://name.test:{server.port}/'))[2] == b'ok'
+    assert answering.connections == [0, 1, 2, 3]
+    assert answering.heads[-1] == b'GET / HTTP/1.1\r\nhost: name.test:%d\r\n\r\n' % server.port
+    assert nameserver.queries == {'name.test': 1}
+    assert len(resolvers) == 1
+
+
+@on_loops
+async def test_records_that_live_for_no_time_are_asked_for_each_time(nameserver):
+    nameserver.ttl = 0
+    options = {'get_dns_resolver': asking((5, nameserver.address))}
+    async with Server(Answering(OK)) as server, pool(**options) as request:
+        for _ in range(3):
+            await get(request, f'http://name.test:{server.port}/')
+    assert nameserver.queries == {'name.test': 3}
+
+
+@on_loops
+async def test_the_addresses_of_a_custom_resolver_are_kept_while_they_are_fresh():
+    asked = []
+    options = {'get_dns_resolver': expiring(asked, 3600)}
+    async with Server(Answering(OK)) as server, pool(**options) as request:
+        for name in ('a.test', 'b.test', 'A.test', 'a.test.'):
+            await get(request, f'http://{name}:{server.port}/')
+    assert asked == ['a.test', 'b.test']
+
+
+@on_loops
+async def test_the_addresses_of_a_custom_resolver_are_asked_for_again_when_they_are_stale():
+    asked = []
+    options = {'get_dns_resolver': expiring(asked, 0.02)}
+    async with Server(Answering(OK)) as server, pool(**options) as request:
+        while len(asked) < 3:
+            await get(request, f'http://a.test:{server.port}/')
+            await asyncio.sleep(0.005)
+
+
+@on_loops
+async def test_addresses_are_as_fresh_as_the_stalest_of_them():
+    asked = []
+    options = {'get_dns_resolver': expiring(asked, 3600, 0)}
+    async with Server(Answering(OK)) as server, pool(**options) as request:
+        for _ in range(3):
+            await get(request, f'http://a.test:{server.port}/')
+    assert len(asked) == 3
+
+
+@on_loops
+async def test_plain_addresses_are_asked_for_each_time():
+    asked = []
+
+    async def resolve(host):
+        asked.append(host)
+        return (ipaddress.IPv4Address('127.0.0.1'),)
+
+    answering = Answering(OK)
+    options = {'get_dns_resolver': resolving(resolve)}
+    async with Server(answering) as server, pool(**options) as request:
+        for _ in range(3):
+            await get(request, f'http://a.test:{server.port}/')
+    assert asked == ['a.test'] * 3
+    assert answering.connections == [0, 0, 0]
+
+
+@on_loops
+async def test_only_the_names_looked_up_last_are_remembered():
+    asked = []
+
+    def get_sock(family):
+        raise OSError('no socket is needed')
+
+    options = {'get_dns_resolver': expiring(asked, 3600), 'get_sock': get_sock}
+    names = [f'{number}.test' for number in range(1025)]
+    async with pool(**options) as request:
+        for name in (*names, names[1], names[1024], names[0]):
+            with pytest.raises(HttpConnectionError, match='no socket is needed'):
+                await request(b'GET', f'http://{name}/')
+    assert asked == [*names, names[0]]
+
+
+@on_loops
+async def test_a_connection_to_an_address_that_is_no_longer_current_is_not_reused():
+    current = ['127.0.0.1']
+    ends = []
+
+    async def resolve(host):
+        return [ipaddress.ip_address(address) for address in current]
+
+    async def script(peer):
+        try:
+            await Answering(OK)(peer)
+        finally:
+            ends.append(local_address(peer))
+
+    first_sock, second_sock = bound_to('127.0.0.1', '127.0.0.2')
+    options = {'get_dns_resolver': resolving(resolve)}
+    async with (ServerAt(first_sock, script) as first, ServerAt(second_sock, script) as second,
+                pool(**options) as request):
+        url = f'http://a.test:{first.port}/'
+        await get(request, url)
+        current.append('127.0.0.2')
+        await get(request, url)  # the first is still among the addresses
+        assert (len(first.peers), len(second.peers), ends) == (1, 0, [])
+        current.remove('127.0.0.1')
+        await get(request, url)
+        assert (len(first.peers), len(second.peers)) == (1, 1)
+        await until(lambda: ends == ['127.0.0.1'])
+        await get(request, url)
+    assert (len(first.peers), len(second.peers)) == (1, 1)
+
+
+NO_ADDRESS = {
+    'the name does not exist': (
+        'NXDOMAIN', aiodnsresolver.DnsRecordDoesNotExist, 'DnsRecordDoesNotExist', 1),
+    'no answer in the response': (
+        [], aiodnsresolver.DnsNoMatchingAnswers, 'DnsNoMatchingAnswers', 1),
+    'the nameserver fails': (
+        'SERVFAIL', aiodnsresolver.DnsResponseCode, 'DnsResponseCode: 2', 2),
+    'the nameserver refuses': (
+        'REFUSED', aiodnsresolver.DnsResponseCode, 'DnsResponseCode: 5', 2),
+}
+
+
+@on_loops
+async def test_a_name_that_has_no_address_is_an_error(nameserver):
+    options = {'get_dns_resolver': asking((5, nameserver.address), (5, nameserver.address))}
+    for case, (answer, cause, text, queries) in NO_ADDRESS.items():
+        with row(case):
+            nameserver.answers['missing.test'] = answer
+            nameserver.queries.clear()
+            async with Server(Answering(OK)) as server, pool(**options) as request:
+                for number in (1, 2):  # an error is not remembered
+                    error = await failed(
+                        request(b'GET', 'https://MISSING.test.:8443/path?query'),
+                        HttpDnsError, cause,
+                        f'GET https://missing.test:8443: resolving missing.test failed: {text}')
+                    assert (error.reused, error.response_started) == (False, False)
+                    assert nameserver.queries == {'missing.test': queries * number}
+                # Nor does it stand in the way of the record, once there is one.
+                nameserver.answers['missing.test'] = ['127.0.0.1']
+                assert (await get(request, f'http://missing.test:{server.port}/'))[2] == b'ok'
+
+
+@on_loops
+async def test_silent_nameservers_are_an_error_after_the_resolvers_own_timeouts(silent_address):
+    options = {'get_dns_resolver': asking((0.02, silent_address), (0.02, silent_address))}
+    async with pool(**options) as request:
+        error = await failed(
+            request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError,
+            'GET http://name.test:80: resolving name.test failed: TimeoutError: no nameserver '
+            'answered in the time that the resolver gives')
+    assert type(error.__cause__.__cause__) is aiodnsresolver.DnsTimeout
+
+
+@on_loops
+async def test_a_lookup_ends_after_socket_timeout(silent_address):
+    options = {'get_dns_resolver': asking((60, silent_address)), 'socket_timeout': 0.05}
+    async with pool(**options) as request:
+        await failed(
+            request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError,
+            'GET http://name.test:80: resolving name.test failed: TimeoutError: socket_timeout, '
+            '0.05 seconds, passed')
+
+
+@on_loops
+async def test_socket_timeout_bounds_all_of_a_lookup_with_many_timeouts_in_it(silent_address):
+    started = time.monotonic()
+    nameservers = [(0.03, silent_address)] * 100
+    options = {'get_dns_resolver': asking(*nameservers), 'socket_timeout': 0.1}
+    async with pool(**options) as request:
+        error = await failed(request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError)
+    assert 'socket_timeout, 0.1 seconds, passed' in str(error)
+    assert time.monotonic() - started < 2
+
+
+@on_loops
+async def test_the_timeout_of_one_nameserver_leaves_no_cancellation(nameserver, silent_address):
+    options = {'get_dns_resolver': asking(
+        (0.02, silent_address), (0.02, silent_address), (5, nameserver.address))}
+    async with Server(Answering(OK)) as server, pool(**options) as request:
+        url = f'http://name.test:{server.port}/'
+        async with asyncio.timeout(PATIENCE), asyncio.TaskGroup() as group:
+            assert (await get(request, url))[2] == b'ok'
+            assert asyncio.current_task().cancelling() == 0
+            await asyncio.sleep(0)
+            group.create_task(get(request, url))
+
+
+@on_loops
+async def test_a_task_that_was_cancelled_before_is_left_as_it_was(silent_address):
+    """One that caught its cancellation and goes on, to say goodbye over HTTP for example."""
+    options = {'get_dns_resolver': asking((0.02, silent_address), (0.02, silent_address))}
+
+    async def request_after_a_cancellation():
+        asyncio.current_task().cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(0)
+        assert asyncio.current_task().cancelling() == 1
+        async with pool(**options) as request:
+            await failed(request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError)
+        async with pool(socket_timeout=0.01, **options) as request:
+            await failed(request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError)
+
+    await asyncio.create_task(request_after_a_cancellation())
+
+
+# A timer of a lookup is at 0.005 seconds. The loop, blocked for 0.015, finds both timers due.
+SAME_TICK = {'cancelled before': 0.001, 'cancelled after': 0.01}
+
+TIMERS = {
+    'of the only nameserver': ([0.005], 10),
+    'of the first nameserver': ([0.005, 0.005], 10),
+    'of socket_timeout': ([60], 0.005),
+    'of both': ([0.005, 60], 0.005),
+}
+
+
+@pytest.mark.parametrize('case', TIMERS)
+@on_loops_at_once
+async def test_a_cancellation_in_the_tick_of_a_timeout_of_the_lookup_wins(silent_address, case):
+    loop = asyncio.get_running_loop()
+    nameservers, socket_timeout = TIMERS[case]
+    options = {'get_dns_resolver': asking(*[(after, silent_address) for after in nameservers]),
+               'socket_timeout': socket_timeout}
+
+    def cancel_and_block(task, seconds):
+        loop.call_later(seconds, task.cancel)
+        time.sleep(0.015)
+
+    for name, seconds in SAME_TICK.items():
+        with row(name):
+            async with pool(**options) as request:
+                task = loop.create_task(request(b'GET', 'http://name.test/'))
+                # In one turn of the loop the lookup begins, and then nothing goes on.
+                loop.call_soon(cancel_and_block, task, seconds)
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert task.cancelling() == 1
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(seconds):
+                        loop.call_soon(time.sleep, 0.015)
+                        await request(b'GET', 'http://name.test/')
+                assert asyncio.current_task().cancelling() == 0
+
+
+@on_loops
+async def test_socket_timeout_in_the_tick_of_the_resolvers_timeout_ends_the_lookup(
+        silent_address):
+    nameservers = [(0.005, silent_address), (60, silent_address)]
+    options = {'get_dns_resolver': asking(*nameservers), 'socket_timeout': 0.005}
+    async with pool(**options) as request:
+        asyncio.get_running_loop().call_soon(time.sleep, 0.015)
+        error = await failed(request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError)
+    assert 'socket_timeout, 0.005 seconds, passed' in str(error)
+
+
+@on_loops
+async def test_a_lookup_can_be_cancelled(nameserver, silent_address):
+    options = {'get_dns_resolver': asking((60, silent_address))}
+    async with pool(**options) as request:
+        task = asyncio.create_task(request(b'GET', 'http://name.test/'))
+        await turns(5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@on_loops
+async def test_a_request_closed_in_its_lookup_lets_the_resolver_clean_up():
+    ends = []
+
+    async def resolve(host):
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            ends.append(host)
+            raise
+
+    async with pool(get_dns_resolver=resolving(resolve)) as request:
+        coroutine = request(b'GET', 'http://name.test/')
+        coroutine.send(None)
+        coroutine.close()
+        assert ends == ['name.test']
+
+
+@on_loops
+async def test_a_request_closed_after_a_time_out_of_the_resolver_leaves_no_cancellation(
+        nameserver, silent_address):
+    """A task steps the request, and lives on."""
+    options = {'get_dns_resolver': asking((0.01, silent_address), (20, nameserver.address))}
+    nameserver.answers['name.test'] = None
+    async with pool(**options) as request:
+        coroutine = request(b'GET', 'http://name.test/')
+        await run_until(coroutine, lambda: nameserver.queries['name.test'])
+        coroutine.close()
+        assert cancelling() == 0
+
+
+ENDS_OF_A_LOOKUP = {
+    'is cancelled': ('a.test', 10, asyncio.CancelledError),
+    'times out': ('b.test', 0.05, HttpDnsError),
+}
+
+
+@on_loops
+async def test_a_lookup_shared_with_one_that_ends_early_goes_on(nameserver):
+    """The resolver makes one query for both, in the task of the first."""
+    shared = []
+
+    def get_dns_resolver(**kwargs):
+        if not shared:
+            shared.append(asking((PATIENCE, nameserver.address))(**kwargs))
+        return shared[0]
+
+    for case, (name, socket_timeout, kind) in ENDS_OF_A_LOOKUP.items():
+        nameserver.answers[name] = ['127.0.0.1']
+        nameserver.gates[name] = threading.Event()
+        with row(case):
+            async with (Server(Answering(OK)) as server,
+                        pool(get_dns_resolver=get_dns_resolver,
+                             socket_timeout=socket_timeout) as request,
+                        pool(get_dns_resolver=get_dns_resolver) as other_request):
+                url = f'http://{name}:{server.port}/'
+                first = asyncio.create_task(get(request, url))
+                await turns(2)
+                second = asyncio.create_task(get(other_request, url))
+                await until(lambda: nameserver.queries[name])  # noqa: B023
+                if kind is asyncio.CancelledError:
+                    first.cancel()
+                with pytest.raises(kind):
+                    await first
+                await until(lambda: nameserver.queries[name] == 2)  # noqa: B023
+                nameserver.gates[name].set()
+                assert (await second)[2] == b'ok'
+                assert second.cancelling() == 0
+
+
+@on_loops
+async def test_lookups_of_one_name_at_once_time_out_together(silent_address):
+    options = {'get_dns_resolver': asking((0.03, silent_address))}
+    async with pool(**options) as request:
+        tasks = [asyncio.create_task(request(b'GET', 'http://name.test/')) for _ in range(3)]
+        errors = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [type(error) for error in errors] == [HttpDnsError] * 3
+    assert [type(error.__cause__) for error in errors] == [TimeoutError] * 3
+    assert [task.cancelling() for task in tasks] == [0, 0, 0]
+
+
+@types.coroutine
+def bare_yield():
+    yield
+
+
+async def resolve_to_nothing(host):
+    return ()
+
+
+async def resolve_to_none(host):
+    return None
+
+
+async def resolve_to_text(host):
+    return ('127.0.0.1',)
+
+
+async def resolve_by_raising(host):
+    raise LookupError(f'no {host} here')
+
+
+NAME_FAILED = 'GET http://name.test:80: resolving name.test failed: '
+
+BAD_RESOLVERS = {
+    'it returns no address': (
+        resolving(resolve_to_nothing, resolve_to_nothing), LookupError,
+        'LookupError: the resolver returned no address'),
+    'it returns None': (resolving(resolve_to_none), TypeError, None),
+    'it returns text': (
+        resolving(resolve_to_text), TypeError,
+        'TypeError: the resolver must return IPv4Address and IPv6Address objects, got str'),
+    'it raises': (
+        resolving(resolve_by_raising), LookupError, 'LookupError: no name.test here'),
+    'it is not async': (
+        lambda get_logger_adapter: (lambda *args, **kwargs: (), None), TypeError, None),
+    'it can not be made': (lambda **kwargs: 1 // 0, ZeroDivisionError, None),
+}
+
+
+@on_loops
+async def test_a_resolver_that_does_not_work_is_an_error():
+    for case, (get_dns_resolver, cause, text) in BAD_RESOLVERS.items():
+        with row(case):
+            request, close = Pool(get_dns_resolver=get_dns_resolver)
+            await failed(request(b'GET', 'http://name.test/'), HttpDnsError, cause,
+                         text and NAME_FAILED + text)
+
+
+async def resolve_by_turning(host):
+    while True:
+        await bare_yield()
+
+
+async def resolve_after_turning(host):
+    for _ in range(3):
+        await bare_yield()
+    return (ipaddress.IPv4Address('127.0.0.1'),)
+
+
+async def resolve_in_spite_of_a_cancellation(host):
+    try:
+        await asyncio.sleep(3600)
+    except asyncio.CancelledError:
+        await asyncio.sleep(3600)
+
+
+async def resolve_after_the_timeout_of_a_part(host):
+    try:
+        async with asyncio.timeout(0.01):
+            await asyncio.sleep(3600)
+    except TimeoutError:
+        await asyncio.sleep(0)
+        return (ipaddress.IPv4Address('127.0.0.1'),)
+
+
+async def resolve_after_the_cancellation_of_a_part(host):
+    loop = asyncio.get_running_loop()
+    part = loop.create_future()
+    loop.call_later(0.01, part.cancel)
+    try:
+        await part
+    except asyncio.CancelledError:
+        await asyncio.sleep(0)
+        return (ipaddress.IPv4Address('127.0.0.1'),)
+
+
+async def resolve_after_the_failure_of_a_part(host):
+    loop = asyncio.get_running_loop()
+    part = loop.create_future()
+    loop.call_soon(part.set_exception, OSError('no answer'))
+    try:
+        await part
+    except OSError:
+        await asyncio.sleep(0)
+        return (ipaddress.IPv4Address('127.0.0.1'),)
+
+
+async def resolve_in_a_task(host):
+    await asyncio.create_task(asyncio.sleep(0.001))
+    return (ipaddress.IPv4Address('127.0.0.1'),)
+
+
+@pytest.mark.parametrize('resolve', [resolve_by_turning, resolve_in_spite_of_a_cancellation])
+@on_loops
+async def test_a_resolver_that_does_not_end_is_stopped(resolve):
+    async with pool(get_dns_resolver=resolving(resolve), socket_timeout=0.03) as request:
+        await failed(
+            request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError,
+            NAME_FAILED + 'TimeoutError: socket_timeout, 0.03 seconds, passed')
+
+
+@on_loops
+async def test_a_resolver_that_never_waits_can_be_cancelled():
+    async with pool(get_dns_resolver=resolving(resolve_by_turning)) as request:
+        task = asyncio.create_task(request(b'GET', 'http://name.test/'))
+        await turns(3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+
+@on_loops
+async def test_a_lookup_is_asked_anew_when_the_request_that_began_it_is_closed():
+    """By hand, and while the resolver would go on."""
+    async def resolve(host):
+        asked.append(host)
+        if len(asked) == 1:
+            with contextlib.suppress(asyncio.CancelledError):
+                await forever()
+            await forever()
+        return [IPv4Address('127.0.0.1')]
+
+    asked = []
+    async with (Server(Answering(OK)) as server,
+                pool(get_dns_resolver=resolving(resolve)) as request):
+        url = f'http://name.test:{server.port}/'
+        first = request(b'GET', url)
+        first.send(None)
+        second = asyncio.create_task(get(request, url))
+        await turns(5)
+        first.close()
+        assert (await second)[2] == b'ok'
+    assert asked == ['name.test'] * 2
+
+
+WAYS_TO_RESOLVE = [
+    resolve_after_turning, resolve_after_the_timeout_of_a_part,
+    resolve_after_the_cancellation_of_a_part, resolve_after_the_failure_of_a_part,
+    resolve_in_a_task]
+
+
+@pytest.mark.parametrize('cancelled', [0, 1], ids=['never cancelled', 'cancelled before'])
+@on_loops
+async def test_a_resolver_may_wait_in_whatever_way(cancelled):
+    async def request_after_cancellations(request, url):
+        for _ in range(cancelled):
+            asyncio.current_task().cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(0)
+        code, _, body = await get(request, url)
+        return code, body, asyncio.current_task().cancelling()
+
+    async with Server(Answering(OK)) as server:
+        for resolve in WAYS_TO_RESOLVE:
+            with row(resolve.__name__):
+                async with pool(get_dns_resolver=resolving(resolve)) as request:
+                    url = f'http://a.test:{server.port}/'
+                    task = asyncio.create_task(request_after_cancellations(request, url))
+                    assert await task == (b'200', b'ok', cancelled)
+
+
+@on_loops
+async def test_a_resolver_may_clean_up_when_it_is_cancelled():
+    cleaned = []
+
+    async def resolve(host):
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0.001)
+            cleaned.append(host)
+
+    async with pool(get_dns_resolver=resolving(resolve)) as request:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await request(b'GET', 'http://name.test/')
+        assert asyncio.current_task().cancelling() == 0
+    assert cleaned == ['name.test']
+
+
+@on_loops
+async def test_a_cancellation_is_still_counted_when_the_resolver_cleaned_up():
+    """`cancelling()` tells callers that the cancellation is meant for them."""
+    async def resolve(host):
+        try:
+            await asyncio.sleep(3600)
+        finally:
+            await asyncio.sleep(0)
+
+    async with pool(get_dns_resolver=resolving(resolve)) as request:
+        task = asyncio.create_task(request(b'GET', 'http://name.test/'))
+        await turns(3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert task.cancelling() == 1
+
+
+@on_loops
+async def test_closing_the_pool_clears_the_cache_of_the_resolver(nameserver):
+    cleared = []
+
+    def get_dns_resolver(**kwargs):
+        resolve, clear_cache = asking((5, nameserver.address))(**kwargs)
+
+        async def clear_and_tell(**kwargs):
+            cleared.append(True)
+            await clear_cache(**kwargs)
+
+        return resolve, clear_and_tell
+
+    request, close = Pool(get_dns_resolver=get_dns_resolver)
+    async with Server(Answering(OK)) as server:
+        await get(request, f'http://name.test:{server.port}/')
+        await close()
+    assert cleared == [True]
