@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import inspect
 import json
 import pathlib
 import random
@@ -822,6 +823,15 @@ async def test_a_body_in_memory_has_all_that_the_body_has(slept):
 
 
 @on_loops
+async def test_the_repr_of_a_body_in_memory_counts_what_is_held_and_shows_none_of_it(slept):
+    request, _ = failing((b'200', (), Content(b'abc', b'de')))
+    _, _, body = await retry(request, max_buffered=5)(b'GET', 'http://a/')
+    assert re.fullmatch('<BegunBody 5 bytes held of <.*Content object at .*>>', repr(body))
+    assert await anext(body) == b'abc'
+    assert repr(body).startswith('<BegunBody 2 bytes held of <')
+
+
+@on_loops
 async def test_a_body_in_memory_that_was_read_has_ended_when_it_is_closed(slept):
     request, _ = failing((b'200', (), Content(b'ab')))
     _, _, body = await retry(request, max_buffered=4)(b'GET', 'http://a/')
@@ -874,6 +884,19 @@ async def test_on_retry_is_told_of_each_wait(slept):
                 on_retry=lambda *args: told.append(args))(b'GET', 'http://a/')
     assert told == [(1, 0, errors[0]), (2, 7, (b'503', ((b'a', b'b'),))), (3, 0, errors[1])]
     assert slept == [0, 7, 0]
+
+
+@on_loops
+async def test_the_repr_of_the_attempts_shows_the_origin_only(slept):
+    def on_retry(attempt, seconds, outcome):
+        shown.append(repr(inspect.currentframe().f_back.f_locals['self']))
+
+    shown = []
+    request, _ = failing(HttpConnectionError('one'), HttpDataError('two'), ANSWER)
+    await retry(request, on_retry=on_retry)(b'GET', 'http://user:hidden@a/path?hidden')
+    assert shown == [
+        "<Attempts b'GET' http://a count=1 was_sent=False response_started=False>",
+        "<Attempts b'GET' http://a count=2 was_sent=True response_started=False>"]
 
 
 @on_loops
