@@ -6,7 +6,10 @@
     request = basic(request, 'user', 'password', origin='https://example.com')
     code, headers, body = await request(b'GET', 'https://example.com/')
 
-No library for clients that is still kept has digest apart from an HTTP client of its own.
+`basic`, `bearer` and `digest` add an `authorization` field to the requests that go to their
+origin, and to no other. They hold the credentials, the last token that took the place of a refused
+one, and the last challenge of a server. Digest is written here because the libraries that have it
+and are still maintained are HTTP clients of their own.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any, TypeVar, cast
 from urllib.parse import quote
 
 from lowhaio import (
+    Fields,
     HttpConnectionError,
     HttpDataError,
     HttpError,
@@ -32,39 +36,48 @@ from lowhaio import (
     repeatable,
 )
 
-# Bytes of a 401's own body that are read, so that its connection can be used again. Each read
-# counts as a kibibyte more: the smallest takes its time, too.
+__all__ = ['basic', 'bearer', 'digest']
+
+# How many bytes of a 401's own body are read so that its connection can be used again. Each chunk
+# counts as 1 KiB more than it holds, because even the smallest read takes time.
 MAX_DRAINED = 64 * 1024
 
-# Seconds for that. A new connection costs less than to wait any longer.
+# How many seconds that may take. To wait any longer would cost more than a new connection.
 DRAIN_TIMEOUT = 1
 
-# Challenges that one request answers. All but the first have to say that the nonce was stale, as
-# they do when many requests log in at once, and the server knows few nonces, or takes each once.
+# How many challenges one request answers. All but the first must say that the nonce was stale.
+# Servers say so again and again when many requests log in at once and they remember few nonces,
+# or accept each nonce only once.
 MAX_CHALLENGES = 5
 
-# How many more it answers because those of other requests had come in between.
+# How many more challenges it answers because a challenge to another request came in between.
 MAX_OVERTAKEN = 20
 
-# Seconds that a request waits for others that log in, before it does so beside them: they may be
-# slow, or even wait for this very one, if it is made by the body of one of them.
+# How many seconds a request waits for other requests that log in, before it logs in beside them.
+# They may be slow. They may even wait for this very request, if the body of one of them made it.
 LOGIN_TIMEOUT = 1
 
-Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
-# A layer returns the type that it is given: the same arguments, the same body.
+# A layer returns a function of the type that it was given: same arguments, same response.
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 AnyError = TypeVar('AnyError', bound=HttpError)
 GetToken = Callable[[], str | Awaitable[str]]
+IsForUs = Callable[[str], bool]
 
 
 # --------------------------------------------------------------------------- basic and bearer
 
 def basic(request: AnyRequest, username: str, password: str,
           *, origin: str | None = None) -> AnyRequest:
-    """A `request` with a user name and a password (RFC 7617).
+    """A `request` that sends a user name and a password (RFC 7617).
 
-    They go to `origin` only, `'https://example.com'` say, or else to that of the first request.
+    - `username`, `password`: sent as UTF-8. Neither may have control characters, and the user
+      name may not have a colon: ValueError.
+    - `origin`: the only one that gets them, such as `'https://example.com'`. None stands for the
+      origin of the first request.
+
+    Requests to other origins, and those that have an `authorization` already, are sent as they
+    are.
     """
     name, secret = checked_credentials(username, password)
     if b':' in name:
@@ -90,22 +103,28 @@ def basic(request: AnyRequest, username: str, password: str,
 
 def bearer(request: AnyRequest, get_token: GetToken, *, origin: str | None = None,
            on_refused: Callable[[str], object] | None = None) -> AnyRequest:
-    """A `request` with a token (RFC 6750), which `get_token()` returns as str.
+    """A `request` that sends a token (RFC 6750).
 
-    It is called for each request to `origin`, or else to that of the first request. After a 401
-    it is called once more, and if the token is another one, the request is made again. Requests
-    whose token was refused at the same time share that call.
+    - `get_token()` returns the token as str. It is called for each request to the origin. After a
+      401 it is called once more, and if it then returns another token, the request is made again.
+      Requests whose token was refused at the same time share that call.
+    - `origin`: the only one that gets the token, such as `'https://example.com'`. None stands for
+      the origin of the first request.
+    - `on_refused(token)` is called before the second call of `get_token`, so that whoever keeps
+      the token can forget it.
 
-    `on_refused(token)` is called before, with the token that was refused, so that whoever keeps
-    it can forget it. Both may be coroutine functions.
+    Both functions may be coroutine functions. If `get_token` fails, an `HttpConnectionError` is
+    raised from its exception, and an `HttpDataError` after a 401. Requests to other origins, and
+    those that have an `authorization` already, are sent as they are.
     """
     check_callable(request)
     check_callable(get_token)
     if on_refused is not None:
         check_callable(on_refused)
-    is_for_us = bound_to(origin)
-    tokens = Tokens(get_token, on_refused)
+    return with_token(request, Tokens(get_token, on_refused), bound_to(origin))
 
+
+def with_token(request: AnyRequest, tokens: Tokens, is_for_us: IsForUs) -> AnyRequest:
     async def bearer_request(
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
@@ -128,19 +147,16 @@ def bearer(request: AnyRequest, get_token: GetToken, *, origin: str | None = Non
         try:
             token = await tokens.get()
         except Exception as cause:
-            # Its text may have what is secret.
-            raise failure(HttpConnectionError, method, url,
-                          f'get_token failed: {type(cause).__name__}') from cause
+            raise token_failure(HttpConnectionError, method, url, cause) from cause
         code, fields, response_body = await request_with(token)
         if code != b'401':
             return code, fields, response_body
-        # Before a token is asked for: that may need the connection.
+        # The body is read first, since asking for a token may need the connection.
         chunks = await drain(response_body)
         try:
             new_token = await tokens.renew(token, renewals)
         except Exception as cause:
-            raise after_401(failure(HttpDataError, method, url,
-                                    f'get_token failed: {type(cause).__name__}')) from cause
+            raise after_401(token_failure(HttpDataError, method, url, cause)) from cause
         if new_token == token and chunks is not None:
             return code, fields, KeptBody(response_body, chunks)
         try:
@@ -152,17 +168,23 @@ def bearer(request: AnyRequest, get_token: GetToken, *, origin: str | None = Non
 
 
 class Tokens:
-    """Where they come from, and the one that took the place of the last that was refused."""
+    """Gets tokens, and remembers the one that took the place of the last refused token."""
 
     __slots__ = ('get_token', 'on_refused', 'lock', 'renewals', 'refused', 'renewed')
 
     def __init__(self, get_token: GetToken, on_refused: Callable[[str], object] | None) -> None:
         self.get_token = get_token
         self.on_refused = on_refused
+        # Held while a token is renewed.
         self.lock = asyncio.Lock()
+        # How many times that was done.
         self.renewals = 0
+        # The token that was renewed last, and what took its place.
         self.refused: str | None = None
         self.renewed = ''
+
+    def __repr__(self) -> str:
+        return f'<Tokens renewals={self.renewals} is_renewing={self.lock.locked()}>'
 
     async def get(self) -> str:
         given = self.get_token()
@@ -172,10 +194,11 @@ class Tokens:
         return token
 
     async def renew(self, token: str, renewals: int) -> str:
-        """One to use instead. Asked for once, for all that were sent before it was there.
+        """The token to use instead of this one, which was refused.
 
-        `renewals` is how many there were before the request. `get_token` may return the token of
-        whoever makes the request, so what took the place of another's is not for this one.
+        `renewals` is what `self.renewals` was before the request was made. If this token has been
+        renewed since then, the result is shared. A renewal of another token does not count:
+        `get_token` may return a token of whoever makes the request.
         """
         async with self.lock:
             if self.renewals == renewals or self.refused != token:
@@ -190,13 +213,20 @@ class Tokens:
 
 
 class KeptBody:
-    """The body of a response, of which all has been read before."""
+    """The body of a response, all of which has been read already.
+
+    It passes on all other attributes of the body that it was read from.
+    """
 
     __slots__ = ('_body', '_chunks')
 
     def __init__(self, body: Any, chunks: list[bytes]) -> None:
         self._body = body
+        # What has not been handed out yet.
         self._chunks = chunks
+
+    def __repr__(self) -> str:
+        return f'<KeptBody {sum(map(len, self._chunks))} bytes held of {self._body!r}>'
 
     def __aiter__(self) -> KeptBody:
         return self
@@ -215,99 +245,166 @@ class KeptBody:
 
 # -------------------------------------------------------------------------------------- digest
 #
-# RFC 7616, and RFC 2069 where a server knows no other. The challenge of the last 401 is answered
-# in all later requests, so that only the first one, and one after the nonce has become stale, is
-# made twice.
+# RFC 7616, and RFC 2069 where a server knows nothing newer. All requests answer the challenge of
+# the last 401. So a request is made twice only if it is the first one, or the first one after the
+# nonce has become stale.
 #
-# When many requests log in at once, each gets a challenge of its own, and answers that. This is
-# enough where a nonce can be used only once, or its counts have to come in their order. It fails
-# where the server knows only the nonce that it has given last, such as one in a session: a 401 to
-# one request makes the nonces of the others stale. So a request that is refused once more waits
-# for the others that were, and answers the last challenge that came: one after the other.
+# What makes this hard is many requests that log in at once. At first each of them gets a challenge
+# of its own and answers that one. This is enough if the server takes each nonce only once, or
+# wants the counts of a nonce in their order. It is not enough if the server knows only the nonce
+# that it gave last, for example because it keeps it in a session: then a 401 to one request makes
+# the nonces of all others stale. So a request that is refused once more waits for a lock that the
+# refused requests share, and then answers the last challenge that came to any of them.
 
-# With their names in hashlib, by preference. SHA-512-256 is no stronger, and its servers are more
-# likely to be wrong: the example of RFC 7616 3.9.2 itself is.
+# The names of the algorithms in hashlib, the preferred ones first. SHA-512-256 is no stronger than
+# SHA-256, and servers are more likely to get it wrong: the example of RFC 7616 3.9.2 itself does.
 HASHES = {'SHA-256': 'sha256', 'SHA-512-256': 'sha512_256', 'MD5': 'md5'}
 
-# RFC 9110 11.6.1: "scheme name=value, name=value, scheme name=value". A word without a value is a
-# scheme. Commas may be missing, or too many. The token68 of another scheme makes words and
-# parameters that nobody asks for. It does not go back.
+# The field is "scheme name=value, name=value, scheme name=value" (RFC 9110 11.6.1). This matches
+# one word with its value, if it has one. A word without a value is a scheme. There may be too few
+# commas, or too many. What another scheme has in place of parameters, a token68, is read as words
+# and parameters that do no harm. The quantifiers are possessive, so that time is linear.
 PARAMETER = re.compile(
     rb'([^ \t,="]++)(?:[ \t]*+=[ \t]*+(?:([^ \t,"]++)|"((?:[^"\\]|\\.)*+)("?)))?', re.DOTALL)
 
 
 def digest(request: AnyRequest, username: str, password: str, *, origin: str | None = None,
            algorithms: Iterable[str] = tuple(HASHES)) -> AnyRequest:
-    """A `request` that proves that it knows a password (RFC 7616), without sending that.
+    """A `request` that proves that it knows a password, without sending it (RFC 7616).
 
-    It does so to `origin` only, `'https://example.com'` say, or else to that of the first
-    request. `algorithms` are those accepted, and the first of them that a server offers is used.
-    SHA-512-256 is accepted only where Python has it from its OpenSSL.
+    - `username`, `password`: str without control characters. Otherwise ValueError is raised.
+    - `origin`: the only one that gets the proof, such as `'https://example.com'`. None stands for
+      the origin of the first request.
+    - `algorithms`: those that are accepted: `'SHA-256'`, `'SHA-512-256'` and `'MD5'`. The first of
+      them that a server offers is used. One that Python's OpenSSL does not have is left out, and
+      ValueError is raised if none is left.
+
+    A request that is answered with 401 and a challenge is made again with the proof, for which its
+    body function is called again. Requests to other origins, and those that have an
+    `authorization` already, are sent as they are.
     """
     check_callable(request)
     name, secret = checked_credentials(username, password)
-    accepted = checked_algorithms(algorithms)
-    is_for_us = bound_to(origin)
-    # That of the last 401.
-    known: Challenge | None = None
-    login = asyncio.Lock()
+    return with_proof(
+        request, Login(name, secret, checked_algorithms(algorithms)), bound_to(origin))
 
+
+def with_proof(request: AnyRequest, login: Login, is_for_us: IsForUs) -> AnyRequest:
     async def digest_request(
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        nonlocal known
         headers, body_args, body_kwargs = (
             reiterable(headers), reiterable(body_args), reiterable(body_kwargs))
         body = repeatable(body)
-        is_ours = is_for_us(url) and not has_authorization(headers)
-        # That of the last 401 to this very request, how many there were, and how many of these
-        # may be due to the 401s of others.
-        own: Challenge | None = None
-        challenges = overtaken = 0
-        has_login = False
+        if not is_for_us(url) or has_authorization(headers):
+            return await request(
+                method, url, params=params, headers=headers, body=body, body_args=body_args,
+                body_kwargs=body_kwargs, **kwargs)
+        turn = Turn(login)
         try:
             while True:
-                answered = own if own and not has_login else known if is_ours else None
+                challenge = turn.challenge()
                 sent = {'url': url, 'params': params, 'headers': headers}
                 try:
-                    if answered is not None:
+                    if challenge is not None:
                         sent = await with_answer(
-                            answered, name, secret, method, sent, body, body_args, body_kwargs)
+                            challenge, login, method, sent, body, body_args, body_kwargs)
                     code, fields, response_body = await request(
                         method, **sent, body=body, body_args=body_args, body_kwargs=body_kwargs,
                         **kwargs)
                 except HttpConnectionError as error:
-                    if challenges:
+                    if turn.count:
                         raise after_401(error) from error
                     raise
-                if answered is not None:
-                    answered.take_next_nonce(fields)
-                new = best_challenge(fields, accepted) if is_ours and code == b'401' else None
-                is_last = answered is known
-                # A last nonce that is not said to be stale tells that the password is wrong.
-                if new is None or own and is_last and not new.is_stale \
-                        or challenges - overtaken == MAX_CHALLENGES or overtaken == MAX_OVERTAKEN:
+                if not turn.is_challenged(challenge, code, fields):
                     return code, fields, response_body
-                own = known = new
-                challenges += 1
-                overtaken += not is_last
-                if has_login and not is_last:
-                    # Others are still being challenged: it is the turn of the next that waits.
-                    login.release()
-                    has_login = False
                 await drain(response_body)
-                if challenges > 1 and not has_login:
-                    has_login = await acquire(login)
+                await turn.wait()
         finally:
-            if has_login:
-                login.release()
+            turn.end()
 
     return cast(AnyRequest, digest_request)
 
 
+class Login:
+    """What all requests of one `digest` share: who logs in, and the last challenge."""
+
+    __slots__ = ('name', 'password', 'algorithms', 'last', 'lock')
+
+    def __init__(self, name: bytes, password: bytes, algorithms: tuple[str, ...]) -> None:
+        self.name = name
+        self.password = password
+        self.algorithms = algorithms
+        # The challenge of the last 401.
+        self.last: Challenge | None = None
+        # Held by one request at a time of those that were refused more than once.
+        self.lock = asyncio.Lock()
+
+    def __repr__(self) -> str:
+        return f'<Login last={self.last!r} is_locked={self.lock.locked()}>'
+
+
+class Turn:
+    """One request, and the challenges that it has got."""
+
+    __slots__ = ('login', 'own', 'count', 'overtaken', 'has_lock')
+
+    def __init__(self, login: Login) -> None:
+        self.login = login
+        # The last challenge that came to this very request.
+        self.own: Challenge | None = None
+        # How many came, and how many of these may be due to challenges to other requests.
+        self.count = self.overtaken = 0
+        self.has_lock = False
+
+    def __repr__(self) -> str:
+        return f'<Turn count={self.count} overtaken={self.overtaken} has_lock={self.has_lock}>'
+
+    def challenge(self) -> Challenge | None:
+        """The challenge that the next attempt answers, if there is one."""
+        return self.own if self.own and not self.has_lock else self.login.last
+
+    def is_challenged(self, answered: Challenge | None, code: bytes, fields: Fields) -> bool:
+        """Whether the request must be made again after this response.
+
+        `answered` is the challenge that the request has answered.
+        """
+        if answered is not None:
+            answered.take_next_nonce(fields)
+        new = best_challenge(fields, self.login.algorithms) if code == b'401' else None
+        is_last = answered is self.login.last
+        # If the last nonce was refused, and is not said to be stale, the password is wrong.
+        if new is None or self.own and is_last and not new.is_stale \
+                or self.count - self.overtaken == MAX_CHALLENGES \
+                or self.overtaken == MAX_OVERTAKEN:
+            return False
+        self.own = self.login.last = new
+        self.count += 1
+        self.overtaken += not is_last
+        if not is_last:
+            # Other requests are still being challenged, so the next one that waits has its turn.
+            self.end()
+        return True
+
+    async def wait(self) -> None:
+        """From the second challenge on, wait for the others that were challenged."""
+        if self.count > 1 and not self.has_lock:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOGIN_TIMEOUT):
+                    self.has_lock = await self.login.lock.acquire()
+
+    def end(self) -> None:
+        if self.has_lock:
+            self.login.lock.release()
+            self.has_lock = False
+
+
 class Challenge:
-    """What a server asks for, and how often its nonce has been used."""
+    """What a server asks for, and how often its nonce has been used.
+
+    `parameters` are those of the field, by lower-case name.
+    """
 
     __slots__ = ('parameters', 'algorithm', 'is_session', 'qop', 'nonce', 'cnonce', 'count',
                  'secret')
@@ -318,17 +415,22 @@ class Challenge:
         self.algorithm = name.removesuffix('-SESS')
         self.is_session = name != self.algorithm
         offered = re.findall(rb'[^ \t,]+', parameters.get(b'qop', b'').lower())
-        # Empty in RFC 2069, which has none, and None if it is unknown. With auth-int the body is
-        # read once more, to no avail for whoever trusts TLS.
+        # Empty if the server offers none, as in RFC 2069, and None if it offers only unknown ones.
+        # auth-int comes last: the body is read once more for it, and TLS protects it anyway.
         self.qop = next((qop for qop in (b'auth', b'auth-int') if qop in offered),
                         None if offered else b'')
         self.nonce = parameters.get(b'nonce', b'')
         self.cnonce = secrets.token_hex(16).encode()
+        # How often the nonce has been used.
         self.count = 0
+        # The hash of user name, realm and password, once it has been asked for.
         self.secret: bytes | None = None
 
+    def __repr__(self) -> str:
+        return f'<Challenge {self.algorithm} qop={self.qop!r} count={self.count}>'
+
     def rank(self, accepted: tuple[str, ...]) -> int:
-        """Its place among them, or -1 if it can not be answered."""
+        """The place of its algorithm among the accepted ones, or -1 if it cannot be answered."""
         is_whole = self.qop is not None and {b'realm', b'nonce'} <= self.parameters.keys()
         return accepted.index(self.algorithm) if is_whole and self.algorithm in accepted else -1
 
@@ -341,7 +443,10 @@ class Challenge:
 
     async def hash_content(self, headers: Fields, body: Any, body_args: Any,
                            body_kwargs: Any) -> tuple[bytes, ...]:
-        """What auth-int has more than auth (RFC 7616 3.4.3). The body is read for that."""
+        """The hash of the body for auth-int, for which the body is read (RFC 7616 3.4.3).
+
+        It is an empty tuple for auth, which does not hash the body.
+        """
         if self.qop != b'auth-int':
             return ()
         if any(name.lower() == b'transfer-encoding' for name, _ in headers):
@@ -352,7 +457,7 @@ class Challenge:
         try:
             async for chunk in chunks:
                 content_hash.update(chunk)
-                # For other tasks: the chunks of a body may all be there at once.
+                # Other tasks get a turn, since all chunks of a body may be there at once.
                 await asyncio.sleep(0)
         finally:
             if hasattr(chunks, 'aclose'):
@@ -361,7 +466,7 @@ class Challenge:
 
     def answer(self, name: bytes, password: bytes, method: bytes, target: bytes,
                content_hash: tuple[bytes, ...]) -> bytes:
-        """RFC 7616 3.4, the value of the field."""
+        """The value of `authorization` (RFC 7616 3.4)."""
         realm, nonce, qop = self.parameters[b'realm'], self.nonce, self.qop
         if self.secret is None:
             self.secret = self.hash(name, realm, password)
@@ -378,7 +483,7 @@ class Challenge:
                   (b'response', quoted(response))]
         if qop:
             values += [(b'qop', qop), (b'nc', count)]
-        # RFC 2069 has none, but without it no server can know what a session's secret is.
+        # RFC 2069 has no cnonce. But without it no server can know the secret of a session.
         if qop or self.is_session:
             values.append((b'cnonce', quoted(self.cnonce)))
         for optional, form in ((b'algorithm', bytes), (b'opaque', quoted)):
@@ -389,7 +494,10 @@ class Challenge:
         return b'Digest ' + b', '.join(b'%b=%b' % value for value in values)
 
     def take_next_nonce(self, fields: Fields) -> None:
-        """RFC 7616 3.5. A session's secret stays that of its first nonce (3.4.2)."""
+        """Use the nonce that a response gives in advance, if it does (RFC 7616 3.5).
+
+        The secret of a session goes on to be that of its first nonce (3.4.2).
+        """
         for name, value in fields:
             if name == b'authentication-info':
                 for match in PARAMETER.finditer(value):
@@ -399,31 +507,25 @@ class Challenge:
                         self.count = 0
 
 
-async def with_answer(
-        challenge: Challenge, name: bytes, secret: bytes, method: bytes, sent: dict[str, Any],
-        body: Any, body_args: Any, body_kwargs: Any) -> dict[str, Any]:
-    """URL, params and headers of a request, with the answer to the challenge."""
+async def with_answer(challenge: Challenge, login: Login, method: bytes, sent: dict[str, Any],
+                      body: Any, body_args: Any, body_kwargs: Any) -> dict[str, Any]:
+    """The URL and the headers of a request that answers the challenge.
+
+    `sent` has the URL, the params and the headers of the request without an answer.
+    """
     url, headers = sent['url'], sent['headers']
     try:
         whole_url, target = encoded(url, sent['params'])
         content_hash = await challenge.hash_content(headers, body, body_args, body_kwargs)
-        answer = challenge.answer(name, secret, method, target, content_hash)
+        answer = challenge.answer(login.name, login.password, method, target, content_hash)
     except Exception as cause:
         raise failure(HttpConnectionError, method, url,
                       f'refused: {str(cause) or type(cause).__name__}') from cause
     return {'url': whole_url, 'headers': (*headers, (b'authorization', answer))}
 
 
-async def acquire(lock: asyncio.Lock) -> bool:
-    """Whether it was free in time."""
-    try:
-        async with asyncio.timeout(LOGIN_TIMEOUT):
-            return await lock.acquire()
-    except TimeoutError:
-        return False
-
-
 def best_challenge(headers: Fields, accepted: tuple[str, ...]) -> Challenge | None:
+    """The challenge with the most preferred algorithm, or None if none can be answered."""
     challenges = [Challenge(parameters) for name, value in headers
                   if name == b'www-authenticate' for parameters in digest_parameters(value)]
     ranked = [(challenge.rank(accepted), challenge) for challenge in challenges]
@@ -432,7 +534,7 @@ def best_challenge(headers: Fields, accepted: tuple[str, ...]) -> Challenge | No
 
 
 def digest_parameters(value: bytes) -> list[dict[bytes, bytes]]:
-    """Those of each challenge for digest."""
+    """The parameters of each digest challenge in a `www-authenticate` field."""
     challenges: list[tuple[bytes, dict[bytes, bytes]]] = []
     for match in PARAMETER.finditer(value):
         name, given = match[1].lower(), value_of(match)
@@ -441,13 +543,16 @@ def digest_parameters(value: bytes) -> list[dict[bytes, bytes]]:
         elif given is None and match[3] is None:
             challenges.append((name, {}))
         elif given is None and challenges:
-            # A quoted string without end: whatever else there was, it is lost.
+            # A quoted string has no end, so the rest of this challenge is lost.
             challenges.pop()
     return [parameters for scheme, parameters in challenges if scheme == b'digest']
 
 
 def value_of(match: re.Match[bytes]) -> bytes | None:
-    """None for a word without a value, and for a quoted string without end."""
+    """The value of a word, without its quotes.
+
+    None if the word has no value, or its value is a quoted string without an end.
+    """
     if match[2] is not None or not match[4]:
         return match[2]
     return re.sub(rb'\\(.)', rb'\1', match[3])
@@ -466,15 +571,17 @@ def quoted(value: bytes) -> bytes:
 URL = re.compile(r'(https?)://([^/?#]*)([^#]*)', re.IGNORECASE)
 AUTHORITY = re.compile(r'(\[[^\[\]@]+\]|[^:\[\]@]+)(?::([0-9]*))?')
 
-# What may not stand in a target (RFC 3986 3.3, 3.4), but control characters: those are left to
-# lowhaio to refuse.
+# What may not stand in a target (RFC 3986 3.3, 3.4). Control characters are not encoded, so that
+# lowhaio refuses them.
 TO_ENCODE = re.compile(
     r"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%\x00-\x1f\x7f-\x9f]")
 
 
 def origin_of(url: str) -> str | None:
-    """'scheme://host:port', or None where lowhaio would refuse the URL. Two forms of an ASCII host
-    that differ here count as two origins."""
+    """The origin of a URL, as 'scheme://host:port', or None if lowhaio would refuse the URL.
+
+    ASCII hosts are only put into lower case, so two spellings of one IP address are two origins.
+    """
     match = URL.match(url) if isinstance(url, str) else None
     parts = AUTHORITY.fullmatch(match[2]) if match is not None else None
     if match is None or parts is None:
@@ -482,7 +589,7 @@ def origin_of(url: str) -> str | None:
     scheme = match[1].lower()
     host, digits = parts.groups()
     try:
-        # To compare other names in lower case is not enough: it takes some for others.
+        # Lower case alone would not do: it makes one name of some that have different owners.
         host = host.lower().removesuffix('.') if host.isascii() else canonical_host(host)
     except ValueError:
         return None
@@ -490,8 +597,11 @@ def origin_of(url: str) -> str | None:
     return f'{scheme}://{host}:{port}'
 
 
-def bound_to(origin: str | None) -> Callable[[str], bool]:
-    """If a URL is of that origin. None stands for that of the first URL."""
+def bound_to(origin: str | None) -> IsForUs:
+    """A function that tells whether a URL is of this origin.
+
+    None stands for the origin of the first URL that the function is called with.
+    """
     bound = None
     if origin is not None:
         bound = origin_of(origin)
@@ -508,8 +618,11 @@ def bound_to(origin: str | None) -> Callable[[str], bool]:
 
 
 def encoded(url: str, params: Any) -> tuple[str, bytes]:
-    """The URL with the params, and its target, without anything left for lowhaio to encode: what
-    is hashed must be what is sent."""
+    """The URL with the params, and its request target.
+
+    All that lowhaio would percent-encode is encoded here, so that the target that is hashed is the
+    one that is sent.
+    """
     match = URL.match(url)
     assert match is not None  # it has an origin
     scheme, authority, target = match.groups()
@@ -539,7 +652,11 @@ def checked_credentials(username: str, password: str) -> tuple[bytes, bytes]:
 
 
 def has_authorization(headers: Any) -> bool:
-    """Then they are sent as they are. So is what is wrong with them, for lowhaio to refuse."""
+    """Whether the headers must be sent as they are.
+
+    That is so if they have an `authorization`. It is also so if they are malformed: then lowhaio
+    refuses them.
+    """
     try:
         return any(name.lower() == b'authorization' for name, _ in headers)
     except (AttributeError, TypeError, ValueError):
@@ -547,7 +664,7 @@ def has_authorization(headers: Any) -> bool:
 
 
 def checked_algorithms(algorithms: Iterable[str]) -> tuple[str, ...]:
-    """Those that Python has here."""
+    """The algorithms that this Python has, of those that were given."""
     given = tuple(algorithms)
     if not given or not set(given) <= set(HASHES):
         raise ValueError(f'algorithms must be some of {", ".join(HASHES)}, got {given!r}')
@@ -565,29 +682,47 @@ def is_available(algorithm: str) -> bool:
     return True
 
 
+def token_failure(kind: type[AnyError], method: bytes, url: str, cause: Exception) -> AnyError:
+    # The message has only the class of the cause, because its text may hold a secret.
+    return failure(kind, method, url, f'get_token failed: {type(cause).__name__}')
+
+
 def failure(kind: type[AnyError], method: bytes, url: str, why: str) -> AnyError:
     name = method.decode('latin-1') if isinstance(method, bytes) else type(method).__name__
     return kind(f'{name} {origin_of(url)}, {why}')
 
 
 def after_401(error: HttpError) -> HttpDataError:
-    """Whoever retries must know that the request has reached its server, and was refused there."""
+    """An error which says that there was a 401 before.
+
+    A layer that retries must know that the request has reached its server.
+    """
     answered = HttpDataError(f'after a first answer, 401: {error}')
     answered.reused = error.reused
     answered.response_started = True
     return answered
 
 
+# Each layer that makes a second request has its own copy of these two functions. A module that
+# they share would be one more thing to install, and lowhaio itself has no use for them.
+
 def reiterable(values: Any) -> Any:
-    """What can be iterated over only once would be missing in the second request."""
-    # Nearly always. To look at the class alone costs least.
+    """The same values, as a tuple if they could be iterated over only once.
+
+    Otherwise the second request would be sent without them.
+    """
+    # Nearly all values are tuples, and looking at the class alone is the cheapest check.
     if type(values) is tuple:
         return values
     return tuple(values) if isinstance(values, Iterator) else values
 
 
 async def drain(body: Any) -> list[bytes] | None:
-    """The chunks of a body, or None if they were too many, too slow or cut off."""
+    """Read the rest of a response body, so that its connection can be used again, and close it.
+
+    Returns its chunks. If the body is too long, too slow or cut off, its connection is closed
+    instead, and the result is None.
+    """
     chunks = []
     left = MAX_DRAINED
     try:

@@ -6,6 +6,7 @@ import collections
 import contextlib
 import contextvars
 import hashlib
+import inspect
 import json
 import logging
 import pathlib
@@ -59,6 +60,17 @@ def authorizations(script):
 
 async def token():
     return 'abc.def-_~+/=='
+
+
+def layers_state() -> list[str]:
+    """What an error tracker or a debugger shows of the layer's objects that are in use now."""
+    found = {}
+    frame = inspect.currentframe()
+    while frame is not None:
+        found |= {id(each): each for each in frame.f_locals.values()
+                  if type(each).__module__ == 'lowhaio_auth'}
+        frame = frame.f_back
+    return sorted(map(repr, found.values()))
 
 
 # --------------------------------------------------------------------------- basic and bearer
@@ -188,6 +200,22 @@ async def test_a_401_is_returned_if_there_is_no_other_token():
         await body.aclose()
         assert await buffered(body) == b''
     assert len(script.heads) == 2
+
+
+@on_loops
+async def test_no_repr_shows_a_token():
+    def get_token():
+        shown.append(layers_state())
+        return 'hidden'
+
+    shown = []
+    async with answering(Guard()) as (request, _):
+        _, _, body = await bearer(request, get_token)(b'GET', URL)
+    assert shown == [['<Tokens renewals=0 is_renewing=False>'],
+                     ['<Tokens renewals=0 is_renewing=True>']]
+    assert repr(body).startswith('<KeptBody 2 bytes held of <')
+    assert await buffered(body) == b'no'
+    assert repr(body).startswith('<KeptBody 0 bytes held of <')
 
 
 @on_loops
@@ -516,6 +544,25 @@ async def test_digest_answers_a_challenge_and_then_needs_none(algorithm, qop):
         assert [fields[b'nc'] for fields in realm.fields] == [
             b'00000001', b'00000002', b'00000003']
         assert len(realm.fields[0][b'cnonce']) == 32
+
+
+@on_loops
+async def test_no_repr_shows_the_password_or_the_proof():
+    async def watched_request(method, url, **kwargs):
+        shown.append(layers_state())
+        return await request(method, url, **kwargs)
+
+    shown = []
+    async with answering(Realm(uses=1)) as (request, _):
+        request_as = digest(watched_request, 'user', 'password')
+        for _ in range(2):
+            await get(request_as, URL)
+    assert shown[0] == [
+        '<Login last=None is_locked=False>', '<Turn count=0 overtaken=0 has_lock=False>']
+    assert shown[2] == [
+        "<Challenge SHA-256 qop=b'auth' count=2>",
+        "<Login last=<Challenge SHA-256 qop=b'auth' count=2> is_locked=False>",
+        '<Turn count=0 overtaken=0 has_lock=False>']
 
 
 @pytest.mark.parametrize('algorithm, qop', [
