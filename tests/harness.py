@@ -1178,17 +1178,17 @@ def strict_context(root):
 # --------------------------------------------------------------------------------------- documents
 
 ROOT = pathlib.Path(__file__).parent.parent
-README = (ROOT / 'README.md').read_text(encoding='utf-8')
-README_BLOCKS = re.findall(r'(?<=^```python\n).*?(?=^```$)', README, re.MULTILINE | re.DOTALL)
+RECIPES = [block for path in sorted(ROOT.glob('docs/recipes/*.md')) for block in re.findall(
+    r'(?<=^```python\n).*?(?=^```$)', path.read_text(encoding='utf-8'), re.MULTILINE | re.DOTALL)]
 
 
 def recipe(name):
-    """The README's block that defines the function, as a module. It is not run."""
-    [block] = [block for block in README_BLOCKS if f'def {name}(' in block]
+    """The recipe that defines the function, as a module. It is not run."""
+    [block] = [block for block in RECIPES if f'def {name}(' in block]
     module = types.ModuleType(name)
     definitions = block.removesuffix('asyncio.run(main())\n')
     assert definitions != block
-    exec(compile(definitions, 'README.md', 'exec'), vars(module))
+    exec(compile(definitions, f'recipe {name}', 'exec'), vars(module))
     return module
 
 

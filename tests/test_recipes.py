@@ -1,4 +1,4 @@
-"""The recipes of the README, with servers and proxies that are scripted."""
+"""The recipes of docs/, with servers and proxies that are scripted."""
 
 import asyncio
 import base64

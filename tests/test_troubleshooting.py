@@ -1,10 +1,14 @@
-"""What the README says is printed when something goes wrong."""
+"""What docs/troubleshooting.md says is printed when something goes wrong.
+
+The tests make each mistake of the page, in its order.
+"""
 
 import asyncio
 import concurrent.futures
 import datetime
 import functools
 import gc
+import gzip
 import logging
 import os
 import re
@@ -23,7 +27,6 @@ from tests.harness import (
     LOOPS,
     OK,
     PATIENCE,
-    README,
     ROOT,
     UNFINISHED,
     Answering,
@@ -53,12 +56,16 @@ from tests.harness import (
     url_of_proxy,
 )
 
+sys.path[:0] = [str(path.parent) for path in ROOT.glob('layers/*/lowhaio_*.py')]
 
-# --------------------------------------------------------------- the troubleshooting of the README
+from lowhaio_compression import decompressed  # noqa: E402
+from lowhaio_redirect import redirectable  # noqa: E402
+from lowhaio_retry import retry  # noqa: E402
+
 
 TROUBLES = re.findall(
-    r'^\|[^|]+\| `([^|]+)` \|',
-    README.partition('## Troubleshooting')[2].partition('\n## ')[0], re.MULTILINE)
+    r'^> `(.+)`$', (ROOT / 'docs' / 'troubleshooting.md').read_text(encoding='utf-8'),
+    re.MULTILINE)
 
 
 def routed(address, **options):
@@ -89,7 +96,15 @@ async def troubles_of_arguments(address):
     yield await said(address, headers=(('accept', '*/*'),))
     yield await said(address, headers={b'accept': b'*/*'})
     yield await said(address, url='www.example.com/')
+    yield await said(address, params=((b'accept', b'*/*'),))
+    yield await said(address, headers=((b'x-token', b'secret\n'),))
+    yield await said(address, url='http://www.example.com/\n')
+    yield await said(address, url='http://user:password@www.example.com/')
+    yield await said_without_idna(address)
     put = functools.partial(said, address, b'PUT', headers=of_length(2))
+    yield await put(headers=(*of_length(2), CHUNKED))
+    yield await put(headers=of_length(2) * 2)
+    yield await put(headers=((b'expect', b'100-continue'),))
     yield await put(body=b'ok')
     yield await put(body=in_memory)
     yield await put(body=strings)
@@ -97,6 +112,28 @@ async def troubles_of_arguments(address):
     chunks = streamed(b'ok')()
     assert [chunk async for chunk in chunks] == [b'ok']
     yield await put(body=lambda: chunks)
+    yield await put(body=streamed(b'hello'))
+    yield await said_of_a_body_made_once()
+    yield await put(headers=(CHUNKED,), body=streamed(b'hello'))
+    yield await put(headers=((b'transfer-encoding', b'gzip'),), body=streamed(b'hello'))
+
+
+CHUNKED = (b'transfer-encoding', b'chunked')
+
+
+async def said_without_idna(address):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(sys.modules, 'idna', None)
+        return await said(address, url='http://faß.de/')
+
+
+async def said_of_a_body_made_once():
+    busy = b'HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n'
+    chunks = streamed(b'ok')()
+    async with Server(Answering(busy, OK)) as server, routed(
+            ('127.0.0.1', server.port)) as request:
+        return as_printed(await failure(retry(request, code_intervals=((b'503', (0,)),))(
+            b'PUT', 'http://www.example.com/', headers=of_length(2), body=lambda: chunks)))
 
 
 async def troubles_of_names_and_connecting(address):
@@ -122,6 +159,8 @@ async def troubles_of_names_and_connecting(address):
         through_http_proxy = recipe('through_http_proxy').through_http_proxy
         yield await said(address, options={
             'get_connection': through_http_proxy(url_of_proxy(proxy))})
+    with no_descriptor_left():
+        yield await said(address, options={'get_sock': default_of('get_sock')})
 
 
 async def troubles_of_tls(address):
@@ -159,6 +198,11 @@ async def troubles_of_responses(address):
     logged = []
     async with Server(Peer.closed) as server:
         yield await said(('127.0.0.1', server.port), options={'socket_timeout': 0.05})
+    for answer in (
+            b'HTTP/1.1 200 OK\r\nset-cookie: a=' + b'b' * 20_000 + b'\r\n\r\n',
+            b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nok',
+            b'SSH-2.0-OpenSSH_9.2\r\n'):
+        yield await said_of_answers(answer)
     url = 'http://www.example.com/'
     async with Server(Answering(UNFINISHED)) as server, routed(
             ('127.0.0.1', server.port), max_connections=1, pool_timeout=0.05) as request:
@@ -166,14 +210,23 @@ async def troubles_of_responses(address):
         yield as_printed(await failure(request(b'GET', url, get_logger_adapter=adapter)))
         yield logged[0]
         await body.aclose()
-    with no_descriptor_left():
-        yield await said(address, options={'get_sock': default_of('get_sock')})
     async with routed(address) as request:
         _, _, body = await request(b'GET', url)
         assert await buffered(body) == b'ok'
         with pytest.raises(RuntimeError) as caught:
             await buffered(body)
         yield as_printed(caught.value)
+
+
+async def said_of_answers(*answers, layer=lambda request: request):
+    """And of the end of the connection after them."""
+    async def script(peer):
+        for answer in answers:
+            await peer.read_head()
+            await peer.send(answer)
+
+    async with Server(script) as server, routed(('127.0.0.1', server.port)) as request:
+        return as_printed(await failure(get(layer(request), 'http://www.example.com/')))
 
 
 async def said_of_another_loop(address):
@@ -222,6 +275,16 @@ async def troubles_of_readers(address):
         yield as_printed(await failure(reading))
 
 
+async def troubles_of_layers(address):
+    moved = b'HTTP/1.1 302 Found\r\ncontent-length: 0\r\nlocation: %b\r\n\r\n'
+    yield await said_of_answers(*[moved % b'/'] * 21, layer=redirectable)
+    yield await said_of_answers(moved % b'ftp://www.example.com/', layer=redirectable)
+    content = gzip.compress(bytes(1000))
+    yield await said_of_answers(
+        b'HTTP/1.1 200 OK\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n%b' % (
+            len(content), content), layer=functools.partial(decompressed, max_length=100))
+
+
 async def troubles_of_pools(address):
     url = 'http://www.example.com/'
     async with routed(address) as request:
@@ -248,17 +311,17 @@ async def troubles_of_pools(address):
 
 
 @on_loops
-async def test_what_goes_wrong_is_printed_as_the_readme_says():
+async def test_what_goes_wrong_is_printed_as_the_page_says():
     async with Server(Answering(OK)) as server:
         printed = [text for troubles in (
             troubles_of_arguments, troubles_of_names_and_connecting, troubles_of_tls,
-            troubles_of_responses, troubles_of_readers, troubles_of_pools)
+            troubles_of_responses, troubles_of_readers, troubles_of_layers, troubles_of_pools)
             async for text in troubles(('127.0.0.1', server.port))]
     assert printed == TROUBLES[:-2]
 
 
 @pytest.mark.parametrize('loop_name', LOOPS)
-def test_a_pool_that_was_not_closed_is_warned_of_as_the_readme_says(loop_name, plain_website):
+def test_a_pool_that_was_not_closed_is_warned_of_as_the_page_says(loop_name, plain_website):
     async def main():
         request, close = Pool()
         await get(request, plain_website)
@@ -293,7 +356,7 @@ with asyncio.Runner(loop_factory=new_event_loop) as runner:
 
 
 @pytest.mark.parametrize('loop_name', LOOPS)
-def test_an_interrupted_download_prints_what_the_readme_says(loop_name):
+def test_an_interrupted_download_prints_what_the_page_says(loop_name):
     with socket.create_server(('127.0.0.1', 0)) as server:
         url = f'http://127.0.0.1:{server.getsockname()[1]}/'
         with subprocess.Popen(

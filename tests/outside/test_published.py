@@ -1,6 +1,6 @@
 """Tests with what has been published for lowhaio before: its layers and an application run on this
-lowhaio unmodified, and each row of the README's table of differences is tried with lowhaio 0.0.89
-and with this one.
+lowhaio unmodified, and each row of docs/differences.md is tried with lowhaio 0.0.89 and with this
+one.
 
 They are installed from the package index. Without one these tests are skipped, but not in CI.
 """
@@ -348,14 +348,14 @@ async def test_signatures_are_accepted_by_a_server_that_verifies_them(layers, rc
         assert b'SignatureDoesNotMatch' in await buffered(body)
 
 
-# The layer of the README that sends what lowhaio 0.0.89 did.
-[AS_BEFORE] = [block.partition('async def main')[0] for block in python_blocks(ROOT / 'README.md')
-               if 'def as_before' in block]
+# The layer of docs/differences.md that sends what lowhaio 0.0.89 did.
+DIFFERENCES_PAGE = ROOT / 'docs' / 'differences.md'
+[AS_BEFORE] = [block.partition('async def main')[0] for block in python_blocks(DIFFERENCES_PAGE)]
 
 
 def as_before(request):
     names = {}
-    exec(compile(AS_BEFORE, 'README.md', 'exec'), names)
+    exec(compile(AS_BEFORE, 'differences.md', 'exec'), names)
     return names['as_before'](request)
 
 
@@ -547,7 +547,7 @@ def test_mobius3_is_a_command(site, tmp_path):
 
 # --------------------------------------------------------------------------- the differences
 #
-# Each row of the README's table has a function here. It is run twice, in a process with lowhaio
+# Each row of docs/differences.md has a function here. It is run twice, in a process with lowhaio
 # 0.0.89 and in one with this lowhaio, and returns what could be seen. That it sees something else
 # with the other is asserted: what is the same is no difference.
 
@@ -617,14 +617,14 @@ def seen_now(tmp_path_factory):
     return what_is_seen(tmp_path_factory.mktemp('seen_now'), [HERE, ROOT])
 
 
-def rows_of_the_readme():
-    table = (ROOT / 'README.md').read_text().split('\n## Differences from lowhaio 0.0.89\n')[1]
-    rows = re.findall(r'^\| (.*?) \|.*\|.*\|.*\|$', table.partition('\n## ')[0], re.MULTILINE)
+def rows_of_the_page():
+    rows = re.findall(
+        r'^\| (.*?) \|.*\|.*\|.*\|$', DIFFERENCES_PAGE.read_text(), re.MULTILINE)
     return [row for row in rows if row not in ('behaviour', '---')]
 
 
-def test_each_difference_of_the_readme_is_tried():
-    assert rows_of_the_readme() == list(DIFFERENCES)
+def test_each_difference_of_the_page_is_tried():
+    assert rows_of_the_page() == list(DIFFERENCES)
 
 
 @pytest.mark.parametrize('behaviour', DIFFERENCES)
