@@ -6,6 +6,10 @@
     jar = http.cookiejar.CookieJar()
     request_with_cookies = with_cookies(request, jar)
     code, headers, body = await request_with_cookies(b'GET', 'https://example.com/')
+
+The jar holds the cookies, and the caller owns it: what others put into it, load or clear counts
+from the next request on. This layer decides which cookies of a response are kept, which of them
+go to a request, and which go when there are too many.
 """
 
 from __future__ import annotations
@@ -25,34 +29,38 @@ from urllib.request import Request
 from publicsuffixlist import PublicSuffixList
 
 import lowhaio
-from lowhaio import empty_async_iterator
+from lowhaio import Fields, empty_async_iterator
 
-# RFC 6265 6.1 asks for no less than 4096, 50 and 3000. The rest are those of its successor,
-# RFC 6265bis 5.6 and 5.5.
+__all__ = ['with_cookies']
+
+# The most characters of a name and its value, cookies of one domain, and cookies in all. RFC 6265
+# 6.1 asks for no less than 4096, 50 and 3000. The most characters of an attribute and seconds of
+# life are those of its successor, RFC 6265bis 5.6 and 5.5.
 MAX_PAIR = 4096
 MAX_PER_DOMAIN = 180
 MAX_COOKIES = 3000
 MAX_ATTRIBUTE = 1024
 MAX_AGE = 400 * 24 * 60 * 60
 
-# For the order of those that come at the same time.
+# Numbers the cookies in the order in which they were created. A clock would not tell apart those
+# that come in one response.
 CREATED = count(1)
 
 URL = re.compile(r'(https?)://(\[[^\[\]/?#@]*\]|[^:\[\]/?#@]+)(?::[0-9]*)?(?![^/?#])([^?#]*)',
                  re.IGNORECASE)
-# What lowhaio percent-encodes.
+# What lowhaio percent-encodes in a path before it sends it.
 NOT_IN_PATH = re.compile(r"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*+,;=:@/%]")
 LOOPBACK = re.compile(r'(?:.+\.)?localhost|127(?:\.[0-9]{1,3}){3}|::1')
 
-# RFC 6265bis 5.6: with one of these, nothing of a set-cookie is taken.
+# A set-cookie that has one of these is ignored (RFC 6265bis 5.6).
 CONTROL = re.compile(r'[\x00-\x08\x0a-\x1f\x7f]')
-# What may be sent. What was loaded from a file, or set by others, may hold anything.
+# What may be sent. A cookie that was loaded from a file, or set by others, may hold anything.
 PAIR = re.compile(r'[\t\x20-\x3a\x3c-\x7e\x80-\xff]*')
 SECONDS = re.compile('-?[0-9]+')
 SAME_SITE = {'strict': 'Strict', 'lax': 'Lax', 'none': 'None'}
 
-# RFC 6265 5.1.1: time, day, month and year, in the order in which a token is tried for them. What
-# follows in the token does not count, as long as it does not go on with a digit.
+# The parts of a date: time, day, month and year. Each token is tried for them in this order
+# (RFC 6265 5.1.1). What follows in the token is ignored, but a number must not go on with a digit.
 DATE_TOKEN = re.compile(r'[^\x09\x20-\x2f\x3b-\x40\x5b-\x60\x7b-\x7e]+')
 MONTHS = ('jan', 'feb', 'mar', 'apr', 'may', 'jun', 'jul', 'aug', 'sep', 'oct', 'nov', 'dec')
 DATE_PARTS = (
@@ -62,22 +70,25 @@ DATE_PARTS = (
     re.compile(r'([0-9]{2,4})(?![0-9])'),
 )
 
-Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
-# The cookies of a domain by path and name.
+# The cookies of one domain, by path and name.
 Paths = dict[str, dict[str, Cookie]]
-# A layer returns the type that it is given: the same arguments, the same body.
+# A layer returns a function of the type that it was given: same arguments, same response.
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 
 
 def with_cookies(request: AnyRequest, jar: CookieJar, *,
                  loopback_is_secure: bool = False) -> AnyRequest:
-    """A `request` that sends the cookies of the jar, and keeps those of the responses in it.
+    """A `request` that sends the cookies of a jar, and keeps those of the responses in it.
 
-    The jar's policy is asked for each cookie that is to be kept. Headers that have a `cookie` are
-    sent as they are. With `loopback_is_secure`, `http` to this machine (`localhost`, names below
-    it, 127.0.0.0/8 and ::1) counts as `https`, so `Secure` cookies are kept and sent there, as
-    browsers do.
+    - `jar`: an `http.cookiejar.CookieJar`. Its policy is asked before a cookie is kept. Anything
+      else raises TypeError.
+    - `loopback_is_secure`: whether `http` to this machine (`localhost`, names below it,
+      127.0.0.0/8 and ::1) counts as `https`. Then `Secure` cookies are kept and sent there, as
+      browsers do.
+
+    Headers that have a `cookie` already are sent as they are. A `set-cookie` that is refused is
+    ignored, so this layer adds no errors to those of the request. See RFC 6265 and RFC 6265bis.
     """
     if not callable(request):
         raise TypeError(f'request must be a coroutine function, got {type(request).__name__}')
@@ -96,7 +107,7 @@ def with_cookies(request: AnyRequest, jar: CookieJar, *,
             has_cookie = any(name.lower() == b'cookie' for name, _ in sent)
             place = Place(url, loopback_is_secure)
         except (TypeError, ValueError, AttributeError):
-            pass  # lowhaio refuses them, and says why.
+            pass  # The URL or the headers are malformed. lowhaio refuses them, and says why.
         else:
             if not has_cookie:
                 sent += store.cookie_field(place)
@@ -114,7 +125,11 @@ def with_cookies(request: AnyRequest, jar: CookieJar, *,
 # ---------------------------------------------------------------------- where a request goes
 
 class Place:
-    """What of a URL decides which cookies are for it."""
+    """The parts of a URL that decide which cookies are for it.
+
+    `host` is canonical, `path` is the path as it is sent, and `is_secure` tells whether `Secure`
+    cookies may go there.
+    """
 
     __slots__ = ('is_tls', 'is_secure', 'host', 'path')
 
@@ -127,21 +142,24 @@ class Place:
         self.host = canonical_host(host)
         self.is_secure = self.is_tls or (
             loopback_is_secure and LOOPBACK.fullmatch(self.host) is not None)
-        # As it is sent.
         self.path = NOT_IN_PATH.sub(lambda match: quote(match[0]), path) or '/'
 
+    def __repr__(self) -> str:
+        # The path may hold what is secret.
+        return f'<Place {self.host} is_secure={self.is_secure}>'
+
     def default_path(self) -> str:
-        """RFC 6265 5.1.4."""
+        """The path of a cookie that comes without one (RFC 6265 5.1.4)."""
         return self.path.rpartition('/')[0] or '/'
 
     def as_request(self) -> Request:
-        """For the policy of the jar."""
+        """The request in the form that the policy of the jar wants."""
         scheme = 'https' if self.is_tls else 'http'
         host = f'[{self.host}]' if ':' in self.host else self.host
         return Request(f'{scheme}://{host}{self.path}')
 
 
-# IPv6 is without brackets, which is also how curl writes its files.
+# This has IPv6 addresses without brackets, as curl has them in its files.
 canonical_host = lru_cache(maxsize=256)(lowhaio.canonical_host)
 
 
@@ -150,9 +168,9 @@ def is_address(host: str) -> bool:
 
 
 def domains_of(host: str) -> Iterator[str]:
-    """The domains of a jar whose cookies are for the host (RFC 6265 5.1.3).
+    """The domains whose cookies are for the host (RFC 6265 5.1.3).
 
-    One that begins with a dot is that of the subdomains, too.
+    In a jar, a domain that begins with a dot has the cookies that are also for its subdomains.
     """
     yield host
     if not is_address(host):
@@ -164,7 +182,7 @@ def domains_of(host: str) -> Iterator[str]:
 
 
 def path_matches(path: str, cookie_path: str) -> bool:
-    """RFC 6265 5.1.4."""
+    """Whether a cookie of that path is for a request of this path (RFC 6265 5.1.4)."""
     return path.startswith(cookie_path) and (
         cookie_path.endswith('/') or path[len(cookie_path):len(cookie_path) + 1] in ('', '/'))
 
@@ -172,9 +190,9 @@ def path_matches(path: str, cookie_path: str) -> bool:
 # -------------------------------------------------------------------------- what a server says
 
 class SetCookie:
-    """What a `set-cookie` says: RFC 6265 5.2, with what RFC 6265bis 5.6 has changed.
+    """What a `set-cookie` field says (RFC 6265 5.2, as RFC 6265bis 5.6 has changed it).
 
-    Of several attributes of one name, the last one counts that says anything.
+    If an attribute comes several times, the last one that makes sense counts.
     """
 
     __slots__ = ('name', 'value', 'expires', 'max_age', 'domain', 'path', 'is_secure',
@@ -190,6 +208,10 @@ class SetCookie:
         self.is_secure = False
         self.is_http_only = False
         self.same_site: str | None = None
+
+    def __repr__(self) -> str:
+        # The value is left out, because it may be a secret.
+        return f'<SetCookie {self.name!r} domain={self.domain!r} is_secure={self.is_secure}>'
 
     def set_attribute(self, name: str, value: str) -> None:
         if name == 'expires':
@@ -212,8 +234,11 @@ class SetCookie:
         return self.path if self.path and self.path.startswith('/') else place.default_path()
 
     def keeps_promise(self, domain: str, path: str) -> bool:
-        """RFC 6265bis 4.1.3: with these prefixes, a name promises what its attributes are."""
-        # A server cannot tell the value of a nameless cookie from a name.
+        """Whether the attributes are those that the prefix of the name promises.
+
+        The prefixes are those of RFC 6265bis 4.1.3.
+        """
+        # A nameless cookie is sent as its value alone, which a server cannot tell from a name.
         name = (self.name or self.value).lower()
         if not name.startswith(('__secure-', '__host-', '__http-')):
             return True
@@ -234,17 +259,20 @@ class SetCookie:
             self.path is not None, self.is_secure, expires, expires is None, None, None, rest)
 
     def expiry(self, now: int) -> int | None:
-        """In seconds, or None for the end of the session. Max-Age is the stronger one."""
+        """When the cookie expires, in seconds since 1970, or None for the end of the session.
+
+        Max-Age takes precedence over Expires.
+        """
         expires = self.expires if self.max_age is None else now + self.max_age
         return None if expires is None else min(expires, now + MAX_AGE)
 
 
 def parse_set_cookie(text: str) -> SetCookie | None:
-    """None if it is to be ignored."""
+    """What a `set-cookie` field says, or None if it must be ignored."""
     if CONTROL.search(text):
         return None
     pair, *attributes = text.split(';')
-    # Without an equals sign it is the name that is missing.
+    # Without an equals sign, all of it is the value, and the name is empty.
     name, value = split_pair(pair) if '=' in pair else ('', pair.strip(' \t'))
     if not 0 < len(name) + len(value) <= MAX_PAIR:
         return None
@@ -262,7 +290,10 @@ def split_pair(text: str) -> tuple[str, str]:
 
 
 def parse_date(text: str) -> int | None:
-    """Seconds since 1970, in UTC whatever zone it names, or None. RFC 6265 5.1.1."""
+    """A date in seconds since 1970, or None if it is none (RFC 6265 5.1.1).
+
+    It is read as UTC, whatever zone it names.
+    """
     found: dict[re.Pattern[str], tuple[str, ...]] = {}
     for token in DATE_TOKEN.findall(text):
         for pattern in DATE_PARTS:
@@ -280,21 +311,24 @@ def parse_date(text: str) -> int | None:
     try:
         date = datetime(year, MONTHS.index(month.lower()) + 1, int(day), int(hour), int(minute),
                         int(second), tzinfo=UTC)
-    except ValueError:  # There is no such day, or time of day.
+    except ValueError:  # There is no such day, or no such time of day.
         return None
     return int(date.timestamp()) if year >= 1601 else None
 
 
 # ----------------------------------------------------------------------------------- the jar
 #
-# A request, and a response that sets cookies, looks only at the cookies of its own domains,
-# however many others there are. `http.cookiejar` has no public way to do that: iterating over
-# 3,000 cookies takes milliseconds. An index of our own would not notice what others do with the
-# jar, such as to load or to clear it. So what is read is the index that the jar itself works with,
-# and what is changed is changed by its public methods.
+# However many cookies there are, a request and its response look only at those of their own
+# domains. `http.cookiejar` has no public way to do that, and iterating over 3,000 cookies takes
+# milliseconds. An index of our own would not notice when others load or clear the jar. So we read
+# the index that the jar itself works with, which is private, and change the jar by its public
+# methods only.
 
 def created(cookie: Cookie) -> int:
-    """The place in the order of creation. Those that others have put into the jar come first."""
+    """The number of a cookie in the order of creation.
+
+    It is 0 for cookies that others have put into the jar, so these come first.
+    """
     return cast(int, vars(cookie).get('created', 0))
 
 
@@ -303,12 +337,19 @@ def number_of(paths: Paths) -> int:
 
 
 def is_expired(cookie: Cookie, now: float) -> bool:
-    """In the files of curl and of browsers, 0 stands for the end of the session."""
+    """Whether the cookie has expired.
+
+    In the files of curl and of browsers, an expiry of 0 stands for the end of the session.
+    """
     return bool(cookie.expires) and cast(int, cookie.expires) <= now
 
 
 def pair_of(cookie: Cookie) -> str:
-    """RFC 6265bis 5.8.3. What `http.cookiejar` has loaded without a name has no value instead."""
+    """The cookie as it is sent (RFC 6265bis 5.8.3).
+
+    If `http.cookiejar` loads a cookie without a name from a file, it takes the value for the name,
+    and leaves the value None.
+    """
     if cookie.value is None:
         return cookie.name
     return f'{cookie.name}={cookie.value}' if cookie.name else cookie.value
@@ -320,18 +361,22 @@ def public_suffixes() -> PublicSuffixList:
 
 
 class Store:
-    """The jar, by the rules of RFC 6265 5.3 and 5.4."""
+    """Reads and changes a jar by the rules of RFC 6265 5.3 and 5.4."""
 
     __slots__ = ('jar', 'suffixes', 'used', 'number')
 
     def __init__(self, jar: CookieJar) -> None:
         self.jar = jar
-        # Now, since this reads a file the first time.
+        # Loaded here, and not by the first request, because it reads a file.
         self.suffixes = public_suffixes()
-        # How many cookies each domain had when it was last in use, the latest one last, and the
-        # sum of these. Domains that only others put into the jar from now on are not here.
+        # How many cookies each domain had when it was last in use. The domain that was used last
+        # is the last one. Domains that only others put into the jar from now on are not here.
         self.used = {domain: number_of(paths) for domain, paths in self.domains.items()}
+        # The sum of these numbers.
         self.number = sum(self.used.values())
+
+    def __repr__(self) -> str:
+        return f'<Store {self.number} cookies of {len(self.used)} domains>'
 
     @property
     def domains(self) -> dict[str, Paths]:
@@ -343,10 +388,9 @@ class Store:
     # ------------------------------------------------------------------------- what is sent
 
     def cookie_field(self, place: Place) -> Fields:
-        """RFC 6265 5.4."""
+        """The `cookie` field for a request, or nothing if it has no cookies (RFC 6265 5.4)."""
         cookies = list(self.cookies_for(place, time.time()))
         cookies.sort(key=lambda cookie: (-len(cookie.path), created(cookie)))
-        # What was loaded from a file may hold anything.
         pairs = [pair for pair in map(pair_of, cookies) if PAIR.fullmatch(pair)]
         return ((b'cookie', '; '.join(pairs).encode('latin-1')),) if pairs else ()
 
@@ -361,7 +405,7 @@ class Store:
                                     if place.is_secure or not cookie.secure)
 
     def live_at(self, domain: str, path: str, now: float) -> dict[str, Cookie]:
-        """Without those that have expired: they go now."""
+        """The cookies of a domain and path by name. Those that have expired are removed."""
         names = dict(self.names(domain, path))
         for name in [name for name, cookie in names.items() if is_expired(cookie, now)]:
             del names[name]
@@ -371,7 +415,7 @@ class Store:
     # ------------------------------------------------------------------------- what is kept
 
     def keep(self, place: Place, values: Iterable[bytes]) -> None:
-        """What a response sets. What is refused is ignored (RFC 6265 5.3)."""
+        """Keep what a response sets, but for what must be ignored (RFC 6265 5.3)."""
         request = place.as_request()
         overlapping = cache(self.overlapping)
         grown = []
@@ -391,7 +435,11 @@ class Store:
         self.make_room(grown)
 
     def domain_of(self, host: str, attribute: str) -> str | None:
-        """The host, the domain with a dot before it, or None if it is not the host's to set."""
+        """The domain of a cookie in the jar, for this `Domain` attribute.
+
+        It is the host itself, or the attribute with a dot before it. It is None if the host may
+        not set cookies for that domain.
+        """
         if not attribute or attribute in (host, f'[{host}]') and (
                 is_address(host) or self.suffixes.is_public(host)):
             return host
@@ -401,15 +449,18 @@ class Store:
         return f'.{attribute}'
 
     def overlapping(self, domain: str) -> list[str]:
-        """The domains of the jar that have a host in common with this one."""
+        """The domains of the jar whose cookies may go to the same host as those of this one."""
         if not domain.startswith('.'):
             return list(domains_of(domain))
-        # This is the one look at all domains. It takes some 0.1 ms for 3,000.
+        # This is the only place that looks at all domains. It takes some 0.1 ms for 3,000.
         below = filter(methodcaller('endswith', domain), list(self.domains))
         return [*domains_of(domain[1:]), *below]
 
     def is_secure_at(self, domains: Iterable[str], path: str, name: str) -> bool:
-        """RFC 6265bis 5.7: what came without TLS must not stand in for what came with it."""
+        """Whether there is a `Secure` cookie of that name that a new one would stand in for.
+
+        What comes without TLS must not do that (RFC 6265bis 5.7).
+        """
         now = time.time()
         return any(
             name in names and names[name].secure and path_matches(path, other)
@@ -417,12 +468,15 @@ class Store:
             for domain in domains for other, names in self.domains.get(domain, {}).items())
 
     def put(self, set_cookie: SetCookie, domain: str, path: str, request: Request) -> bool:
-        """If there is one more cookie now."""
+        """Put a cookie into the jar, or remove it if it comes expired.
+
+        Returns whether the jar has one more cookie now.
+        """
         now = time.time()
         name = set_cookie.name
         names = self.live_at(domain, path, now)
         if not name:
-            # One that was loaded from a file has its value as its name.
+            # A nameless cookie that was loaded from a file has its value as its name.
             for other in [other for other, cookie in names.items() if cookie.value is None]:
                 self.forget(domain, path, other)
         old = names.get(name)
@@ -439,7 +493,7 @@ class Store:
     # ---------------------------------------------------------------------------- what goes
 
     def make_room(self, grown: list[str]) -> None:
-        """`grown` has the domain of each cookie that was added."""
+        """Remove what is too much. `grown` has the domain of each cookie that was added."""
         for domain in dict.fromkeys(grown):
             if domain in self.domains:
                 self.thin_out(domain)
@@ -451,14 +505,16 @@ class Store:
                 self.jar.clear(unused)
 
     def use(self, domain: str) -> None:
+        """Note that the domain is in use, and how many cookies it has now."""
         number = number_of(self.domains[domain])
         self.number += number - self.used.pop(domain, 0)
         self.used[domain] = number
 
     def thin_out(self, domain: str) -> None:
-        """Of too many, what has expired, and then the first ones, without `Secure` before others.
+        """Remove what a domain has too much.
 
-        What came without TLS must not get rid of what came with it (RFC 6265bis 5.7).
+        What has expired goes first, then the oldest cookies, those without `Secure` before the
+        others: what came without TLS must not push out what came with it (RFC 6265bis 5.7).
         """
         paths = self.domains[domain]
         if number_of(paths) <= MAX_PER_DOMAIN:
@@ -471,7 +527,7 @@ class Store:
             self.forget(domain, path, name)
 
     def forget(self, domain: str, path: str, name: str) -> None:
-        """And what the jar would keep of the path and the domain."""
+        """Remove a cookie, and the empty path and domain that the jar would keep."""
         self.jar.clear(domain, path, name)
         if not self.domains[domain][path]:
             self.jar.clear(domain, path)

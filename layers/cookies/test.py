@@ -1,6 +1,7 @@
 """Tests of lowhaio_cookies: what a server sees after what it has set."""
 
 import contextlib
+import inspect
 import itertools
 import os
 import pathlib
@@ -795,6 +796,30 @@ async def test_what_others_do_with_the_jar_is_seen(tmp_path):
         assert await visit(URL) == b'a=1'
         jar.clear('www.example.com', '/', 'a')
         assert await visit(URL) is None
+
+
+@on_loops
+async def test_no_repr_shows_a_value_or_a_path():
+    class Watching(DefaultCookiePolicy):
+        def set_ok(self, cookie, request):
+            frame = inspect.currentframe()
+            while frame is not None:
+                shown.update(repr(each) for each in frame.f_locals.values()
+                             if type(each).__module__ == 'lowhaio_cookies')
+                frame = frame.f_back
+            return super().set_ok(cookie, request)
+
+    shown = set()
+    async with web(CookieJar(Watching())) as visit:
+        for url in ('http://www.example.com/hidden', 'https://example.com/hidden?hidden'):
+            await visit(url, 'name=hidden; Path=/hidden')
+    assert shown == {
+        '<Place www.example.com is_secure=False>',
+        '<Place example.com is_secure=True>',
+        "<SetCookie 'name' domain='' is_secure=False>",
+        '<Store 0 cookies of 0 domains>',
+        '<Store 1 cookies of 1 domains>',
+    }
 
 
 @on_loops
