@@ -6,6 +6,9 @@
     code, headers, body = await request(
         b'POST', 'https://example.com/', headers=((b'transfer-encoding', b'chunked'),),
         body=chunked(rows))
+
+This layer owns the framing of a request body: the line before each chunk, the last chunk and the
+trailers. The bytes in between are those of the `body` that it wraps.
 """
 
 from __future__ import annotations
@@ -18,31 +21,37 @@ from typing import ParamSpec
 
 from lowhaio import repeatable
 
-# The arguments of a body stay those of what is encoded.
+__all__ = ['chunked']
+
+# The encoded body takes the arguments of the body that is encoded.
 P = ParamSpec('P')
 Trailers = Callable[[], Iterable[tuple[bytes, bytes]]]
 
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
 FIELD_VALUE = re.compile(rb'[^\x00-\x08\x0a-\x1f\x7f]*')  # RFC 9110 5.5
 
-# RFC 9110 6.5.1: a trailer would come too late for them.
+# Fields that must come before the content, since they tell how to read it (RFC 9110 6.5.1).
 NOT_IN_TRAILERS = frozenset((b'content-length', b'host', b'trailer', b'transfer-encoding'))
 
 
 def chunked(body: Callable[P, AsyncIterator[bytes]],
             *, trailers: Trailers = tuple) -> Callable[P, AsyncIterator[bytes]]:
-    """A `body` that sends what `body` yields as chunks (RFC 9112 7.1), with the last chunk after
-    it.
+    """A `body` function that sends what `body` yields in the chunked coding (RFC 9112 7.1).
 
-    The request must have `transfer-encoding: chunked`. `trailers` is called when `body` has
-    ended, and returns the pairs of name and value, both bytes, that follow it.
+    - `body`: a function that returns an async iterator of bytes. Its arguments are passed on.
+    - `trailers`: called without arguments when `body` has ended. It returns an iterable of pairs
+      of a name and a value, both bytes, which are sent after the last chunk. A name that is no
+      token or tells of the framing, or a value with control characters, raises ValueError.
+
+    The request must have `transfer-encoding: chunked`. Anything but functions raises TypeError at
+    once, and so do coroutine functions.
     """
     for function in (body, trailers):
         if not callable(function) or inspect.iscoroutinefunction(function):
             raise TypeError(f'chunked needs functions that are not coroutines, got {function!r}')
 
-    # A second call is to see if the content can be made a second time. Without it, the last chunk
-    # alone would be sent.
+    # A layer may make the request a second time. If the content can be made only once, that is
+    # refused, where otherwise the last chunk alone would be sent.
     return repeatable(body, partial(Chunks, trailers=trailers))
 
 
@@ -56,18 +65,22 @@ class Chunks:
         self._trailers = trailers
         self._is_done = False
 
+    def __repr__(self) -> str:
+        return f'<Chunks {"has ended" if self._is_done else "goes on"} of {self._data!r}>'
+
     def __aiter__(self) -> Chunks:
         return self
 
     async def __anext__(self) -> bytes:
         if self._is_done:
             raise StopAsyncIteration
-        # If the next line raises, there must never be a last chunk, or a part would look whole.
+        # This is undone only after a chunk. If the next line raises, there is never a last chunk,
+        # since a body that was cut short would look whole then.
         self._is_done = True
         async for data in self._data:
             if not isinstance(data, bytes):
                 data = bytes(memoryview(data))
-            # An empty one would be the last.
+            # An empty chunk would end the body, so it is skipped.
             if data:
                 self._is_done = False
                 return b'%x\r\n%b\r\n' % (len(data), data)

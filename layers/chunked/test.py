@@ -210,6 +210,15 @@ async def test_what_returns_no_async_iterator_is_an_error():
             await post(chunked(lambda: [b'a']))
 
 
+def test_the_repr_tells_whether_the_body_goes_on():
+    chunks = chunked(yielding(b'hidden'))()
+    run(anext(chunks))
+    assert repr(chunks).startswith('<Chunks goes on of <')
+    assert 'hidden' not in repr(chunks)
+    run(anext(chunks))
+    assert repr(chunks).startswith('<Chunks has ended of <')
+
+
 @on_loops
 async def test_an_early_response_closes_the_body():
     async def script(peer):

@@ -1,4 +1,4 @@
-"""Content codings for lowhaio: gzip and deflate, br and zstd where they are installed.
+"""Content codings for lowhaio: gzip and deflate, and br and zstd where they are installed.
 
 ::
 
@@ -6,6 +6,9 @@
     code, headers, body = await decompressed(request)(b'GET', 'https://example.com/')
 
     body = compressed(streamed(b'The content'), b'gzip')
+
+`decompressed` is a layer around a `request`, and `compressed` one around a `body`. Both stream:
+they hold no more than one chunk and the state of a compressor or decompressor for each coding.
 """
 
 from __future__ import annotations
@@ -27,8 +30,11 @@ from lowhaio import (
     repeatable,
 )
 
+__all__ = ['compressed', 'decompressed']
+
 
 def optional(name: str) -> Any:
+    """The module of that name, or None if it is not installed."""
     try:
         return import_module(name)
     except ImportError:
@@ -38,38 +44,41 @@ def optional(name: str) -> Any:
 brotli = optional('brotli')
 zstd = optional('compression.zstd') or optional('backports.zstd')
 
-# Each of them may multiply the work of the next one.
+# How many codings a response may have, one in the other. Each may multiply the work of the next.
 MAX_CODINGS = 5
 
-# Bytes that are decoded in one step, and the most that are handed to a decompressor for that:
-# it copies what it does not use.
+# How many bytes one step makes at most.
 MAX_CHUNK = 64 * 1024
+
+# How many bytes a decompressor is given for one step. It copies those that it does not use.
 MAX_PIECE = 16 * 1024
 
-# RFC 9659 3: decoders of the content coding need not have more than 8 MiB of window.
+# The size of zstd's window that must be supported, as a power of two: 8 MiB (RFC 9659 3). A larger
+# one is refused, since it would have to be held in memory.
 ZSTD_WINDOW_LOG = 23
 
-# Codes of responses without content, or with a part of it, which can not be decoded alone.
+# Responses with these codes have no content, or a part of it, which cannot be decoded alone.
 NOT_DECODED = frozenset((b'204', b'206', b'304'))
 
-# They are about the coded content.
+# Fields that describe the coded content, and are wrong for the decoded one.
 REMOVED = frozenset((b'content-encoding', b'content-length', b'content-digest', b'content-md5',
                      b'digest', b'repr-digest'))
 
 AnyResponse = tuple[bytes, Fields, Any]
-# A layer takes the same arguments as what it wraps. Its body may be another one.
+# A layer takes the arguments of what it wraps. It returns a body of its own type.
 P = ParamSpec('P')
 
 
 # --------------------------------------------------------------------------------- codings
 #
-# By name, as in `content-encoding`: what makes a decompressor, given the first byte; whether the
-# content may be several of its streams, one after the other; and what makes a compressor.
+# `CODINGS` has three facts about each name that `content-encoding` may hold: a function that makes
+# a decompressor, given the first byte of the content; whether the content may consist of several
+# streams, one after the other; and a function that makes a compressor.
 
 class BrotliDecompressor:
-    """Brotli's, with the interface of those of the standard library."""
+    """Brotli's decompressor, with the interface of those of the standard library."""
 
-    # Its own limit is passed by up to 64 KiB, unless the first 32 KiB reach it.
+    # Brotli may pass its own limit by up to 64 KiB, but not if its first 32 KiB reach the limit.
     limit = 16 * 1024
     unused_data = b''
 
@@ -88,15 +97,21 @@ class BrotliDecompressor:
 
 
 class BrotliCompressor:
+    """Brotli's compressor, with the interface of those of the standard library."""
+
     def __init__(self) -> None:
-        # The default, 11, is for what is compressed once and sent often.
+        # The default, 11, is meant for content that is compressed once and sent often.
         inner = brotli.Compressor(quality=5)
         self.compress = inner.process
         self.flush = inner.finish
 
 
 def zlib_decompressor(first: int) -> Any:
-    """RFC 9110 8.4.1.2: some senders leave out the zlib header, and its compression method 8."""
+    """A decompressor for deflate, given the first byte of the content.
+
+    Some senders leave out the zlib header (RFC 9110 8.4.1.2). If there is one, the lower half of
+    its first byte is 8.
+    """
     return zlib.decompressobj(zlib.MAX_WBITS if first & 15 == 8 else -zlib.MAX_WBITS)
 
 
@@ -105,7 +120,7 @@ CODINGS: dict[bytes, tuple[Callable[[int], Any], bool, Callable[[], Any]]] = {
               lambda: zlib.compressobj(wbits=16 + zlib.MAX_WBITS)),
     b'deflate': (zlib_decompressor, False, zlib.compressobj),
 }
-# Before 1.2, nothing bounds what brotli makes of a few bytes.
+# Before version 1.2, brotli has no bound for what it makes of a few bytes.
 if hasattr(getattr(brotli, 'Decompressor', None), 'can_accept_more_data'):
     CODINGS[b'br'] = (lambda _: BrotliDecompressor(), False, BrotliCompressor)
 if zstd is not None:
@@ -118,13 +133,17 @@ ACCEPTED = b', '.join(CODINGS)
 
 # ------------------------------------------------------------------------------- responses
 
-
 def decompressed(request: Callable[P, Awaitable[AnyResponse]], *, max_length: int | None = None,
                  ) -> Callable[P, Coroutine[Any, Any, Response]]:
     """A `request` that asks for compressed content, and returns it decompressed.
 
-    A body that decompresses to more than `max_length` bytes, that is cut short, or that has more
-    after its end, raises an `HttpDataError`, and its connection is closed. None: no limit.
+    - `max_length`: how many bytes the content of a response may have once it is decompressed. None
+      stands for no limit. What is no number of bytes raises ValueError.
+
+    Reading a body raises an `HttpDataError` if its content is longer than that, bad, cut short, or
+    followed by more, and closes the connection. Responses without a coding, with one that is not
+    known here, or to a HEAD, are returned as they are, and so are those of 204, 206 and 304. See
+    RFC 9110 8.4.
     """
     if not callable(request):
         raise TypeError(f'request must be a coroutine function, got {type(request).__name__}')
@@ -160,10 +179,10 @@ def decompressed(request: Callable[P, Awaitable[AnyResponse]], *, max_length: in
 
 
 def codings_of(fields: Fields) -> list[bytes]:
-    """In the order in which they were applied."""
+    """The content codings of a response, in the order in which they were applied."""
     values = b','.join(value for name, value in fields if name == b'content-encoding')
     codings = [coding.strip(b' \t').lower() for coding in values.split(b',')]
-    # RFC 9110 8.4.1.3: x-gzip is gzip.
+    # x-gzip is another name of gzip (RFC 9110 8.4.1.3).
     return [b'gzip' if coding == b'x-gzip' else coding
             for coding in codings if coding not in (b'', b'identity')]
 
@@ -171,7 +190,8 @@ def codings_of(fields: Fields) -> list[bytes]:
 class DecompressedBody:
     """The decoded content of a response, as an async iterator of bytes.
 
-    It has what a response body has, such as `aclose` and `trailers`, and it may be dropped.
+    It passes on all other attributes of the body that it decodes. If it is dropped unfinished, so
+    is that body, which closes its connection.
     """
 
     __slots__ = ('_body', '_decoders', '_codings', '_error', '_has_ended', '__weakref__')
@@ -182,6 +202,9 @@ class DecompressedBody:
         self._decoders = [Decoder(coding, max_length) for coding in reversed(codings)]
         self._error: HttpDataError | None = None
         self._has_ended = False
+
+    def __repr__(self) -> str:
+        return f'<DecompressedBody {b", ".join(self._codings).decode()} of {self._body!r}>'
 
     @property
     def trailers(self) -> Fields:
@@ -194,7 +217,7 @@ class DecompressedBody:
         return request_sent
 
     def __getattr__(self, name: str) -> Any:
-        """What else the body tells of its response, that of other layers included."""
+        """All that the body below tells of its response, what other layers added included."""
         return getattr(self._body, name)
 
     def __aiter__(self) -> DecompressedBody:
@@ -225,7 +248,7 @@ class DecompressedBody:
         return error
 
     async def _read(self, decoded: int) -> bytes:
-        """Some of what that many of the decoders make of the body, or `b''` at its end."""
+        """The next bytes that this many of the decoders make of the body, or `b''` at its end."""
         if not decoded:
             async for data in self._body:
                 if data:
@@ -241,7 +264,7 @@ class DecompressedBody:
                     break
                 decoder.feed(data)
             else:
-                # For other tasks: a few bytes may decode to many of these chunks.
+                # Other tasks get a turn, since a few bytes may decode to many chunks.
                 await asyncio.sleep(0)
             chunk = decoder.decode()
         return chunk
@@ -249,8 +272,8 @@ class DecompressedBody:
     async def aclose(self) -> None:
         """Close the connection, unless the whole response has arrived.
 
-        Who reads on, and had not come to the end, gets an `HttpDataError`: what has arrived may be
-        the whole, but it has not been decoded.
+        If the content has not been decoded to its end, reading on raises an `HttpDataError`, even
+        if the whole response has arrived.
         """
         self._decoders = []
         if self._error is None and not self._has_ended:
@@ -260,20 +283,30 @@ class DecompressedBody:
 
 
 class Decoder:
-    """Of one coding. Fed with some bytes, it is to decode until it needs more of them."""
+    """Decodes one coding, in bounded steps.
+
+    While `needs_input` is true, it must be given bytes with `feed`. Otherwise `decode` makes the
+    next chunk, which may be empty.
+    """
 
     __slots__ = ('make', 'is_repeated', 'max_length', 'inner', 'is_full', 'data', 'used',
                  'needs_input')
 
     def __init__(self, coding: bytes, max_length: int | None) -> None:
         self.make, self.is_repeated, _ = CODINGS[coding]
+        # How many more bytes may come out of it.
         self.max_length = max_length
+        # The decompressor of the stream that is being decoded.
         self.inner: Any = None
-        # The decompressor has more to give, before it takes more.
+        # Whether the decompressor has more to give before it can take more.
         self.is_full = False
+        # The bytes that it was fed with last, and how many of them have been used.
         self.data = b''
         self.used = 0
         self.needs_input = True
+
+    def __repr__(self) -> str:
+        return f'<Decoder of {len(self.data) - self.used} bytes needs_input={self.needs_input}>'
 
     def feed(self, data: bytes) -> None:
         self.data = data
@@ -298,7 +331,10 @@ class Decoder:
         return chunk
 
     def check_end(self) -> None:
-        """No bytes at all are no content: servers that have none may tell a coding of it."""
+        """Raise EOFError if the content has been cut short.
+
+        No bytes at all are allowed: servers name a coding even for content that is empty.
+        """
         if self.inner is not None and not self.inner.eof:
             raise EOFError('the content ended before the end of its coding')
 
@@ -307,31 +343,45 @@ class Decoder:
 
 def compressed(body: Callable[P, AsyncIterator[bytes]], coding: bytes,
                ) -> Callable[P, AsyncIterator[bytes]]:
-    """A `body` function for a request, whose content is coded as `content-encoding` has to say.
+    """A `body` function that sends what `body` yields, compressed.
 
-    - `coding`: `b'gzip'` or `b'deflate'`, or `b'br'` or `b'zstd'` where they are installed.
+    - `body`: a function that returns an async iterator of bytes. Its arguments are passed on.
+    - `coding`: `b'gzip'` or `b'deflate'`, or `b'br'` or `b'zstd'` where they are installed. Any
+      other one raises ValueError.
+
+    The request must have this coding in its `content-encoding`. The length is not known before the
+    content is compressed, so the request usually needs `transfer-encoding: chunked`.
     """
     if not callable(body):
         raise TypeError(f'body must be a function, got {type(body).__name__}')
     if coding not in CODINGS:
         raise ValueError(f'coding must be one of {", ".join(map(repr, CODINGS))}, got {coding!r}')
 
-    # A second call is to see if the content can be made a second time.
+    # A layer may make the request a second time. If the content can be made only once, that is
+    # refused, where otherwise an empty content would be sent.
     return repeatable(body, partial(CompressedBody, coding=coding))
 
 
 class CompressedBody:
+    """The compressed content of a request, as an async iterator of bytes."""
+
     __slots__ = ('_chunks', '_compressor', '__weakref__')
 
     def __init__(self, chunks: AsyncIterator[bytes], coding: bytes) -> None:
         self._chunks = chunks
+        # None once the content has ended, or failed.
         self._compressor = CODINGS[coding][2]()
+
+    def __repr__(self) -> str:
+        state = 'has ended' if self._compressor is None else 'goes on'
+        return f'<CompressedBody {state} of {self._chunks!r}>'
 
     def __aiter__(self) -> CompressedBody:
         return self
 
     async def __anext__(self) -> bytes:
-        # If the next chunk raises, the content must not get an end, or it would look whole.
+        # The compressor is put back only after a chunk. If the next chunk raises, it is never
+        # flushed, since content that was cut short would look whole then.
         compressor, self._compressor = self._compressor, None
         if compressor is None:
             raise StopAsyncIteration

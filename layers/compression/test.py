@@ -4,6 +4,7 @@ import asyncio
 import gc
 import gzip
 import importlib.util
+import inspect
 import pathlib
 import random
 import sys
@@ -195,6 +196,37 @@ async def test_the_body_tells_if_the_request_was_sent_whole():
     async with Server(Answering(coded('gzip', gzip.compress(b'a')))) as server, pool() as request:
         _, _, body = await decompressed(request)(b'GET', server.url)
         assert (await buffered(body), body.request_sent) == (b'a', True)
+
+
+@on_loops
+async def test_each_repr_shows_the_state_and_no_content():
+    def state():
+        frame = inspect.currentframe()
+        while frame is not None:
+            if frame.f_globals['__name__'] == 'lowhaio_compression':
+                yield from (repr(each) for each in frame.f_locals.values()
+                            if type(each).__module__ == 'lowhaio_compression')
+            frame = frame.f_back
+
+    async def hidden():
+        shown.append(sorted(set(state())))
+        yield gzip.compress(b'hidden')
+
+    async def request(*args, **kwargs):
+        return b'200', ((b'content-encoding', b'gzip'),), hidden()
+
+    shown = []
+    _, _, body = await decompressed(request)(b'GET', 'http://a/')
+    assert await anext(body) == b'hidden'
+    coded = compressed(hidden, b'gzip')()
+    assert repr(coded).startswith('<CompressedBody goes on of <')
+    assert await buffered(coded)
+    assert repr(coded).startswith('<CompressedBody has ended of <')
+    [decoder, decompressed_body], [compressed_body] = shown
+    assert decoder == '<Decoder of 0 bytes needs_input=True>'
+    assert decompressed_body.startswith('<DecompressedBody gzip of <')
+    # It has its compressor back only after a chunk.
+    assert compressed_body.startswith('<CompressedBody has ended of <')
 
 
 @on_loops
