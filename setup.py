@@ -1,13 +1,32 @@
+import re
 from pathlib import Path
 
 from setuptools import setup
+
+# Of the repository. It is in mkdocs.yml, too.
+URL = 'https://github.com/michalc/lowhaio'
+
+
+def with_absolute_links(text):
+    """The README's links are paths in the repository. A package index has no files to lead to."""
+    text = re.sub(r'(!\[[^]]*\]\()(?!https:)', rf'\1{URL}/raw/HEAD/', text)
+    return re.sub(r'(\]\()(?!https:|#)', rf'\1{URL}/blob/HEAD/', text)
+
+
+README = Path(__file__).with_name('README.md').read_text(encoding='utf-8')
 
 setup(
     name='lowhaio',
     version='0.1.0',
     description='A lightweight, streaming-first asyncio HTTP/1.1 client that creates no tasks',
-    long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description=with_absolute_links(README),
     long_description_content_type='text/markdown',
+    url=URL,
+    project_urls={
+        'Documentation': f'{URL}/blob/HEAD/docs/index.md',
+        'Changelog': f'{URL}/blob/HEAD/CHANGELOG.md',
+        'Source': URL,
+    },
     author='the lowhaio contributors',
     license='MIT',
     py_modules=['lowhaio'],
@@ -65,6 +84,7 @@ setup(
             'mkdocs<2',
             'mkdocs-material>=9.5',
             'mkdocstrings[python]>=0.26',
+            'ruff',
         ],
         'fuzz': [
             'atheris; platform_system == "Linux" and python_version < "3.14"',

@@ -17,6 +17,8 @@ PAGES = {
     'layers/README.md': 'layers/stacking.md',
     **{f'layers/{path.parent.name}/README.md': f'layers/{path.parent.name}.md'
        for path in sorted(ROOT.glob('layers/*/README.md'))},
+    **{f'benchmarks/published/{path.name}': f'images/{path.name}'
+       for path in sorted(ROOT.glob('benchmarks/published/*.svg'))},
 }
 SOURCES = {page: path for path, page in PAGES.items()}
 

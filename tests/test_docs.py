@@ -1,5 +1,5 @@
-"""Tests of README.md: each of its blocks runs as it stands, and its recipes keep their word when
-something goes wrong.
+"""Tests of README.md and of the pages of docs/: each block of Python runs as it stands, each link
+leads somewhere, and the recipes keep their word when something goes wrong.
 
 In the first part www.example.com is a server in a thread, and what a block prints and asks for is
 in a table. In the second one the functions of the recipes are called, on both loops, and servers
@@ -20,6 +20,7 @@ import logging
 import os
 import pathlib
 import re
+import runpy
 import signal
 import socket
 import ssl
@@ -30,6 +31,7 @@ from typing import NamedTuple
 
 import aiodnsresolver
 import pytest
+import setuptools
 import trustme
 
 import lowhaio
@@ -43,9 +45,9 @@ from lowhaio import (
     streamed,
 )
 
-HERE = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [
-    str(HERE / 'layers'), *(str(path.parent) for path in HERE.glob('layers/*/lowhaio_*.py'))]
+    str(ROOT / 'layers'), *(str(path.parent) for path in ROOT.glob('layers/*/lowhaio_*.py'))]
 
 from harness import (  # noqa: E402
     OK,
@@ -64,8 +66,24 @@ from harness import (  # noqa: E402
 from lowhaio_redirect import redirectable  # noqa: E402
 from lowhaio_retry import retry  # noqa: E402
 
-README = (HERE / 'README.md').read_text(encoding='utf-8')
-BLOCKS = re.findall(r'(?<=^```python\n).*?(?=^```$)', README, re.MULTILINE | re.DOTALL)
+README = ROOT / 'README.md'
+PAGES = {
+    path: path.read_text(encoding='utf-8')
+    for path in (README, *sorted((ROOT / 'docs').rglob('*.md')))}
+
+
+def blocks_of_pages():
+    """Each block of Python, by the name of its page, and its number if it is not the first."""
+    blocks = {}
+    for path, text in PAGES.items():
+        name = path.relative_to(README.parent if path == README else ROOT / 'docs').with_suffix('')
+        found = re.findall(r'(?<=^```python\n).*?(?=^```$)', text, re.MULTILINE | re.DOTALL)
+        for number, block in enumerate(found, 1):
+            blocks[f'{name}-{number}' if number > 1 else str(name)] = block
+    return blocks
+
+
+BLOCKS = blocks_of_pages()
 
 
 # ------------------------------------------------------------------- each block as it stands
@@ -82,8 +100,8 @@ class Asked(NamedTuple):
 
 
 class Website(http.server.BaseHTTPRequestHandler):
-    """What www.example.com is for the README. It answers with what it was sent, unless PAGES has
-    a function for the path."""
+    """What www.example.com is for the pages. It answers with what it was sent, unless ANSWERS
+    has a function for the path."""
 
     protocol_version = 'HTTP/1.1'
 
@@ -96,7 +114,7 @@ class Website(http.server.BaseHTTPRequestHandler):
             certificate['subjectAltName'][0][1] if certificate else None,
             [one.path.partition('?')[0] for one in self.server.asked].count(path))
         self.server.asked.append(asked)
-        code, fields, content = PAGES.get(path, hello)(asked)
+        code, fields, content = ANSWERS.get(path, hello)(asked)
         self.send_response_only(code)
         for name, text in {'content-length': str(len(content)), **fields}.items():
             self.send_header(name, text)
@@ -168,12 +186,44 @@ def report(asked):
     return (307, {'location': '/reports/7'}, b'') if asked.before else (503, {}, b'')
 
 
+def status(asked):
+    assert asked.fields['accept'] == 'application/json'
+    return 200, {'content-type': 'application/json'}, b'{"up": true}'
+
+
+def numbers(asked):
+    """What was uploaded is what is downloaded."""
+    return 200, {}, asked.content or bytes(1_000_000)
+
+
+def settings(asked):
+    if asked.fields['if-none-match'] == '"1"':
+        return 304, {'etag': '"1"'}, b''
+    return 200, {'etag': '"1"'}, b'colour = red'
+
+
+def large(asked):
+    return 200, {}, bytes(10_000_000)
+
+
+def lines(asked):
+    return 200, {'content-type': 'application/x-ndjson'}, b'{"number": 1}\n{"number": 2}'
+
+
+def login(asked):
+    return 200, {'set-cookie': 'session=1; Secure; HttpOnly'}, b''
+
+
+def busy(asked):
+    return hello(asked) if asked.before else (503, {}, b'')
+
+
 def terminating(asked):
     os.kill(os.getpid(), signal.SIGTERM)
     return hello(asked)
 
 
-PAGES = {
+ANSWERS = {
     '/documents': documents,
     '/missing': missing,
     '/archive.zip': archive,
@@ -181,6 +231,13 @@ PAGES = {
     '/rows': rows,
     '/report': report,
     '/jobs/second': terminating,
+    '/status': status,
+    '/numbers': numbers,
+    '/settings': settings,
+    '/large': large,
+    '/lines': lines,
+    '/login': login,
+    '/busy': busy,
 }
 
 
@@ -236,7 +293,7 @@ class UnixServer(WebServer):
 
 
 class Site:
-    """The servers of the README, each in a thread, and what they have seen."""
+    """The servers of the pages, each in a thread, and what they have seen."""
 
     def __init__(self, context):
         self.context = context
@@ -262,7 +319,7 @@ class Site:
 
 @pytest.fixture
 def site(tmp_path, monkeypatch):
-    """With the names, the certificates and the working directory of the README."""
+    """With the names, the certificates and the working directory of the pages."""
     monkeypatch.chdir(tmp_path)
     authority = trustme.CA()
     authority.cert_pem.write_to_path('our-authority.pem')
@@ -344,108 +401,195 @@ class Row(NamedTuple):
 
 
 ROWS = {
-    # In the order of the README.
-    'first': Row(["b'200'", "b'content-length' b'12'", "b'content-type' b'text/html'", '12'],
-                 [get('/')]),
-    'body': Row(["b'200' b'<p>Hello</p>hello world'"], [('PUT', '/object', b'hello world')]),
-    'exceptions': Row(['Nothing was sent: GET https://unreachable.example.com:443: resolving '
-                       'unreachable.example.com failed: LookupError: no such name'], []),
-    'fetch': Row(["b'200' b'<p>Hello</p>'", "b'200' b'<p>Hello</p>hello world'"],
-                 [get('/'), ('PUT', '/object', b'hello world')]),
-    'dictionary': Row(
+    'README': Row(['status 200', "JSON {'up': True}"], [get('/status')]),
+    'README-2': Row(
+        ["""status 201 b'{"id": 7, "title": "Zo\\\\u00eb"}'"""],
+        [('POST', '/documents', b'{"title": "Zo\\u00eb"}')]),
+    'README-3': Row(
+        ['uploaded 1000000 bytes, status 200', 'downloaded 1000000 bytes, status 200'],
+        [('PUT', '/numbers', bytes(1_000_000)), get('/numbers')]),
+    'index': Row(['status 200', "JSON {'up': True}"], [get('/status')]),
+    'requests': Row(
+        ["b'201' {'id': 7, 'title': 'Zoë'}"],
+        [('POST', '/documents?draft=yes', b'{"title": "Zo\\u00eb"}')]),
+    'time': Row([HELLO], [get('/')]),
+    'connections': Row(
+        [HELLO] * 2, [get('/first'), get('/second')],
+        lambda site, logged: len(site.connected) == 1),
+    'dns': Row(
+        [HELLO], [get('/')],
+        lambda site, logged: site.connected == [('192.0.2.1', 443)]),
+    'tls': Row([HELLO], [get('/')]),
+    'options': Row([HELLO], [get('/')]),
+    'logging': Row(
+        [], [get('/?page=1')],
+        lambda site, logged: logged == 'INFO:lowhaio:[http:GET,https://www.example.com/] Received '
+        '200 from https://www.example.com:443 (peer 127.0.0.1:443)\n'),
+    'types': Row(
+        [HELLO], [get('/')],
+        lambda site, logged: site.asked[0].fields['accept-language'] == 'cy'),
+    'responses': Row(
+        ["b'200'", "b'content-length' b'12'", "b'content-type' b'text/html'", '12'],
+        [get('/')]),
+    'requests-2': Row(["b'200' b'<p>Hello</p>hello world'"], [('PUT', '/object', b'hello world')]),
+    'errors': Row(
+        ['Nothing was sent: GET https://unreachable.example.com:443: resolving '
+        'unreachable.example.com failed: LookupError: no such name'], []),
+    'recipes/whole-response': Row(
+        ["b'200' b'<p>Hello</p>'", "b'200' b'<p>Hello</p>hello world'"],
+        [get('/'), ('PUT', '/object', b'hello world')]),
+    'recipes/header-dictionary': Row(
         ['text/html'], [get('/')],
         lambda site, logged: site.asked[0].fields.items() == [
             ('host', 'www.example.com'), ('Accept', 'text/html'), ('Accept', 'text/plain'),
             ('User-Agent', 'example/1.0')]),
-    'json': Row(["{'id': 7, 'title': 'Zoë'}", "('404', b'<p>Missing</p>')"],
-                [('POST', '/documents?draft=yes', b'{"title": "Zo\\u00eb"}'), get('/missing')],
-                lambda site, logged: [asked.fields.get('content-type') for asked in site.asked]
-                == ['application/json', None]),
-    'form': Row([f"b'200' {b'<p>Hello</p>' + FORM!r}"], [('POST', '/form', FORM)],
-                lambda site, logged: site.asked[0].fields['content-type']
-                == 'application/x-www-form-urlencoded'),
-    'multipart': Row([f"b'200' {b'<p>Hello</p>' + PARTS!r}"], [('POST', '/upload', PARTS)]),
-    'download': Row(
+    'recipes/json': Row(
+        ["{'id': 7, 'title': 'Zoë'}", "('404', b'<p>Missing</p>')"],
+        [('POST', '/documents?draft=yes', b'{"title": "Zo\\u00eb"}'), get('/missing')],
+        lambda site, logged: [asked.fields.get('content-type') for asked in site.asked]
+        == ['application/json', None]),
+    'recipes/form': Row(
+        [f"b'200' {b'<p>Hello</p>' + FORM!r}"], [('POST', '/form', FORM)],
+        lambda site, logged: site.asked[0].fields['content-type']
+        == 'application/x-www-form-urlencoded'),
+    'recipes/multipart': Row(
+        [f"b'200' {b'<p>Hello</p>' + PARTS!r}"], [('POST', '/upload', PARTS)]),
+    'recipes/resuming-download': Row(
         ['1000'], [get('/archive.zip')] * 2,
         lambda site, logged: pathlib.Path('archive.zip').read_bytes() == b'a' * 400 + b'b' * 600
         and not list(pathlib.Path().glob('archive.zip.*')) and '100%' in logged),
-    'events': Row(
+    'recipes/server-sent-events': Row(
         ["Event(type='add', data='a\\nb', id='1')", "Event(type='message', data='c', id='2')"],
         [get('/events')] * 3,
         lambda site, logged: [asked.fields.get('last-event-id') for asked in site.asked]
         == [None, '1', '2'] and {asked.fields['accept'] for asked in site.asked}
         == {'text/event-stream'}),
-    'chunked': Row(["b'200' b'<p>Hello</p>row 0\\nrow 1\\nrow 2\\n'"],
-                   [('POST', '/rows', b'row 0\nrow 1\nrow 2\n')],
-                   lambda site, logged: site.asked[0].fields['transfer-encoding'] == 'chunked'),
-    'compressed': Row(["b'200' b'text/plain' 40000"], [('POST', '/rows', b'row\n' * 10_000)],
-                      lambda site, logged: site.asked[0].fields['content-encoding'] == 'gzip'),
-    'hundred': Row(
+    'recipes/unknown-length': Row(
+        ["b'200' b'<p>Hello</p>row 0\\nrow 1\\nrow 2\\n'"],
+        [('POST', '/rows', b'row 0\nrow 1\nrow 2\n')],
+        lambda site, logged: site.asked[0].fields['transfer-encoding'] == 'chunked'),
+    'recipes/compression': Row(
+        ["b'200' b'text/plain' 40000"], [('POST', '/rows', b'row\n' * 10_000)],
+        lambda site, logged: site.asked[0].fields['content-encoding'] == 'gzip'),
+    'recipes/many-urls': Row(
         ["(b'200', b'<p>Hello</p>') (b'200', b'<p>Hello</p>')",
          'GET https://unreachable.example.com:443: resolving unreachable.example.com failed: '
          'LookupError: no such name'],
         [get(f'/{number}') for number in range(99)],
         lambda site, logged: len(site.connected) <= 5),
-    'phases': Row([HELLO], [get('/')]),
-    'stack': Row(
+    'recipes/time-limits': Row([HELLO], [get('/')]),
+    'recipes/redirects-retries-signatures': Row(
         [HELLO], [get('/report')] * 2 + [get('/reports/7')],
         lambda site, logged: len({asked.fields['authorization'].partition('Signature=')[2]
                                   for asked in site.asked[1:]}) == 2),
-    'shutdown': Row(
+    'recipes/shutting-down': Row(
         ["https://www.example.com/jobs/first b'200' b'<p>Hello</p>'",
          "https://www.example.com/jobs/second b'200' b'<p>Hello</p>'", 'Closed'],
         [('POST', '/jobs/first', b''), ('POST', '/jobs/second', b'')]),
-    'context': Row(
+    'recipes/logging': Row(
         [], [get('/?name=7f3a'), get('/?name=9c04')],
         lambda site, logged: sorted(logged.splitlines()) == [
             line for name in ('7f3a', '9c04') for line in (
                 f'INFO {name} There were 12 bytes',
                 f'INFO {name} [http:GET,https://www.example.com/] Received 200 from '
                 'https://www.example.com:443 (peer 127.0.0.1:443)')]),
-    'prefix': Row(
+    'recipes/logging-2': Row(
         [], [get('/?page=1')],
         lambda site, logged: logged == 'INFO:my-application:[http:nightly,GET,'
         'https://www.example.com/] Received 200 from https://www.example.com:443 '
         '(peer 127.0.0.1:443)\n'),
-    'no-network': Row(['[True, False, False]', "(b'GET', 'https://a.example.com/', b'')"], []),
-    'socket-pair': Row(["b'200' b'hello'"], []),
-    'unencrypted': Row([HELLO], [get('/')], lambda site, logged: not site.asked[0].is_tls),
-    'tls': Row([HELLO], [get('/')],
-               lambda site, logged: site.asked[0].client == 'client.example.com'),
-    'unix-socket': Row([HELLO], [get('/')],
-                       lambda site, logged: site.asked[0].fields['host'] == 'localhost'),
-    'http-proxy': Row([HELLO], [get('/')],
-                      lambda site, logged: site.tunnels == ['CONNECT www.example.com:443']),
-    'socks-proxy': Row([HELLO], [get('/')],
-                       lambda site, logged: site.tunnels == ['SOCKS www.example.com:443']),
-    'strangers': Row(
+    'recipes/testing-without-network': Row(
+        ['[True, False, False]', "(b'GET', 'https://a.example.com/', b'')"], []),
+    'recipes/testing-with-a-socket': Row(["b'200' b'hello'"], []),
+    'recipes/without-tls': Row([HELLO], [get('/')], lambda site, logged: not site.asked[0].is_tls),
+    'recipes/tls': Row(
+        [HELLO], [get('/')],
+        lambda site, logged: site.asked[0].client == 'client.example.com'),
+    'recipes/unix-socket': Row(
+        [HELLO], [get('/')],
+        lambda site, logged: site.asked[0].fields['host'] == 'localhost'),
+    'recipes/http-proxy': Row(
+        [HELLO], [get('/')],
+        lambda site, logged: site.tunnels == ['CONNECT www.example.com:443']),
+    'recipes/socks-proxy': Row(
+        [HELLO], [get('/')],
+        lambda site, logged: site.tunnels == ['SOCKS www.example.com:443']),
+    'recipes/untrusted-urls': Row(
         ['GET http://localhost:80: resolving localhost failed: '
          'NotPublic: 127.0.0.1 is not public',
          'GET http://169.254.169.254:80: connecting failed: '
          '169.254.169.254: NotPublic: 169.254.169.254 is not public',
          f'GET http://[{MAPPED}]:80: connecting failed: {MAPPED}: '
          f'NotPublic: {MAPPED} is not public'], []),
-    'system-resolver': Row([HELLO], [get('/')],
-                           lambda site, logged: site.connected == [('192.0.2.7', 443)]),
-    'pinned': Row([HELLO], [get('/')],
-                  lambda site, logged: site.connected == [('192.0.2.1', 443)]),
-    'layer': Row([HELLO], [get('/')]),
-    'as-before': Row([HELLO], [get('/my%20key')],
-                     lambda site, logged: site.asked[0].fields['host'] == 'www.example.com'),
+    'recipes/system-resolver': Row(
+        [HELLO], [get('/')],
+        lambda site, logged: site.connected == [('192.0.2.7', 443)]),
+    'recipes/pinned-addresses': Row(
+        [HELLO], [get('/')],
+        lambda site, logged: site.connected == [('192.0.2.1', 443)]),
+    'recipes/authentication': Row(
+        [HELLO] * 2, [get('/')] * 2,
+        lambda site, logged: [(asked.fields['host'], asked.fields['authorization'])
+                              for asked in site.asked] == [
+            ('www.example.com', 'Basic dXNlcjpwYXNzd29yZA=='),
+            ('api.example.com', 'Bearer my-token')]),
+    'recipes/base-url': Row(
+        [HELLO], [get('/v1/users?page=1')],
+                            lambda site, logged: site.asked[0].fields.items()[1:] == [
+        ('user-agent', 'example/1.0'), ('accept', 'application/json')]),
+    'recipes/conditional-requests': Row(
+        ["(b'200', b'colour = red')"] * 2, [get('/settings')] * 2,
+        lambda site, logged: site.asked[1].fields['if-none-match'] == '"1"'),
+    'recipes/connection-limits': Row(
+        ['pool GET https://www.example.com:443: waiting for a connection failed: '
+         'TimeoutError: pool_timeout, 0.1 seconds, passed', HELLO],
+        [get('/'), get('/large'), get('/')],
+        lambda site, logged: len(site.connected) == 2),
+    'recipes/cookies': Row(
+        ["[('session', 'www.example.com')]", HELLO], [('POST', '/login', b'name=Zoe'), get('/')],
+        lambda site, logged: site.asked[1].fields['cookie'] == 'session=1'),
+    'recipes/copy': Row(
+        ["(b'200', b'<p>Hello</p><p>Hello</p>')"],
+        [get('/'), ('PUT', '/object', b'<p>Hello</p>')]),
+    'recipes/download': Row(['<p>Hello</p>'], [get('/')]),
+    'recipes/json-lines': Row(["{'number': 1}", "{'number': 2}"], [get('/lines')]),
+    'recipes/limited-response': Row(
+        [HELLO, 'the response is longer than 10 bytes'], [get('/')] * 2),
+    'recipes/measuring': Row(
+        ['GET www.example.com 200 True',
+        'GET unreachable.example.com HttpDnsError True'], [get('/')]),
+    'recipes/query-parameters': Row(
+        [HELLO], [get('/search?language=en&name=Zo%C3%AB+%26+Co&tag=a&tag=b&page=2')]),
+    'recipes/rate-limit': Row(['True'], [get(f'/{number}') for number in range(5)]),
+    'recipes/retries': Row(
+        ["Attempt 1 failed, next in 0.1 seconds: b'503'", HELLO],
+        [get('/busy')] * 2),
+    'recipes/stale-connections': Row([HELLO], [get('/')]),
+    'recipes/status-errors': Row(
+        [HELLO, "('404', b'<p>Missing</p>')"],
+        [get('/'), get('/missing')]),
+    'recipes/synchronous-code': Row([HELLO], [get('/')]),
+    'recipes/upload': Row(
+        ['65536', '100000', "b'200' 100012"], [('PUT', '/numbers.bin', bytes(100_000))],
+        lambda site, logged: site.asked[0].fields['expect'] == '100-continue'),
+    'recipes/web-application': Row([HELLO], [get('/')]),
+    'scope': Row([HELLO], [get('/')]),
+    'differences': Row(
+        [HELLO], [get('/my%20key')],
+        lambda site, logged: site.asked[0].fields['host'] == 'www.example.com'),
 }
 
 
-def test_every_block_of_the_readme_has_its_row():
-    assert len(BLOCKS) == len(ROWS)
+def test_every_block_of_the_pages_has_its_row():
+    assert sorted(BLOCKS) == sorted(ROWS)
 
 
-@pytest.mark.parametrize(
-    'block, row', [pytest.param(block, row, id=name)
-                   for block, (name, row) in zip(BLOCKS, ROWS.items(), strict=False)])
-def test_a_block_of_the_readme_runs_as_it_stands(block, row, site, capsys, monkeypatch):
+@pytest.mark.parametrize('name', ROWS)
+def test_a_block_runs_as_it_stands(name, site, capsys, monkeypatch):
+    row = ROWS[name]
     monkeypatch.setattr(logging.root, 'handlers', [])
     monkeypatch.setattr(logging.root, 'level', logging.WARNING)
-    exec(compile(block, 'README.md', 'exec'), {'__name__': '__main__'})
+    exec(compile(BLOCKS[name], name, 'exec'), {'__name__': '__main__'})
     out, err = capsys.readouterr()
     assert sorted(out.splitlines()) == sorted(row.printed)
     asked = [(asked.method, asked.path, asked.content) for asked in site.asked]
@@ -458,75 +602,99 @@ def test_ctrl_c_shuts_down_as_sigterm_does(site, capsys, monkeypatch):
         os.kill(os.getpid(), signal.SIGINT)
         return hello(asked)
 
-    monkeypatch.setitem(PAGES, '/jobs/second', interrupting)
-    [block] = [block for block in BLOCKS if 'add_signal_handler' in block]
-    exec(compile(block, 'README.md', 'exec'), {'__name__': '__main__'})
-    assert sorted(capsys.readouterr().out.splitlines()) == sorted(ROWS['shutdown'].printed)
+    monkeypatch.setitem(ANSWERS, '/jobs/second', interrupting)
+    block = BLOCKS['recipes/shutting-down']
+    exec(compile(block, 'recipes/shutting-down', 'exec'), {'__name__': '__main__'})
+    printed = capsys.readouterr().out.splitlines()
+    assert sorted(printed) == sorted(ROWS['recipes/shutting-down'].printed)
 
 
-def test_the_readme_tells_the_defaults_of_every_option():
+# --------------------------------------------------------------------- what the pages say
+
+
+def test_the_defaults_of_every_option_are_on_its_page():
     options = inspect.signature(Pool).parameters
-    defaults = dict(re.findall(
-        r'^\| `(\w+)` \| (.*?) \|', section('Options of `Pool`'), re.MULTILINE))
-    assert list(defaults) == list(options)
+    text = PAGES[ROOT / 'docs' / 'options.md']
+    defaults = dict(re.findall(r'^\| `(\w+)` \| (.*?) \|', text, re.MULTILINE))
+    assert sorted(defaults) == sorted(options)
     for name, option in options.items():
         if not callable(option.default):
             assert defaults[name].strip('`') == str(option.default)
 
 
-def test_each_recipe_has_a_heading_and_is_in_the_list():
-    recipes = section('Recipes')
-    listed = re.findall(r'\[([^]]*)\]\((#[^)]*)\)', recipes.partition('\n### ')[0])
-    headings = re.findall(r'^### (.*)', recipes, re.MULTILINE)
-    assert [target for _, target in listed] == [anchor(heading) for heading in headings]
-    assert [' '.join(name.split()).lower() for name, _ in listed] == [
-        heading.lower() for heading in headings]
-    assert all('```python' in part for part in recipes.split('\n### ')[1:])
+def test_each_recipe_is_in_the_list_of_recipes():
+    index = ROOT / 'docs' / 'recipes' / 'index.md'
+    listed = re.findall(r'^- \[.*\]\((.*)\)', PAGES[index], re.MULTILINE)
+    pages = [path.name for path in index.parent.glob('*.md') if path != index]
+    assert sorted(listed) == sorted(pages)
 
 
-def test_links_of_the_readme_lead_somewhere():
-    text = re.sub(r'^```.*?^```$', '', README, flags=re.MULTILINE | re.DOTALL)
-    anchors = [anchor(heading) for heading in re.findall(r'^##+ (.*)', text, re.MULTILINE)]
-    assert len(set(anchors)) == len(anchors)
-    links = set(re.findall(r'\]\(([^)]*)\)', text))
-    assert {link for link in links if link.startswith('#')} <= set(anchors)
-    for link in links:
-        if not link.startswith(('#', 'https://')):
-            path, _, fragment = link.partition('#')
-            headings = re.findall(r'^##+ (.*)', (HERE / path).read_text(encoding='utf-8'),
-                                  re.MULTILINE)
-            assert not fragment or '#' + fragment in map(anchor, headings)
+def without_code(text):
+    return re.sub(r'^```.*?^```$', '', text, flags=re.MULTILINE | re.DOTALL)
 
 
-def section(heading):
-    return README.partition(f'\n## {heading}\n')[2].partition('\n## ')[0]
+def anchors(text):
+    """As code hosts and the site make them."""
+    headings = re.findall(r'^#+ (.*)', without_code(text), re.MULTILINE)
+    return [re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings]
 
 
-def anchor(heading):
-    """As code hosts make them."""
-    return '#' + re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-')
+@pytest.mark.parametrize('path', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_lead_to_files_and_headings_that_exist(path):
+    assert len(set(anchors(PAGES[path]))) == len(anchors(PAGES[path]))
+    for link in re.findall(r'\]\(([^)]*)\)', without_code(PAGES[path])):
+        if not link.startswith('https://'):
+            target, _, fragment = link.partition('#')
+            target = (path.parent / target).resolve() if target else path
+            assert target.is_file(), link
+            assert not fragment or fragment in anchors(target.read_text(encoding='utf-8')), link
+
+
+def test_the_page_of_a_package_index_has_absolute_links_only(monkeypatch):
+    """They are those of README.md, and their paths are of files that exist."""
+    given = {}
+    monkeypatch.setattr(setuptools, 'setup', given.update)
+    runpy.run_path(str(ROOT / 'setup.py'))
+    url = given['url']
+    links = re.findall(r'\]\(([^)]*)\)', without_code(given['long_description']))
+    assert all(link.startswith(('https://', '#')) for link in links)
+    paths = [link.removeprefix(f'{url}/blob/HEAD/').partition('#')[0] for link in links
+             if link.startswith(f'{url}/blob/')]
+    images = [link.removeprefix(f'{url}/raw/HEAD/') for link in links
+              if link.startswith(f'{url}/raw/')]
+    assert images == ['benchmarks/published/requests.svg']
+    assert all((ROOT / path).is_file() for path in paths + images)
+    assert f'repo_url: {url}\n' in (ROOT / 'mkdocs.yml').read_text()
+    assert {target.removeprefix(url)[:5] for target in given['project_urls'].values()} == {
+        '', '/blob'}
+
+
+def test_the_readme_can_be_read_at_once():
+    text = PAGES[README]
+    assert len(text.splitlines()) <= 300
+    screen = '\n'.join(text.splitlines()[:40])
+    assert all(word in screen for word in ('status', 'JSON', 'install', '```python'))
 
 
 def test_ci_runs_what_the_readme_tells_a_person_to_run():
-    commands = re.findall(r'(?<=^```shell\n).*?(?=\n```$)', README, re.MULTILINE | re.DOTALL)
-    ci = (HERE / '.ci' / 'run').read_text()
-    assert len(commands) == 2
+    commands = re.findall(r'(?<=^```shell\n)pip install "\.\[.*?(?=\n```$)', PAGES[README],
+                          re.MULTILINE | re.DOTALL)
+    ci = (ROOT / '.ci' / 'run').read_text()
+    assert len(commands) >= 2
     assert all(command in ci for command in commands)
 
 
 # ------------------------------------------------------------- what the recipes promise
 
 
-def recipe(name):
-    """The imports, constants and definitions of the block that defines the name, as a module."""
-    [block] = [block for block in BLOCKS
-               if re.search(rf'^(async def|def|class) {name}\b', block, re.MULTILINE)]
-    tree = ast.parse(block)
+def recipe(page):
+    """The imports, constants and definitions of the block of this page, as a module."""
+    tree = ast.parse(BLOCKS[page])
     tree.body = [node for node in tree.body if isinstance(
         node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
         or isinstance(node, ast.Assign) and node.targets[0].id.isupper()]
-    module = types.ModuleType(name)
-    exec(compile(tree, 'README.md', 'exec'), vars(module))
+    module = types.ModuleType(page)
+    exec(compile(tree, page, 'exec'), vars(module))
     return module
 
 
@@ -541,7 +709,7 @@ async def answered(*responses):
 
 @on_loops
 async def test_all_of_it_at_once():
-    fetch = recipe('fetch').fetch
+    fetch = recipe('recipes/whole-response').fetch
     async with answered(OK) as (request, script):
         for content in (None, b'', b'hello'):
             assert await fetch(
@@ -554,7 +722,7 @@ async def test_all_of_it_at_once():
 
 
 def test_dictionaries_of_headers():
-    module = recipe('to_dict')
+    module = recipe('recipes/header-dictionary')
     assert list(module.to_pairs({'A': 'b', 'C': ['d', 'é'], 'E': ()})) == [
         (b'A', b'b'), (b'C', b'd'), (b'C', b'\xe9')]
     assert module.to_dict(
@@ -564,7 +732,7 @@ def test_dictionaries_of_headers():
 
 @on_loops
 async def test_json():
-    module = recipe('fetch_json')
+    module = recipe('recipes/json')
     async with answered(
             response(200, b'[null]'), response(204), response(503, b'<p>' * 100),
             response(200, b'<p>')) as (request, script):
@@ -587,7 +755,7 @@ async def test_files_in_a_form(tmp_path):
     large, empty = tmp_path / 'large.bin', tmp_path / 'a"b\r\n\\\xe9'
     large.write_bytes(os.urandom(1_000_000))
     empty.touch()
-    multipart = recipe('multipart').multipart
+    multipart = recipe('recipes/multipart').multipart
     headers, body = multipart(
         [('a"\r\nb', 'c\r\n--d'), ('e', b'\0\xff'), ('f', large), ('g', empty)])
     boundary = dict(headers)[b'content-type'].removeprefix(b'multipart/form-data; boundary=')
@@ -613,7 +781,7 @@ async def test_files_in_a_form(tmp_path):
 async def test_a_file_in_a_form_that_changes_its_length_meanwhile(change, message, tmp_path):
     path = tmp_path / 'file'
     path.write_bytes(bytes(100))
-    headers, body = recipe('multipart').multipart([('file', path)])
+    headers, body = recipe('recipes/multipart').multipart([('file', path)])
     path.write_bytes(bytes(100 + change))
     async with answered(OK) as (request, script):
         with pytest.raises(HttpDataError, match=message):
@@ -665,7 +833,7 @@ def silent_bars(module):
 
 async def downloaded(path, *responses, at=None, pauses=()):
     """The ranges that were asked for with their conditions, and what the bars began with."""
-    module = recipe('download')
+    module = recipe('recipes/resuming-download')
     script = Answering(*responses) if at is None else cut_off(*responses, at=at)
     with silent_bars(module) as bars:
         async with Server(script) as server, pool() as request:
@@ -804,7 +972,7 @@ async def test_a_download_without_a_length(tmp_path):
         await peer.read_head()
         await peer.send(b'HTTP/1.1 200 OK\r\n\r\nhello')
 
-    module = recipe('download')
+    module = recipe('recipes/resuming-download')
     with silent_bars(module) as bars:
         async with Server(script) as server, pool() as request:
             await module.download(request, server.url, tmp_path / 'file')
@@ -828,7 +996,7 @@ async def test_a_download_from_rclone(rclone, tmp_path):
         await buffered(body)
         assert code in (b'200', b'409')
 
-    module = recipe('download')
+    module = recipe('recipes/resuming-download')
     path, part = tmp_path / 'file', tmp_path / 'file.part'
     url = f'{rclone}/bucket/key'
     old, new = os.urandom(1000), os.urandom(1000)
@@ -894,7 +1062,7 @@ def test_a_stream_of_events_is_read_as_browsers_do(case):
         parser = EventParser('', 3)
         return [tuple(event) for chunk in chunks for event in parser.feed(chunk)]
 
-    EventParser = recipe('EventParser').EventParser
+    EventParser = recipe('recipes/server-sent-events').EventParser
     stream, expected = STREAMS[case]
     data = stream if isinstance(stream, bytes) else stream.encode()
     assert read(data) == expected
@@ -904,7 +1072,7 @@ def test_a_stream_of_events_is_read_as_browsers_do(case):
 
 
 def test_an_event_is_not_kept_waiting_for_a_line_feed():
-    parser = recipe('EventParser').EventParser('', 3)
+    parser = recipe('recipes/server-sent-events').EventParser('', 3)
     assert len(list(parser.feed(b'data: a\r\r'))) == 1
 
 
@@ -914,7 +1082,7 @@ def test_what_a_server_says_about_coming_back():
         assert list(parser.feed(text.encode())) == []
         return parser.retry
 
-    EventParser = recipe('EventParser').EventParser
+    EventParser = recipe('recipes/server-sent-events').EventParser
     assert retry('retry: 1500\n') == 1.5
     assert retry('retry: 0\n') == 0
     # A day at most.
@@ -926,7 +1094,7 @@ def test_what_a_server_says_about_coming_back():
 
 @pytest.mark.parametrize('endless', [b'data: ab\n', b'data: ' + b'a' * 100, b':' + b'a' * 100])
 def test_an_event_that_does_not_end_is_not_held_for_ever(endless):
-    module = recipe('EventParser')
+    module = recipe('recipes/server-sent-events')
     module.MAX_EVENT = 10_000
     parser = module.EventParser('', 3)
     with pytest.raises(module.EventStreamError, match='an event is longer than 10000 characters'):
@@ -937,7 +1105,7 @@ def test_an_event_that_does_not_end_is_not_held_for_ever(endless):
 @pytest.mark.parametrize('endless', [
     b': ping\n', b'\n', b'data: ab\n\n', b'event: a\nretry: 1\nid: 1\n'])
 def test_a_stream_of_events_need_not_end(endless):
-    module = recipe('EventParser')
+    module = recipe('recipes/server-sent-events')
     module.MAX_EVENT = 1000
     parser = module.EventParser('', 3)
     for data in (endless, endless * 10):
@@ -951,7 +1119,7 @@ def stream(content, *fields):
 
 async def events_of(*responses, slept=None, **options):
     """What came, with what it ended, and the IDs that the server was told."""
-    module = recipe('events')
+    module = recipe('recipes/server-sent-events')
     module.asyncio = types.SimpleNamespace(sleep=sleeping([] if slept is None else slept))
     came = []
     async with answered(*responses) as (request, script):
@@ -993,7 +1161,7 @@ async def test_a_stream_of_events_survives_lost_connections():
         # And then, or else, it hangs up.
 
     script.heads = []
-    module = recipe('events')
+    module = recipe('recipes/server-sent-events')
     slept = []
     module.asyncio = types.SimpleNamespace(sleep=sleeping(slept))
     async with Server(script) as server, pool() as request:
@@ -1041,7 +1209,7 @@ async def test_a_stream_of_events_gives_up_if_it_is_told_to():
 
 @on_loops
 async def test_a_stream_of_events_gives_up_where_time_does_not_help():
-    events = recipe('events').events
+    events = recipe('recipes/server-sent-events').events
     request, close = Pool()
     with pytest.raises(HttpConnectionError, match='url must'):
         await anext(events(request, 'ftp://name.test/'))
@@ -1075,7 +1243,7 @@ async def test_a_stream_of_events_that_is_left_is_closed():
         closed.set()
 
     closed = asyncio.Event()
-    events = recipe('events').events
+    events = recipe('recipes/server-sent-events').events
     async with Server(script) as server, pool() as request:
         async with contextlib.aclosing(events(request, server.url)) as stream:
             async for event in stream:
@@ -1103,7 +1271,7 @@ async def test_so_many_urls_at_once_and_not_more():
             await peer.send(OK)
 
     script.running = script.asked = script.most = 0
-    fetch_all = recipe('fetch_all').fetch_all
+    fetch_all = recipe('recipes/many-urls').fetch_all
     async with Server(script) as server, pool() as request:
         outcomes = await fetch_all(
             request, (f'{server.url}{number}' for number in range(9)), at_once=3)
@@ -1119,7 +1287,7 @@ async def test_the_time_of_a_url_begins_with_its_turn():
         await peer.closed()
 
     heads = []
-    fetch_all = recipe('fetch_all').fetch_all
+    fetch_all = recipe('recipes/many-urls').fetch_all
     async with Server(silent) as server, pool() as request:
         outcomes = await fetch_all(request, [server.url] * 2, at_once=1, seconds=0.05)
     assert [type(outcome) for outcome in outcomes] == [TimeoutError] * 2
@@ -1147,7 +1315,7 @@ async def test_a_phase_that_takes_too_long_is_told(phase):
         await asyncio.get_running_loop().create_future()
 
     answer, what = PHASES[phase]
-    fetch_in_time = recipe('fetch_in_time').fetch_in_time
+    fetch_in_time = recipe('recipes/time-limits').fetch_in_time
     options = {} if answer is not None else {'get_connection': never}
     async with Server(script) as server, pool(socket_timeout=PATIENCE, **options) as request:
         with pytest.raises(TimeoutError) as caught:
@@ -1168,7 +1336,7 @@ async def test_the_time_of_a_phase_ends_with_it():
     async def get_connection(scheme, host, port):
         return ours
 
-    fetch_in_time = recipe('fetch_in_time').fetch_in_time
+    fetch_in_time = recipe('recipes/time-limits').fetch_in_time
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
     reader, writer = await asyncio.open_unix_connection(sock=theirs)
@@ -1206,7 +1374,7 @@ class Work:
 
     async def until_stopping(self, asked, **options):
         """Stops once so many requests have arrived. With other options, is told how it ended."""
-        module = recipe('work_until')
+        module = recipe('recipes/shutting-down')
         async with Server(self.script) as server:
             async def work(name):
                 if name == 'bad':
@@ -1285,7 +1453,7 @@ async def test_the_shortest_layer_makes_again_what_was_not_sent():
         raise errors.pop(0)
 
     asked, slept = [], []
-    module = recipe('with_retry')
+    module = recipe('scope')
     module.asyncio = types.SimpleNamespace(sleep=sleeping(slept))
     request = module.with_retry(failing)
     errors = [HttpConnectionError('refused') for _ in range(4)]
@@ -1301,7 +1469,7 @@ async def test_the_shortest_layer_makes_again_what_was_not_sent():
 
 @on_loops
 async def test_answers_that_are_ready_take_the_place_of_a_network():
-    answering = recipe('answering').answering
+    answering = recipe('recipes/testing-without-network').answering
     request, asked = answering({
         (b'POST', 'http://a.test/'): (b'303', ((b'location', b'/b'),), b'moved'),
         (b'GET', 'http://a.test/b'): (b'200', (), b'here'),
@@ -1326,7 +1494,7 @@ async def test_answers_that_are_ready_take_the_place_of_a_network():
 @on_loops
 async def test_a_proxy_whose_refusal_lasts_is_not_asked_again(code, times):
     script = Answering(response(code))
-    module = recipe('through_http_proxy')
+    module = recipe('recipes/http-proxy')
     async with Server(script) as proxy:
         get_connection = module.through_http_proxy(f'http://127.0.0.1:{proxy.port}')
         async with pool(get_connection=get_connection) as request:
@@ -1346,7 +1514,7 @@ async def test_a_unix_socket(tmp_path):
         served.set()
 
     served = asyncio.Event()
-    through_unix_socket = recipe('through_unix_socket').through_unix_socket
+    through_unix_socket = recipe('recipes/unix-socket').through_unix_socket
     path = str(tmp_path / 'server.sock')
     server = await asyncio.start_unix_server(serve, path)
     async with pool(get_connection=through_unix_socket(path)) as request:
@@ -1372,7 +1540,7 @@ async def test_a_unix_socket_whose_backlog_is_full(tmp_path):
 
     loop = asyncio.get_running_loop()
     path = str(tmp_path / 'server.sock')
-    through_unix_socket = recipe('through_unix_socket').through_unix_socket
+    through_unix_socket = recipe('recipes/unix-socket').through_unix_socket
     with contextlib.ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(path)
