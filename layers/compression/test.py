@@ -199,6 +199,18 @@ async def test_the_body_tells_if_the_request_was_sent_whole():
 
 
 @on_loops
+async def test_the_body_has_what_other_layers_have_added_to_theirs():
+    class Body:
+        hops = ('added by another layer',)
+
+    async def request(*args, **kwargs):
+        return b'200', ((b'content-encoding', b'gzip'),), Body()
+
+    _, _, body = await decompressed(request)(b'GET', 'http://a/')
+    assert body.hops is Body.hops
+
+
+@on_loops
 async def test_each_repr_shows_the_state_and_no_content():
     def state():
         frame = inspect.currentframe()
@@ -217,7 +229,7 @@ async def test_each_repr_shows_the_state_and_no_content():
 
     shown = []
     _, _, body = await decompressed(request)(b'GET', 'http://a/')
-    assert await anext(body) == b'hidden'
+    assert await buffered(body) == b'hidden'
     coded = compressed(hidden, b'gzip')()
     assert repr(coded).startswith('<CompressedBody goes on of <')
     assert await buffered(coded)
