@@ -11,13 +11,13 @@ One exchange, and this module, from top to bottom:
 
     request(method, url, params, headers, body)
       |  names              the host's addresses, while their records are fresh
-      |  idle connections   the last one released that may still be reused, or else a place
+      |  idle connections   the one released last that may still be reused, or else a place
       |  connecting         to the first address that accepts, and TLS
-      |  request head       what the caller gave, checked and turned into bytes
+      |  request head       the arguments, checked and turned into bytes
       |  sending            the head with the first chunk, then the other chunks, unless the
       |                     response comes before their end
       |  response head      status line and fields; interim responses are skipped
-      |  framing            where the body ends, and if the connection persists
+      |  framing            where the body ends, and whether the connection persists
       |  response body      decoded as it is read; at its last byte the connection
       v                     becomes idle, or closes
     (code, headers, body)
@@ -53,103 +53,106 @@ from math import inf
 from typing import Any, ParamSpec, Protocol
 from weakref import WeakValueDictionary
 
+__version__ = '0.1.0'
+__all__ = [
+    'Address', 'Close', 'Fields', 'GetConnection', 'GetLoggerAdapter', 'GetResolver',
+    'GetResolverLoggerAdapter', 'HttpConnectionClosedError', 'HttpConnectionError',
+    'HttpDataError', 'HttpDnsError', 'HttpError', 'HttpHeaderTooLong', 'HttpLoggerAdapter',
+    'HttpTlsError', 'Params', 'Pool', 'Request', 'Resolve', 'Response', 'ResponseBody',
+    'buffered', 'canonical_host', 'empty_async_iterator', 'encode_params', 'repeatable',
+    'streamed', 'timeout',
+]
+
 # ---------------------------------------------------------------------------------- limits
 
-# Seconds until the next address is tried, while the last one has not answered (RFC 8305 5).
+# Seconds until the next address is tried while the last one has not answered (RFC 8305 5).
 CONNECTION_ATTEMPT_DELAY = 0.25
 
-# Seconds that a request body waits for 100 Continue (RFC 9110 10.1.1): some servers never say.
+# Seconds for which a request body waits for 100 Continue. Some servers never send it (RFC 9110
+# 10.1.1).
 CONTINUE_TIMEOUT = 1
 
-# Interim (1xx) responses before the final one. Each may be as long as any head.
+# Interim (1xx) responses before the final one. Each of them may be as long as any head.
 MAX_INTERIM_RESPONSES = 100
 
-# Framing of a chunked body, in bytes: what sane servers never reach, and a server that sends
-# one byte of data for each kilobyte of chunk extension does. One-byte chunks cost 5 for 1.
+# Bytes of framing in a chunked body. Sane servers stay far below: even chunks of one byte have 5
+# bytes of framing for 1 of content. A server that adds a long extension to each chunk does not.
 MAX_FRAMING_OVERHEAD = 64 * 1024
 MAX_FRAMING_OVERHEAD_RATIO = 16
 
-# Bytes moved without a turn of the loop for anybody else. Longer starves other tasks (this
-# is some 0.3 ms of copying, and 1 ms of TLS), shorter costs throughput.
+# Bytes that one task moves before the others get a turn of the loop. More would starve them (this
+# is some 0.3 ms of copying, or 1 ms of TLS), and less would cost throughput.
 MAX_BURST = 1024 * 1024
 
-# What the smallest send or read counts for in that: it takes its time, too.
+# Each send and each read counts for so many bytes more, because the call itself takes time.
 COST_OF_CALL = 4 * 1024
 
-# Asked for by one read, in bytes. From 128 KiB on, some allocators map memory for each read.
+# Bytes that one read asks for. From 128 KiB on, some allocators map memory for each read.
 RECV_BUFSIZE = 120 * 1024
-# glibc, too, takes memory from the system and gives it back with each read, until it has seen a
-# larger block freed (mallopt(3), M_MMAP_THRESHOLD).
+# glibc also maps and unmaps memory for each read, until it has seen a larger block being freed
+# (mallopt(3), M_MMAP_THRESHOLD).
 _ = bytes(1024 * 1024)
 del _
 
-# What a line of a chunked request body may have, in bytes, if it does not come at once.
+# Bytes of a line of a chunked request body that does not come in one piece.
 MAX_SENT_LINE = 16 * 1024
 
-# How much of a first chunk is copied to leave in one send with the head.
+# Bytes of a first chunk that are copied, so that they leave in one send with the head.
 MAX_JOINED_CHUNK = 64 * 1024
 
-# By how many later requests, for each of max_connections, one that waits may be overtaken, so
-# that connections are reused: it waits longer by the time of some ten responses. With four times
-# as many requests as places, more would not save another connection (connections.py).
+# For each of max_connections, so many later requests may overtake one that waits, so that
+# connections are reused. It then waits longer by the time of some ten responses. With four times
+# as many requests as places, a higher number would not save another connection
+# (benchmarks/connections.py).
 MAX_OVERTAKING = 10
 
-# Host names whose addresses are remembered by one pool, and origins whose TLS sessions are.
+# Host names whose addresses a pool remembers, and origins whose TLS sessions it remembers.
 MAX_NAMES = 1024
 
-# What one pool remembers parsed: so many URLs, origins, and lines of response heads, and the heads
-# of so many origins. Longer ones are parsed each time. Together that is a limit in bytes: some
-# hundreds of kilobytes, and a few megabytes if servers make it as much as they can.
+# A pool remembers so many parsed URLs, origins and lines of response heads, and the last heads of
+# so many origins. Longer ones are parsed each time, which makes this a limit in bytes too: it is
+# some hundreds of kilobytes, and a few megabytes if servers make it as much as they can.
 MAX_PARSED = 512
 MAX_PARSED_LENGTH = 256
 MAX_HEADS = 256
 MAX_HEAD_LENGTH = 1024
 
-# CPython loses some 6 KB of memory whenever a TLS session is read, up to these versions.
+# Up to these versions, CPython leaks some 6 KB of memory whenever a TLS session is read.
 SESSIONS_ARE_LOST = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
-# So many resumptions, which save some 200 to 400 µs each, are worth that. Where there were fewer,
-# 1, 3, 7 and so on connections pass before the next session is read: a server that never resumes
-# one costs 10 sessions for the first 1,000 connections, and one for each 1,000 after that.
+# So many resumptions are worth that, because each saves 200 to 400 µs. If a session has served
+# fewer, then 1, 3, 7 and so on connections pass before the next session is read. A server that
+# never resumes one costs 10 sessions for the first 1,000 connections, and 1 for each 1,000 more.
 WORTHWHILE_USES = 16
 MAX_SESSION_PAUSE = 1023
 
-# The content of a TLS record, in bytes (RFC 8446 5.1).
+# Bytes of content in one TLS record (RFC 8446 5.1).
 MAX_TLS_RECORD = 16 * 1024
 
-# Longer times are taken for mistakes: some thirty years.
+# Times of more seconds than these, some thirty years, are taken for mistakes.
 MAX_SECONDS = 1e9
 
-# How much of what came is shown in an error, in bytes.
+# Bytes that an error shows of what the peer or the caller has given.
 MAX_SHOWN = 60
-
-P = ParamSpec('P')
-Fields = tuple[tuple[bytes, bytes], ...]
-Address = IPv4Address | IPv6Address
-Loop = asyncio.AbstractEventLoop
-Adapter = logging.LoggerAdapter[Any]
-GetAdapter = Callable[[dict[str, Any]], Adapter]
-GetResolverAdapter = Callable[[dict[str, Any]], GetAdapter]
-Resolve = Callable[..., Awaitable[Iterable[Address]]]
-GetResolver = Callable[..., tuple[Resolve, Callable[..., Awaitable[None]]]]
 
 
 # ---------------------------------------------------------------------------------- errors
 #
-# A failure is one of these, with the lower-level exception as its cause, or a cancellation.
-# Which of the two branches it is on tells if the request may have reached the server.
+# Each failure is one of these, with the lower-level exception as its cause, or else a
+# cancellation. The branch that the error is on tells whether the server may have seen the
+# request.
 
 class HttpError(Exception):
-    """A request or its response failed. The lower-level exception, if any, is `__cause__`."""
+    """A request or its response failed. `__cause__` is the lower-level exception, if any."""
 
     reused = False
-    """The connection had served a request before: the peer may just have hung up."""
+    """The connection had served an earlier request, so the peer may just have hung up."""
 
     response_started = False
-    """A byte of the response, interim responses included, had arrived."""
+    """At least one byte of the response had arrived. Interim responses count too."""
 
     phase = ''
-    """Where it failed, if a retry would not help: 'refused', for the arguments or the state of the
-    pool; 'pool', waiting for a place in it. Otherwise ''."""
+    """Where the request failed, if a retry would not help. 'refused': for its arguments, or for
+    the state of the pool. 'pool': while it waited for a place in the pool. Otherwise ''."""
 
 
 class HttpConnectionError(HttpError):
@@ -177,17 +180,20 @@ class HttpHeaderTooLong(HttpDataError):
 
 
 # -------------------------------------------------------------------------- public helpers
+#
+# What programs and layers use around a request: loggers, request bodies, and `timeout`. Nothing
+# here owns a connection.
 
 class HttpLoggerAdapter(logging.LoggerAdapter):  # type: ignore[type-arg]
     """Prefixes messages with `[http]`, or with the values of `extra`: `[http:GET,URL]`.
 
-    Above DEBUG, a query string is left out of the URL: it often holds credentials.
+    Above DEBUG, query strings are left out of the URLs, because they often hold credentials.
     """
 
     def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None:
         if self.isEnabledFor(level):
             prefix = self.prefix(level)
-            # A message without arguments is not formatted, so its % is not escaped either.
+            # Without arguments, logging does not format the message, so a % stays as it is.
             if args:
                 prefix = prefix.replace('%', '%%')
             kwargs['stacklevel'] = kwargs.get('stacklevel', 1) + 1
@@ -208,21 +214,16 @@ def get_logger_adapter_default(extra: dict[str, Any]) -> Adapter:
     return HttpLoggerAdapter(LOGGER, extra)
 
 
-def get_resolver_logger_adapter_default(extra: dict[str, Any]) -> GetAdapter:
+def get_resolver_logger_adapter_default(extra: dict[str, Any]) -> GetLoggerAdapter:
     http_adapter = HttpLoggerAdapter(logging.getLogger('aiodnsresolver'), extra)
-
-    def get_logger_adapter(resolver_extra: dict[str, Any]) -> Adapter:
-        adapter: Adapter = dns().ResolverLoggerAdapter(http_adapter, resolver_extra)
-        return adapter
-
-    return get_logger_adapter
+    return lambda resolver_extra: dns().ResolverLoggerAdapter(http_adapter, resolver_extra)
 
 
 class streamed:
     """A `body` function for a request that sends `data`, which is held in memory.
 
-    It is a class, so that a layer that needs the whole content before it is sent can tell that it
-    is there: `isinstance(body, streamed)`, and then `body.data`.
+    It is a class so that a layer that needs the whole content in advance can find it: if
+    `isinstance(body, streamed)`, then it is `body.data`.
     """
 
     __slots__ = ('data', '__weakref__')
@@ -230,30 +231,34 @@ class streamed:
     def __init__(self, data: bytes) -> None:
         self.data = data
 
+    def __repr__(self) -> str:
+        return f'<streamed {len(self.data)} bytes>'
+
     async def __call__(self) -> AsyncIterator[bytes]:
         if self.data:
             yield self.data
 
 
 empty_async_iterator = streamed(b'')
+"""The `body` of a request without content."""
 
 
 def repeatable(body: Callable[P, AsyncIterator[bytes]],
                wrap: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]] | None = None,
                ) -> Callable[P, AsyncIterator[bytes]]:
-    """A `body` function that refuses to be called again if `body` can be called only once.
+    """Return a `body` function that raises if it is called again and `body` can not be.
 
-    For layers, so that no request is sent without the content that it had before:
+    Layers use it, so that no request is sent without the content that it had before:
 
-    - A layer that makes a request again wraps the `body` of each request that it is given.
-    - One that encodes a body returns `repeatable(body, wrap)`. `wrap` is called with the async
-      iterator that `body` has returned, and returns that of what is sent.
+    - A layer that makes requests again wraps the `body` of each request that it is given.
+    - A layer that encodes a body returns `repeatable(body, wrap)`. `wrap` is called with the
+      async iterator that `body` has returned, and returns the one whose chunks are sent.
 
     A call raises ValueError if `body` returns the async iterator of an earlier call, or an async
-    generator that has ended. An iteration raises it at its end if it yielded no byte, although
-    that of an earlier call for the same request did. Iterators are remembered by weak references;
-    of those that allow none, the last one is held. `streamed(data)` is returned as it is, and so
-    is what is no function.
+    generator that has ended. An iteration raises ValueError at its end if it yielded no byte,
+    although that of an earlier call for the same request did. Iterators are remembered by weak
+    references. Of those that allow no weak reference, the last one is held. `streamed(data)` is
+    returned as it is, and so is what can not be called.
     """
     if wrap is not None:
         return RepeatableBody(body, wrap, WeakValueDictionary(), of_one_request=False)
@@ -265,7 +270,7 @@ def repeatable(body: Callable[P, AsyncIterator[bytes]],
 
 
 class RepeatableBody:
-    """See `repeatable`."""
+    """What `repeatable` returns."""
 
     __slots__ = ('body', 'wrap', 'returned', 'last', 'of_one_request', 'has_yielded')
 
@@ -275,13 +280,16 @@ class RepeatableBody:
                  *, of_one_request: bool) -> None:
         self.body = body
         self.wrap = wrap
-        # By their id: they may compare in any way, and not be hashable.
+        # The keys are ids, because the iterators may have any __eq__, and no __hash__.
         self.returned = returned
         self.last: AsyncIterator[bytes] | None = None
-        # Several requests may have a function in common, and to be empty for one of them is no
-        # mistake then. So each has its own, as far as that is concerned.
+        # Several requests may share a function, and it may well be empty for one of them. So
+        # each request has its own object, which knows whether there was content for that one.
         self.of_one_request = of_one_request
         self.has_yielded = False
+
+    def __repr__(self) -> str:
+        return f'<repeatable {self.body!r}>'
 
     def for_one_request(self) -> RepeatableBody:
         if self.of_one_request:
@@ -299,7 +307,7 @@ class RepeatableBody:
             self.returned[id(chunks)] = chunks
         except TypeError:
             self.last = chunks
-        # Only the innermost tells if there is content: what encodes makes some bytes of nothing.
+        # Only the innermost one sees the content: a layer that encodes makes bytes of nothing.
         if self.of_one_request and not isinstance(self.body, RepeatableBody):
             chunks = WatchedChunks(chunks, self)
         return chunks if self.wrap is None else self.wrap(chunks)
@@ -309,7 +317,7 @@ NOT_NEW = 'body must return a new async iterator at each call'
 
 
 class WatchedChunks:
-    """The chunks of one call. Once one of them has bytes, no more time is spent on them."""
+    """The chunks of one call. As soon as one of them has bytes, they pass through unwatched."""
 
     __slots__ = ('chunks', 'body', 'is_empty')
 
@@ -317,6 +325,9 @@ class WatchedChunks:
         self.chunks = chunks
         self.body = body
         self.is_empty = True
+
+    def __repr__(self) -> str:
+        return f'<WatchedChunks {"empty so far" if self.is_empty else "with content"}>'
 
     def __aiter__(self) -> WatchedChunks:
         return self
@@ -332,7 +343,7 @@ class WatchedChunks:
                 raise ValueError(f'{NOT_NEW}, got one that yielded nothing, unlike that of an '
                                  'earlier call') from None
             raise
-        # If it is no bytes, whoever asked for it raises.
+        # What is no bytes counts as content here, because the request will refuse it.
         if not isinstance(chunk, bytes) or chunk:
             self.is_empty = False
             self.body.has_yielded = True
@@ -344,7 +355,7 @@ class WatchedChunks:
 
 
 def iterator_of(chunks: Any) -> AsyncIterator[bytes]:
-    """The async iterator that a `body` function has returned."""
+    """Return the async iterator of what a `body` function has returned."""
     if not hasattr(chunks, '__aiter__'):
         if isinstance(chunks, types.CoroutineType):
             chunks.close()
@@ -354,12 +365,12 @@ def iterator_of(chunks: Any) -> AsyncIterator[bytes]:
 
 
 async def buffered(body: AsyncIterator[bytes]) -> bytes:
-    """All that is left of a response body, in memory. Its length is not limited.
+    """Return all that is left of a response body. The memory that this takes is not limited.
 
-    RuntimeError if this has been asked for before: it would seem to be empty.
+    Raises RuntimeError if the same body is given a second time, because it would seem empty.
     """
     if isinstance(body, ReceivedBody):
-        # Most small bodies came whole with their heads: two steps of an iterator saved.
+        # Most small bodies came whole with their heads. This saves two steps of the iterator.
         whole = body._take_whole()
         if whole is None:
             whole = b''.join([chunk async for chunk in body])
@@ -367,7 +378,7 @@ async def buffered(body: AsyncIterator[bytes]) -> bytes:
         return whole
     chunks = aiter(body)
     if isinstance(chunks, ReceivedBody):
-        # The body of a layer that changes nothing of the content, and has only more to tell.
+        # This is the body of a layer that does not change the content.
         return await buffered(chunks)
     return b''.join([chunk async for chunk in chunks])
 
@@ -376,8 +387,8 @@ async def buffered(body: AsyncIterator[bytes]) -> bytes:
 def timeout(loop: Loop, seconds: float) -> Iterator[Callable[[], None]]:
     """Raise `asyncio.TimeoutError` from the block once it has run for `seconds`.
 
-    Yields a function that starts the time anew. Like `asyncio.timeout`, it interrupts by
-    cancelling the current task and takes that back; a cancellation from outside wins.
+    Yields a function that starts the time anew. Like `asyncio.timeout`, it interrupts the block
+    by a cancellation of the current task, which it takes back. A cancellation from outside wins.
     """
     task = asyncio.current_task(loop)
     if task is None:
@@ -410,64 +421,136 @@ def timeout(loop: Loop, seconds: float) -> Iterator[Callable[[], None]]:
         raise
 
 
-# ------------------------------------------------------------------------------------ Pool
+# ----------------------------------------------------------------------------------- types
 #
-# Wires the parts below together, and holds no protocol code.
+# What is given to the functions below and what they return, by names that callers can use in
+# their own annotations.
+
+Fields = tuple[tuple[bytes, bytes], ...]
+"""Pairs of name and value, both bytes, in their order. Names in a response are in lower case."""
+
+Params = Mapping[str, Any] | Sequence[tuple[str, Any]]
+"""What is added to the query of a URL, as for `urllib.parse.urlencode(params, doseq=True)`."""
+
+Address = IPv4Address | IPv6Address
+"""An address of a host. If it has an attribute `expires_at`, a time of the event loop, then it is
+used for later requests until that time."""
+
+Resolve = Callable[..., Awaitable[Iterable[Address]]]
+"""`await resolve(host, record_type, get_logger_adapter=…)` returns the addresses of a host."""
+
+GetResolver = Callable[..., tuple[Resolve, Callable[..., Awaitable[None]]]]
+"""`get_dns_resolver(get_logger_adapter=…)` returns `resolve` and `clear_cache`."""
+
+GetConnection = Callable[[str, str, int], Awaitable[socket.socket]]
+"""`await get_connection(scheme, host, port)` returns a connected stream socket."""
+
+GetLoggerAdapter = Callable[[dict[str, Any]], logging.LoggerAdapter[Any]]
+"""`get_logger_adapter(extra)` returns a logger adapter."""
+
+GetResolverLoggerAdapter = Callable[[dict[str, Any]], GetLoggerAdapter]
+"""`get_resolver_logger_adapter(extra)` returns the `get_logger_adapter` of the resolver."""
+
+Loop = asyncio.AbstractEventLoop
+Adapter = logging.LoggerAdapter[Any]
+P = ParamSpec('P')
+
 
 class ResponseBody(Protocol):
-    """The content of a response, as an async iterator of bytes. A layer may have its own."""
+    """The content of a response, as an async iterator of bytes. A layer may return its own.
+
+    Read it to its end, close it, or drop it. Once the last byte has been read, the connection can
+    serve another request.
+    """
 
     def __aiter__(self) -> AsyncIterator[bytes]:
-        """Itself."""
+        """Return the body itself."""
 
     def __anext__(self) -> Coroutine[Any, Any, bytes]:
-        """What has arrived, at most `recv_bufsize` bytes."""
+        """Return what has arrived, which is at most `recv_bufsize` bytes."""
 
     @property
     def trailers(self) -> Fields:
-        """The fields after a chunked body, as pairs like those of the headers, once it ended."""
+        """The fields after a chunked body, once it has ended."""
 
     @property
     def request_sent(self) -> bool:
-        """The whole request has been sent. If not, the response came first, and ended that."""
+        """Whether all of the request was sent. If not, an early response ended the sending."""
 
     def aclose(self) -> Coroutine[Any, Any, None]:
         """Close the connection, unless the whole response has arrived."""
 
 
 Response = tuple[bytes, Fields, ResponseBody]
+"""`(code, headers, body)`: the status code as three digits, the fields, and the body."""
 
+
+# ------------------------------------------------------------------------------------ Pool
+#
+# Wires the parts below together. It checks the options, makes the books, the names and the
+# connector of one pool, and hands a connection from them to `exchange`, which owns it from then
+# on. There is no protocol code here.
 
 class Request(Protocol):
+    """The type of `request`. A layer takes one and returns another."""
+
     def __call__(
             self, method: bytes, url: str,
-            params: Params = ..., headers: Iterable[tuple[bytes, bytes]] = ...,
-            body: Callable[..., AsyncIterator[bytes]] = ...,
-            body_args: Iterable[Any] = ...,
-            body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]] = ...,
-            get_logger_adapter: GetAdapter = ...,
-            get_resolver_logger_adapter: GetResolverAdapter = ...,
+            params: Params = (), headers: Iterable[tuple[bytes, bytes]] = (),
+            body: Callable[..., AsyncIterator[bytes]] = empty_async_iterator,
+            body_args: Iterable[Any] = (),
+            body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+            get_logger_adapter: GetLoggerAdapter = ...,
+            get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
     ) -> Coroutine[Any, Any, Response]:
-        """See `Pool`."""
+        """Send a request. Return `(code, headers, body)` when the head of its response is here.
+
+        - `method`: bytes, such as `b'GET'`.
+        - `url`: str, `http` or `https`. Its path and query are sent as given, but what may not
+          stand there is percent-encoded.
+        - `params`: added to the URL's query, as for `urllib.parse.urlencode(params, doseq=True)`.
+          Pairs of bytes are refused.
+        - `headers`: pairs of name and value, bytes, sent as given. `host` is sent before them,
+          unless it is among them.
+        - `body`: called with `*body_args, **dict(body_kwargs)`, returns an async iterator of
+          bytes. Its length must be told by a `content-length`, or it must be encoded already as
+          `transfer-encoding: chunked` says. It is closed if it is not read to its end.
+        - `get_logger_adapter`, `get_resolver_logger_adapter`: in place of those of the pool.
+
+        `code` is three digits as bytes. The returned `headers` are pairs of lower-case name and
+        value, bytes, in their order. The returned `body` is a `ResponseBody`, an async iterator of
+        bytes: read it to its end, close it, or drop it.
+
+        Raises an `HttpConnectionError` if not one byte was sent, as for bad arguments, an
+        `HttpDataError` otherwise, or `asyncio.CancelledError`.
+        """
 
 
 class Close(Protocol):
+    """The type of `close`."""
+
     def __call__(
-            self, get_logger_adapter: GetAdapter = ...,
-            get_resolver_logger_adapter: GetResolverAdapter = ...,
+            self, get_logger_adapter: GetLoggerAdapter = ...,
+            get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
     ) -> Coroutine[Any, Any, None]:
-        """See `Pool`."""
+        """Close the idle connections at once, and those in use when their responses end.
+
+        Later requests raise an `HttpConnectionError`. So does this in another loop or thread
+        than that of the pool, while the loop of the pool runs.
+        """
 
 
 def dns() -> Any:
-    """The resolver's module. It takes longer to import than this one, and addresses and
-    `get_connection` do without it: so it is imported at the first host name."""
+    """Return the module of the resolver.
+
+    It takes longer to import than this one, and is not needed for addresses and `get_connection`.
+    """
     import aiodnsresolver
     return aiodnsresolver
 
 
 def get_dns_resolver_default(
-        get_logger_adapter: GetAdapter,
+        get_logger_adapter: GetLoggerAdapter,
 ) -> tuple[Resolve, Callable[..., Awaitable[None]]]:
     resolver: tuple[Resolve, Callable[..., Awaitable[None]]] = \
         dns().Resolver(get_logger_adapter=get_logger_adapter)
@@ -475,13 +558,13 @@ def get_dns_resolver_default(
 
 
 def get_sock_default(family: int) -> socket.socket:
-    """A non-blocking TCP socket that sends at once, and notices a peer that is gone."""
+    """Return a non-blocking TCP socket that sends at once, and notices a peer that is gone."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     try:
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        # The seconds of silence before the first probe. macOS calls it TCP_KEEPALIVE.
+        # The seconds of silence before the first probe. macOS calls the option TCP_KEEPALIVE.
         idle_option = getattr(socket, 'TCP_KEEPIDLE', getattr(socket, 'TCP_KEEPALIVE', None))
         if idle_option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, idle_option, 60)
@@ -492,10 +575,10 @@ def get_sock_default(family: int) -> socket.socket:
 
 
 def get_ssl_context_default() -> ssl.SSLContext:
-    """Verifies certificates and names against the authorities that the system trusts."""
+    """Return a context that verifies certificates by the authorities that the system trusts."""
     context = ssl.create_default_context()
     context.hostname_checks_common_name = False
-    # Some systems' builds of Python leave it to a file of OpenSSL's, and that may leave it open.
+    # Some builds of Python leave this to OpenSSL's configuration, which may not limit it.
     context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
     context.set_alpn_protocols(['http/1.1'])
     return context
@@ -516,53 +599,37 @@ def Pool(
         max_connections_per_origin: int | None = None,
         pool_timeout: float | None = None,
         max_requests_per_connection: int | None = None,
-        get_logger_adapter: GetAdapter = get_logger_adapter_default,
-        get_resolver_logger_adapter: GetResolverAdapter = get_resolver_logger_adapter_default,
+        get_logger_adapter: GetLoggerAdapter = get_logger_adapter_default,
+        get_resolver_logger_adapter: GetResolverLoggerAdapter =
+        get_resolver_logger_adapter_default,
 ) -> tuple[Request, Close]:
-    """A pool of connections, as two coroutine functions, `request` and `close`.
+    """Return two coroutine functions, `request` and `close`, of a new pool of connections.
 
-    It may be made before an event loop runs: it binds to the loop of its first request.
+    `Request` and `Close` describe them. A pool may be made before an event loop runs, and binds to
+    the loop of its first request.
 
-    `request(method, url, params, headers, body, body_args, body_kwargs)` sends a request and
-    returns `(code, headers, body)` when the head of its response has arrived.
-
-    - `method`: bytes. `url`: str, `http` or `https`; its path and query are sent as given, but
-      what may not stand there is percent-encoded. `params`: added to the URL's query, as for
-      `urllib.parse.urlencode(params, doseq=True)`, but not pairs of bytes. `headers`: pairs of
-      name and value, bytes, sent as given, after `host` unless that is among them.
-    - `body`: called with `*body_args, **dict(body_kwargs)`, returns an async iterator of bytes.
-      Its length must be told by a `content-length`, or it must be encoded already as
-      `transfer-encoding: chunked` says. It is closed when it is not read to its end.
-    - Returned are the status code, three digits as bytes; the fields, pairs of lower-case name
-      and value, bytes, in their order; and a `ResponseBody`, an async iterator of bytes that is
-      to be read to its end, closed, or dropped.
-    - Raises an `HttpConnectionError` when not one byte was sent, bad arguments included, an
-      `HttpDataError` otherwise, and `asyncio.CancelledError`.
-
-    `close()` closes the idle connections at once, and those in use when their responses end. It
-    raises an `HttpConnectionError` in another loop or thread while that of the pool runs.
-
-    Options, all keywords; times are in seconds, sizes in bytes:
+    All options are keywords. Times are in seconds, sizes in bytes:
 
     - `get_dns_resolver(get_logger_adapter=…)` returns `(resolve, clear_cache)`, as
-      `aiodnsresolver.Resolver` does. Called at the first host name that is no IP address.
+      `aiodnsresolver.Resolver` does. It is called at the first host name that is no IP address.
     - `get_sock(family)` returns a non-blocking stream socket.
     - `get_connection(scheme, host, port)`, a coroutine function, returns a connected stream
       socket, in place of the lookup and of `get_sock`. TLS is added to it for https.
-    - `get_ssl_context()` returns an `ssl.SSLContext`. Called at the first https request.
+    - `get_ssl_context()` returns an `ssl.SSLContext`. It is called at the first https request.
     - `http_version`: `b'HTTP/1.1'` or `b'HTTP/1.0'`.
-    - `keep_alive_timeout`: how long a connection may idle before it is closed. A second less
-      than the server's own time-out, if it tells one. 0: no connection is used again.
-    - `recv_bufsize`: asked for by one read, so the size of a response body's longest chunk.
-    - `max_header_length`: of a response head, of a trailer section, of a chunk-size line.
-    - `socket_timeout`: for the lookup, connecting and the TLS handshake, together; for each
+    - `keep_alive_timeout`: how long a connection may idle before it is closed. If the server tells
+      its own time-out, a connection idles for a second less than that at most. 0: no connection
+      is used again.
+    - `recv_bufsize`: what one read asks for, and so the longest chunk of a response body.
+    - `max_header_length`: of a response head, of a trailer section, and of a chunk-size line.
+    - `socket_timeout`: for the lookup, connecting and the TLS handshake together; for each
       progress of sending; for the whole head of a response; for each read of its body.
-    - `max_connections`, `max_connections_per_origin`: idle, in use and being opened. Requests
-      beyond them wait for a connection, for at most `pool_timeout`: those of one origin the
-      first come first. Another origin's may overtake, but never more than 10 of them for each of
-      `max_connections`. None: no limit.
-    - `max_requests_per_connection`: after which it is closed. None: no limit.
-    - `get_logger_adapter(extra)` returns a logger adapter for one request, or for the pool;
+    - `max_connections`, `max_connections_per_origin`: those that are idle, in use, or being
+      opened. Requests beyond them wait for a connection, for at most `pool_timeout`. Those of one
+      origin are served in the order in which they came. Those of another origin may overtake, but
+      never more than 10 of them for each of `max_connections`. None: no limit.
+    - `max_requests_per_connection`: after so many a connection is closed. None: no limit.
+    - `get_logger_adapter(extra)` returns a logger adapter for one request, or for the pool.
       `get_resolver_logger_adapter(extra)` returns such a function for the resolver.
     """
     settings = Settings(
@@ -570,18 +637,10 @@ def Pool(
         max_requests_per_connection)
     books = Books(
         max_connections, max_connections_per_origin, pool_timeout, Heads(max_header_length))
-    urls = Urls()
     names = Names(get_dns_resolver, socket_timeout)
     connector = Connector(get_sock, get_connection, get_ssl_context, settings, names, books)
-    default_get_adapter, default_get_resolver_adapter = (
-        get_logger_adapter, get_resolver_logger_adapter)
+    urls = Urls()
     bound_loop: Loop | None = None
-
-    def bind(loop: Loop) -> None:
-        nonlocal bound_loop
-        check_loop(loop, bound_loop)
-        bound_loop = loop
-        BOUND.add(books)
 
     async def request(
             method: bytes, url: str,
@@ -589,29 +648,27 @@ def Pool(
             body: Callable[..., AsyncIterator[bytes]] = empty_async_iterator,
             body_args: Iterable[Any] = (),
             body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
-            get_logger_adapter: GetAdapter = default_get_adapter,
-            get_resolver_logger_adapter: GetResolverAdapter = default_get_resolver_adapter,
+            get_logger_adapter: GetLoggerAdapter = get_logger_adapter,
+            get_resolver_logger_adapter: GetResolverLoggerAdapter = get_resolver_logger_adapter,
     ) -> Response:
+        nonlocal bound_loop
         try:
             if books.why_closed:
                 raise RuntimeError(books.why_closed)
             loop = asyncio.get_running_loop()
             if loop is not bound_loop:
-                bind(loop)
+                check_loop(loop, bound_loop)
+                bound_loop = loop
+                BOUND.add(books)
             origin, head, declared = build_head(
                 urls, method, url, params, headers, http_version)
         except Exception as cause:
             raise refusal(method, url, cause) from cause
 
-        # Most often nobody listens, and then not even the adapter is made.
+        # Most often nobody listens. Then not even the adapter is made.
         logger = None
         if get_logger_adapter is not get_logger_adapter_default or LOGGER.isEnabledFor(INFO):
-            try:
-                logger = get_logger_adapter(logger_extra(method, url))
-            except Exception as cause:
-                raise HttpConnectionError(f'{shown_method(method)} {origin.name}, '
-                                          f'{LOGGING}: {reason(cause)}') from cause
-
+            logger = make_logger(get_logger_adapter, method, url, origin)
         connection = connector.take_idle(origin, loop.time())
         if connection is None:
             connection = await Acquisition(
@@ -624,8 +681,8 @@ def Pool(
         return response
 
     async def close(
-            get_logger_adapter: GetAdapter = default_get_adapter,
-            get_resolver_logger_adapter: GetResolverAdapter = default_get_resolver_adapter,
+            get_logger_adapter: GetLoggerAdapter = get_logger_adapter,
+            get_resolver_logger_adapter: GetResolverLoggerAdapter = get_resolver_logger_adapter,
     ) -> None:
         try:
             try:
@@ -640,11 +697,12 @@ def Pool(
         except Exception as cause:
             raise HttpConnectionError(f'closing the pool: {reason(cause)}') from cause
 
+    request.__doc__, close.__doc__ = Request.__call__.__doc__, Close.__call__.__doc__
     return request, close
 
 
 class Settings:
-    """The options that connections go by. Times are in seconds, sizes in bytes."""
+    """The options that connections follow. Times are in seconds, sizes in bytes."""
 
     __slots__ = ('persists_unasked', 'keep_alive_timeout', 'recv_bufsize', 'max_header_length',
                  'socket_timeout', 'max_requests')
@@ -655,33 +713,35 @@ class Settings:
         if http_version not in (b'HTTP/1.1', b'HTTP/1.0'):
             raise ValueError(
                 f"http_version must be b'HTTP/1.1' or b'HTTP/1.0', got {http_version!r}")
-        # RFC 9112 9.3: a server need not go on after a request of HTTP/1.0, whatever the version
-        # of its response, unless the response says so.
+        # RFC 9112 9.3: after a request of HTTP/1.0 a server may close the connection, whatever
+        # the version of its response, unless the response says that it persists.
         self.persists_unasked = http_version == b'HTTP/1.1'
-        self.keep_alive_timeout = checked_number('keep_alive_timeout', keep_alive_timeout, 0)
+        self.keep_alive_timeout = checked_seconds('keep_alive_timeout', keep_alive_timeout, 0)
         self.recv_bufsize = checked_count('recv_bufsize', recv_bufsize)
         self.max_header_length = checked_count('max_header_length', max_header_length)
-        self.socket_timeout = checked_number('socket_timeout', socket_timeout, 1e-9)
+        self.socket_timeout = checked_seconds('socket_timeout', socket_timeout, 1e-9)
         self.max_requests = checked_limit(
             'max_requests_per_connection', max_requests_per_connection)
 
+    def __repr__(self) -> str:
+        options = ' '.join(f'{name}={getattr(self, name)!r}' for name in self.__slots__)
+        return f'<Settings {options}>'
 
-def checked_number(name: str, value: float, minimum: float) -> float:
+
+def checked_seconds(name: str, value: float, minimum: float) -> float:
     if not isinstance(value, (int, float)) or not minimum <= value <= MAX_SECONDS:
         raise ValueError(f'{name} must be a number of seconds, got {value!r}')
     return value
 
 
-def checked_count(name: str, value: int) -> int:
-    if not isinstance(value, int) or value < 1:
-        raise ValueError(f'{name} must be a number of bytes, 1 or more, got {value!r}')
-    return value
-
-
 def checked_limit(name: str, value: int | None) -> float:
-    if value is not None and (not isinstance(value, int) or value < 1):
-        raise ValueError(f'{name} must be a number, 1 or more, or None, got {value!r}')
-    return inf if value is None else value
+    return inf if value is None else checked_count(name, value, 'a number, 1 or more, or None')
+
+
+def checked_count(name: str, value: int, what: str = 'a number of bytes, 1 or more') -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f'{name} must be {what}, got {value!r}')
+    return value
 
 
 def check_loop(loop: Loop, bound_loop: Loop | None) -> None:
@@ -694,7 +754,7 @@ def check_loop(loop: Loop, bound_loop: Loop | None) -> None:
 
 
 def check_closable(bound_loop: Loop | None) -> None:
-    """Connections of a loop that no longer runs can be closed from any other."""
+    """Connections of a loop that no longer runs can be closed from any other loop."""
     try:
         if bound_loop is not None and bound_loop.is_running() and \
                 asyncio.get_running_loop() is not bound_loop:
@@ -704,12 +764,21 @@ def check_closable(bound_loop: Loop | None) -> None:
         raise HttpConnectionError(f'closing the pool, refused: {cause}') from cause
 
 
+def make_logger(get_logger_adapter: GetLoggerAdapter, method: bytes, url: str,
+                origin: Origin) -> Adapter:
+    try:
+        return get_logger_adapter(logger_extra(method, url))
+    except Exception as cause:
+        raise HttpConnectionError(
+            f'{shown_method(method)} {origin.name}, {LOGGING}: {reason(cause)}') from cause
+
+
 def logger_extra(method: bytes, url: str) -> dict[str, Any]:
     return {'lowhaio_method': method.decode(), 'lowhaio_url': url}
 
 
 def refusal(method: bytes, url: str, cause: Exception) -> HttpConnectionError:
-    """Why nothing was sent. The URL may hold secrets, so only its origin is shown."""
+    """Tell why nothing was sent. Of the URL only the origin is shown, as it may hold secrets."""
     try:
         where = f' {Urls()[url][0].name}'
     except (TypeError, ValueError):
@@ -726,7 +795,7 @@ def shown_method(method: bytes) -> str:
 
 
 def shown(data: bytes) -> str:
-    """What came, as it is shown in errors: cut short."""
+    """Format bytes for an error, cut short."""
     return repr(bytes(data[:MAX_SHOWN])) + ('...' if len(data) > MAX_SHOWN else '')
 
 
@@ -926,7 +995,7 @@ class Names:
         return peers if peers is not None and now < peers.expires_at else None
 
     async def lookup(self, loop: Loop, host: str,
-                     get_resolver_adapter: Callable[[], GetAdapter],
+                     get_resolver_adapter: Callable[[], GetLoggerAdapter],
                      deadline: float, is_ipv6_wanted: bool) -> Peers:
         """The addresses of its A records, and of its AAAA records if wanted or without A."""
         answers: list[list[Address]] = []
@@ -957,12 +1026,12 @@ class Names:
         return peers
 
     def ask(self, loop: Loop, host: str, record_type: int,
-            get_resolver_adapter: Callable[[], GetAdapter]) -> Resolving:
+            get_resolver_adapter: Callable[[], GetLoggerAdapter]) -> Resolving:
         return Resolving(loop, self.answer(loop, host, record_type, get_resolver_adapter),
                          self.socket_timeout)
 
     async def answer(self, loop: Loop, host: str, record_type: int,
-                     get_resolver_adapter: Callable[[], GetAdapter]) -> list[Address]:
+                     get_resolver_adapter: Callable[[], GetLoggerAdapter]) -> list[Address]:
         """What the resolver returns or raises, for all who ask for the same at the same time."""
         key = host, record_type
         answer: list[Address] | Exception | None = None
@@ -995,7 +1064,7 @@ class Names:
                 if not waiter.done():
                     give_to(waiter, answer)
 
-    async def clear(self, get_resolver_adapter: GetResolverAdapter) -> None:
+    async def clear(self, get_resolver_adapter: GetResolverLoggerAdapter) -> None:
         self.known.clear()
         if self.resolver is not None:
             await self.resolver[1](get_logger_adapter=get_resolver_adapter({}))
@@ -1353,7 +1422,7 @@ class Books:
         self.max_per_origin = checked_limit(
             'max_connections_per_origin', max_connections_per_origin)
         self.pool_timeout = inf if pool_timeout is None else \
-            checked_number('pool_timeout', pool_timeout, 0)
+            checked_seconds('pool_timeout', pool_timeout, 0)
         self.by_origin: dict[str, OriginBooks] = {}
         # All of them, in use too: a body in a cycle of garbage must find its own alive.
         self.opened: set[Connection] = set()
@@ -1590,8 +1659,6 @@ def pass_on_unused(given: object) -> None:
 # Owns what it opens, and the place of it, until the connection is usable: all within one
 # deadline, from the lookup to the end of the TLS handshake.
 
-GetConnection = Callable[[str, str, int], Awaitable[socket.socket]]
-
 
 class Connector:
     """What the connections of a pool are made with."""
@@ -1629,7 +1696,8 @@ class Acquisition:
                  'deadline')
 
     def __init__(self, connector: Connector, loop: Loop, method: bytes, origin: Origin,
-                 logger: Adapter | None, get_resolver_adapter: Callable[[], GetAdapter]) -> None:
+                 logger: Adapter | None,
+                 get_resolver_adapter: Callable[[], GetLoggerAdapter]) -> None:
         self.connector = connector
         self.loop = loop
         self.method = method
@@ -1993,8 +2061,6 @@ def shown_address(host: str, port: int) -> str:
 #
 # What the caller gave is refused with a ValueError or TypeError that names the argument, or
 # goes out as it is. Pure; never prints a path, a query or the value of a field.
-
-Params = Mapping[str, Any] | Sequence[tuple[str, Any]]
 
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
 FIELD_VALUE = re.compile(rb'[^\x00-\x08\x0a-\x1f\x7f]*')  # RFC 9110 5.5, RFC 9112 2.2

@@ -14,10 +14,12 @@ def with_absolute_links(text):
 
 
 README = Path(__file__).with_name('README.md').read_text(encoding='utf-8')
+# The module is not imported, because what it needs is not installed yet.
+MODULE = Path(__file__).with_name('lowhaio.py').read_text(encoding='utf-8')
 
 setup(
     name='lowhaio',
-    version='0.1.0',
+    version=re.search(r"^__version__ = '(.+)'$", MODULE, re.MULTILINE)[1],
     description='A lightweight, streaming-first asyncio HTTP/1.1 client that creates no tasks',
     long_description=with_absolute_links(README),
     long_description_content_type='text/markdown',

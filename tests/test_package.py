@@ -1,11 +1,15 @@
-"""The quickstart, and what importing the package imports."""
+"""The quickstart, what importing the package imports, and what it says of itself."""
 
+import inspect
 import os
+import pydoc
 import re
 import socket
 import subprocess
 import sys
 
+import lowhaio
+from lowhaio import Pool
 from tests.harness import ROOT
 
 
@@ -55,3 +59,26 @@ def test_importing_imports_nothing_big():
     # The resolver is imported at the first host name.
     assert 'lowhaio' in imported
     assert not imported & {'aiodnsresolver', 'urllib.parse', 'http.client', 'email'}
+
+
+def test_all_that_is_public_has_a_documentation_and_can_be_imported():
+    source = (ROOT / 'lowhaio.py').read_text()
+    for name in lowhaio.__all__:
+        documented = inspect.getdoc(getattr(lowhaio, name))
+        assert documented or re.search(rf'^{name} = .+\n"""', source, re.MULTILINE), name
+
+
+def test_the_version_is_that_of_the_distribution():
+    ended = subprocess.run(
+        [sys.executable, 'setup.py', '--version'], capture_output=True, cwd=ROOT, check=True)
+    assert ended.stdout.decode().split()[-1] == lowhaio.__version__
+
+
+def test_help_shows_the_arguments_of_what_a_pool_returns_and_what_they_do():
+    for function, kind, words in zip(
+            Pool(), (lowhaio.Request, lowhaio.Close), ('body_kwargs', 'idle'), strict=True):
+        text = pydoc.render_doc(function, renderer=pydoc.plaintext)
+        assert inspect.getdoc(kind.__call__).splitlines()[0] in text
+        assert words in text
+        assert list(inspect.signature(function).parameters) == list(
+            inspect.signature(kind.__call__).parameters)[1:]
