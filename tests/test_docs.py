@@ -573,6 +573,12 @@ ROWS = {
         ['65536', '100000', "b'200' 100012"], [('PUT', '/numbers.bin', bytes(100_000))],
         lambda site, logged: site.asked[0].fields['expect'] == '100-continue'),
     'recipes/web-application': Row([HELLO], [get('/')]),
+    **{f'coming-from/{client}': Row(
+        ['200 <p>Hello</p>', '7'],
+        [get('/search?name=Zo%C3%AB'), ('POST', '/documents', b'{"title": "Zo\\u00eb"}'), get('/')],
+        lambda site, logged: pathlib.Path('page.html').read_text() == '<p>Hello</p>'
+        and {asked.fields['user-agent'] for asked in site.asked} == {'example/1.0'})
+        for client in ('aiohttp', 'httpx', 'requests')},
     'scope': Row([HELLO], [get('/')]),
     'differences': Row(
         [HELLO], [get('/my%20key')],
