@@ -5,6 +5,10 @@
     request, close = Pool()
     request = redirectable(request)
     code, headers, body = await request(b'GET', 'https://example.com/')
+
+This layer decides which request follows a redirect, which of its header fields another origin
+may see, and when a redirect is refused. It holds nothing between two requests: what it knows of
+the redirects of one request is in the tuple that `hops` returns.
 """
 
 from __future__ import annotations
@@ -19,6 +23,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar, cast
 
 from lowhaio import (
+    Fields,
     HttpConnectionError,
     HttpDataError,
     HttpError,
@@ -28,76 +33,98 @@ from lowhaio import (
     repeatable,
 )
 
-# Bytes of a redirect's own body that are read, so that its connection can be used again. Each
-# read counts as a kibibyte more: the smallest takes its time, too.
+__all__ = [
+    'DEFAULT_REDIRECTS',
+    'DEFAULT_SCHEMES',
+    'HARMLESS',
+    'Hop',
+    'HttpRedirectError',
+    'HttpTooManyRedirects',
+    'get',
+    'hops',
+    'redirectable',
+    'strip_if_other_origin',
+    'unchanged',
+]
+
+# How many bytes of a redirect's own body are read so that its connection can be used again. Each
+# chunk counts as 1 KiB more than it holds, because even the smallest read takes time.
 MAX_DRAINED = 64 * 1024
 
-# Seconds for that. A new connection costs less than to wait any longer.
+# How many seconds that may take. To wait any longer would cost more than a new connection.
 DRAIN_TIMEOUT = 1
 
-# How much of an origin that a server gave is shown in an error.
+# How many characters of an origin that a server gave are shown in an error or a log message.
 MAX_SHOWN = 100
 
-Fields = tuple[tuple[bytes, bytes], ...]
 Response = tuple[bytes, Fields, Any]
-# A layer returns the type that it is given: the same arguments, the same body.
+# A layer returns a function of the type that it was given: same arguments, same response.
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 AnyError = TypeVar('AnyError', bound=HttpError)
-Transformed = tuple[bytes, Any, Any, Any, Fields]
-Transform = Callable[[bytes, Any, Any, Any, Fields], Transformed]
+# What a transform may change of a request: method, body, body_args, body_kwargs and headers.
+Parts = tuple[bytes, Any, Any, Any, Fields]
+Transform = Callable[[bytes, Any, Any, Any, Fields], Parts]
 TransformHeaders = Callable[[Fields, str, str], Iterable[tuple[bytes, bytes]]]
 
 
 class Hop(NamedTuple):
-    """A redirect."""
+    """One redirect."""
 
     code: bytes
-    """Three digits, as of a response."""
+    """The status code of the redirect: three ASCII digits, such as `b'302'`."""
 
     url: str
-    """Where it led to: an absolute URL, with the fragment. The URL of the last hop is that of the
-    response. The `params` of a request are not in it, if a redirect led to the very same URL."""
+    """The absolute URL that the redirect led to, with its fragment.
+
+    The URL of the last hop is the URL of the response. If a redirect led to the very URL that it
+    came from, the `params` of the request were sent again, but they are not part of this URL."""
 
 
 class HttpRedirectError(HttpDataError):
-    """A redirect was answered, but could not be followed.
+    """A redirect was received, but could not be followed.
 
-    The first request has been sent and answered, so this is never an `HttpConnectionError`,
-    even if nothing could be sent to where the redirect leads.
+    The first request has been sent and answered by then. So this is never an
+    `HttpConnectionError`, even if nothing could be sent to where the redirect leads.
     """
 
     response_started = True
 
     hops: tuple[Hop, ...] = ()
-    """The redirects, as `hops` returns them. The last one was not followed, or led to the failure.
+    """The redirects, as `hops` returns them. The last one was not followed, or it led to the
+    failure.
 
-    Unlike the message, they show whole URLs."""
+    They hold whole URLs, unlike the message, which shows origins only."""
 
     is_lasting = True
-    """lowhaio-retry does not try again, unless a cause could be another one the next time."""
+    """Tells lowhaio-retry that the same request would fail in the same way. It is False when the
+    cause is a failure to connect, which may succeed the next time."""
 
 
 class HttpTooManyRedirects(HttpRedirectError):
-    """More than `max_redirects` in a row."""
+    """A request met more than `max_redirects` redirects in a row."""
 
 
 def hops(of: object) -> tuple[Hop, ...]:
-    """The redirects behind a response body, or behind an `HttpError` of a request, in their order.
+    """The redirects that led to a response body, or to an `HttpError` of a request, in order.
 
-    An empty tuple if there were none.
+    It is an empty tuple if there were none.
     """
     found: tuple[Hop, ...] = getattr(of, 'hops', ())
     return found
 
 
 class RedirectedBody:
-    """The body of a response that was redirected to. All but `hops` is as in that body."""
+    """The body of a response that was redirected to: that body, with `hops` added."""
 
     __slots__ = ('_body', 'hops')
 
     def __init__(self, body: Any, hops: tuple[Hop, ...]) -> None:
         self._body = body
         self.hops = hops
+
+    def __repr__(self) -> str:
+        # The URLs may hold what is secret, so they are only counted.
+        return f'<RedirectedBody hops={len(self.hops)} of {self._body!r}>'
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         iterator: AsyncIterator[bytes] = aiter(self._body)
@@ -117,13 +144,14 @@ class RedirectedBody:
 
 # ------------------------------------------------------------ what becomes of the request
 
-# About the content of a request, so without meaning once that is dropped (RFC 9110 15.4).
+# Fields that describe the content of a request. They mean nothing once the content is dropped
+# (RFC 9110 15.4).
 OF_CONTENT = frozenset((
     b'content-digest', b'content-disposition', b'content-encoding', b'content-language',
     b'content-length', b'content-location', b'content-md5', b'content-range', b'content-type',
     b'digest', b'expect', b'last-modified', b'repr-digest', b'trailer', b'transfer-encoding'))
 
-# What else another origin may know: it tells what is asked for, and not who asks.
+# All fields that another origin may see. They tell what is asked for, and not who asks.
 HARMLESS: frozenset[bytes] = OF_CONTENT | frozenset((
     b'accept', b'accept-charset', b'accept-encoding', b'accept-language', b'cache-control',
     b'connection', b'if-match', b'if-modified-since', b'if-none-match', b'if-range',
@@ -131,14 +159,16 @@ HARMLESS: frozenset[bytes] = OF_CONTENT | frozenset((
 
 
 def unchanged(method: bytes, body: Any, body_args: Any, body_kwargs: Any,
-              headers: Fields) -> Transformed:
-    """The same request."""
+              headers: Fields) -> Parts:
+    """A transform for `redirects`: the next request is the same as this one."""
     return method, body, body_args, body_kwargs, headers
 
 
-def get(method: bytes, body: Any, body_args: Any, body_kwargs: Any,
-        headers: Fields) -> Transformed:
-    """A GET, without body and the fields about it."""
+def get(method: bytes, body: Any, body_args: Any, body_kwargs: Any, headers: Fields) -> Parts:
+    """A transform for `redirects`: the next request is a GET.
+
+    It has no body, and none of the fields that describe one.
+    """
     return b'GET', empty_async_iterator, (), (), tuple(
         field for field in headers if field[0].lower() not in OF_CONTENT)
 
@@ -146,7 +176,10 @@ def get(method: bytes, body: Any, body_args: Any, body_kwargs: Any,
 def strip_if_other_origin(
         headers: Fields, request_origin: str, redirect_origin: str,
         kept: Container[bytes] = HARMLESS) -> Fields:
-    """To another origin only harmless fields are passed on, or those of the lower-case names."""
+    """The default of `transform_headers`: another origin gets only the fields named in `kept`.
+
+    `kept` has names in lower case. Within one origin all fields are passed on.
+    """
     if request_origin == redirect_origin:
         return headers
     return tuple(field for field in headers if field[0].lower() in kept)
@@ -159,13 +192,15 @@ DEFAULT_REDIRECTS: tuple[tuple[bytes, Callable[[bytes], Transform]], ...] = (
     (b'307', lambda method: unchanged),
     (b'308', lambda method: unchanged),
 )
+"""The default of `redirects`: the codes that are followed, and what each makes of a method."""
 
 DEFAULT_SCHEMES = (('http', 'http'), ('http', 'https'), ('https', 'https'))
+"""The default of `schemes`: a redirect from https to http is refused."""
 
 
 # -------------------------------------------------------------------------------- the layer
 
-# A child of the logger of lowhaio, so that what is set there, such as a level, is good for both.
+# A child of the logger of lowhaio, so that a level that is set there holds for both.
 LOGGER = logging.getLogger('lowhaio.redirect')
 
 
@@ -183,32 +218,28 @@ def redirectable(
 ) -> AnyRequest:
     """A `request` that follows redirects. `hops(body)` tells which ones led to a response.
 
-    - `redirects`: pairs of a code and a function, which is called with the method and returns a
-      transform: called with `(method, body, body_args, body_kwargs, headers)`, that returns
-      those of the next request, as `unchanged` and `get` do. Other codes are returned.
-    - `max_redirects`: one more raises `HttpTooManyRedirects`. If it is 0, redirects are returned.
+    - `redirects`: pairs of a status code, as bytes, and a function that is called with the method
+      and returns a transform. A transform is called with `(method, body, body_args, body_kwargs,
+      headers)`, and returns these five for the next request, as `unchanged` and `get` do.
+      Responses with other codes are returned as they are.
+    - `max_redirects`: how many redirects in a row are followed. The next one raises
+      `HttpTooManyRedirects`. With 0, redirects are returned like any other response.
     - `transform_headers(headers, request_origin, redirect_origin)` returns the headers of the
-      next request. Origins are `'scheme://host:port'`.
-    - `schemes`: pairs of the scheme of a request and that of a redirect that is followed. Any
-      other raises `HttpRedirectError`.
-    - `keep`: names of fields that other origins get, too, whatever they hold.
+      next request. Origins are strings, `'scheme://host:port'`, and always have the port.
+    - `schemes`: pairs of the scheme of a request and the scheme of a redirect that is followed
+      from it. Any other pair raises `HttpRedirectError`.
+    - `keep`: names of fields, as bytes, that other origins get as well, whatever they hold.
 
-    The names of the fields that are left out at a redirect are logged at INFO.
+    The names of the fields that a redirect leaves out are logged at INFO. Arguments that make no
+    sense raise TypeError or ValueError at once. All errors of a request after its first redirect
+    are `HttpDataError`s, most of them `HttpRedirectError`s. See RFC 9110 15.4.
     """
-    transforms = dict(redirects)
-    followed_schemes = frozenset((old, new) for old, new in schemes)
-    for function in (request, transform_headers, *transforms.values()):
-        if not callable(function):
-            raise TypeError(f'redirectable needs functions, got {function!r}')
-    for code in transforms:
-        if not isinstance(code, bytes) or not re.fullmatch(rb'[0-9]{3}', code):
-            raise ValueError(f'redirects must be for codes of three digits, got {code!r}')
-    if not isinstance(max_redirects, int) or max_redirects < 0:
-        raise ValueError(f'max_redirects must be a number, 0 or more, got {max_redirects!r}')
-    next_headers = keeping(keep, transform_headers)
-    if not max_redirects:
-        transforms = {}
+    if not callable(request):
+        raise TypeError(f'redirectable needs functions, got {request!r}')
+    return following(request, Rules(redirects, max_redirects, transform_headers, schemes, keep))
 
+
+def following(request: AnyRequest, rules: Rules) -> AnyRequest:
     async def redirectable_request(
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
@@ -227,44 +258,85 @@ def redirectable(
                     raise_as_answered(error, followed)
                 raise
             code, response_headers, response_body = response
-            location = location_of(response_headers) if code in transforms else None
+            location = rules.location(code, response_headers)
             if location is None:
                 return response if not followed else (
                     code, response_headers, RedirectedBody(response_body, followed))
             await drain(response_body)
 
             followed += (Hop(code, led_to(followed[-1].url if followed else url, location)),)
-            last_method, last_url, url = method, url, followed[-1].url.partition('#')[0]
-            # Without path and query, it is the very URL that was asked for: RFC 3986 4.4.
+            # A location without path and query stands for the URL of the request, which the params
+            # are part of (RFC 3986 4.4).
             if location.partition('#')[0]:
                 params = ()
-            last_origin, origin = origin_of(last_url), origin_of(url)
-            what = f'{method.decode()} {last_origin}: the redirect to {origin[:MAX_SHOWN]!r} '
-            if len(followed) > max_redirects:
-                raise told(HttpTooManyRedirects(
-                    f'{what}passes max_redirects, {max_redirects}'), followed)
-            if (scheme_of(last_origin), scheme_of(origin)) not in followed_schemes:
-                raise told(HttpRedirectError(f'{what}is refused, for its scheme'), followed)
-            if has_userinfo(url):
-                raise told(HttpRedirectError(
-                    f'{what}is refused, for the userinfo (user:password@) before its host'),
-                    followed)
-            try:
-                method, body, body_args, body_kwargs, headers = transforms[code](method)(
-                    method, body, body_args, body_kwargs, headers)
-                all_headers = tuple(headers)
-                headers = tuple(next_headers(all_headers, last_origin, origin))
-                log_left_out(kwargs, last_method, last_url, origin, all_headers, headers)
-            except Exception as cause:
-                # Its text may have what is secret.
-                raise told(HttpRedirectError(
-                    f'{what}could not be made a request: {type(cause).__name__}'),
-                    followed) from cause
+            method, body, body_args, body_kwargs, headers = rules.next_parts(
+                followed, url, (method, body, body_args, body_kwargs, headers), kwargs)
+            url = followed[-1].url.partition('#')[0]
 
     return cast(AnyRequest, redirectable_request)
 
 
+class Rules:
+    """The checked arguments of `redirectable`, and what they make of one redirect."""
+
+    __slots__ = ('transforms', 'max_redirects', 'transform_headers', 'schemes')
+
+    def __init__(self, redirects: Iterable[tuple[bytes, Callable[[bytes], Transform]]],
+                 max_redirects: int, transform_headers: TransformHeaders,
+                 schemes: Iterable[tuple[str, str]], keep: Iterable[bytes]) -> None:
+        self.transforms = dict(redirects)
+        self.max_redirects = max_redirects
+        self.schemes = frozenset((old, new) for old, new in schemes)
+        for function in (transform_headers, *self.transforms.values()):
+            if not callable(function):
+                raise TypeError(f'redirectable needs functions, got {function!r}')
+        for code in self.transforms:
+            if not isinstance(code, bytes) or not re.fullmatch(rb'[0-9]{3}', code):
+                raise ValueError(f'redirects must be for codes of three digits, got {code!r}')
+        if not isinstance(max_redirects, int) or max_redirects < 0:
+            raise ValueError(f'max_redirects must be a number, 0 or more, got {max_redirects!r}')
+        self.transform_headers = keeping(keep, transform_headers)
+
+    def location(self, code: bytes, headers: Fields) -> str | None:
+        """Where a response redirects to, or None if it is to be returned."""
+        if code not in self.transforms or not self.max_redirects:
+            return None
+        # Some servers and proxies send the same location twice. Different ones are ambiguous.
+        locations = {value for name, value in headers if name == b'location'}
+        return decoded(locations.pop()) if len(locations) == 1 else None
+
+    def next_parts(self, followed: tuple[Hop, ...], last_url: str, parts: Parts,
+                   kwargs: dict[str, Any]) -> Parts:
+        """The parts of the request that the last of these redirects leads to.
+
+        Raises `HttpRedirectError` if that redirect must not, or can not, be followed.
+        """
+        code, url = followed[-1]
+        last_origin, origin = origin_of(last_url), origin_of(url)
+        what = f'{parts[0].decode()} {last_origin}: the redirect to {origin[:MAX_SHOWN]!r} '
+        if len(followed) > self.max_redirects:
+            raise with_hops(HttpTooManyRedirects(
+                f'{what}passes max_redirects, {self.max_redirects}'), followed)
+        if (scheme_of(last_origin), scheme_of(origin)) not in self.schemes:
+            raise with_hops(HttpRedirectError(f'{what}is refused, for its scheme'), followed)
+        if has_userinfo(url):
+            raise with_hops(HttpRedirectError(
+                f'{what}is refused, for the userinfo (user:password@) before its host'), followed)
+        try:
+            method, body, body_args, body_kwargs, headers = self.transforms[code](parts[0])(*parts)
+            headers = tuple(headers)
+            sent = tuple(self.transform_headers(headers, last_origin, origin))
+            log_left_out(kwargs, parts[0], last_url, origin, headers, sent)
+        except Exception as cause:
+            # The message has only the class of the cause, because its text may hold a secret.
+            raise with_hops(HttpRedirectError(
+                f'{what}could not be made a request: {type(cause).__name__}'),
+                followed) from cause
+        return method, body, body_args, body_kwargs, sent
+
+
 def keeping(keep: Iterable[bytes], transform_headers: TransformHeaders) -> TransformHeaders:
+    """The `transform_headers` that passes the fields named in `keep` to other origins as well."""
     names = tuple(keep)
     for name in names:
         if not isinstance(name, bytes):
@@ -277,21 +349,61 @@ def keeping(keep: Iterable[bytes], transform_headers: TransformHeaders) -> Trans
                    kept=HARMLESS | frozenset(name.lower() for name in names))
 
 
+def raise_as_answered(error: HttpError, followed: tuple[Hop, ...]) -> None:
+    """Make the error of a later request say that the first one was answered.
+
+    A layer that retries must know that the first request has reached its server. So an
+    `HttpConnectionError` becomes an `HttpRedirectError`, which is raised here.
+    """
+    error.response_started = True
+    if isinstance(error, HttpConnectionError):
+        answered = HttpRedirectError(f'after {len(followed)} redirects: {error}')
+        answered.reused = error.reused
+        answered.is_lasting = False
+        raise with_hops(answered, followed) from error
+    with_hops(error, followed)
+
+
+def with_hops(error: AnyError, followed: tuple[Hop, ...]) -> AnyError:
+    """The same error, for which `hops` returns these redirects from now on."""
+    vars(error)['hops'] = followed
+    return error
+
+
+def log_left_out(kwargs: dict[str, Any], method: bytes, url: str, origin: str,
+                 before: Fields, after: Fields) -> None:
+    """Log the names, and never the values, of the fields that the next request does not have.
+
+    `url` is that of the request that was redirected.
+    """
+    names = {name.lower() for name, _ in after}
+    left_out = dict.fromkeys(name.lower() for name, _ in before if name.lower() not in names)
+    if left_out:
+        get_logger_adapter = kwargs.get('get_logger_adapter', get_logger_adapter_default)
+        logger = get_logger_adapter({'lowhaio_method': method.decode(), 'lowhaio_url': url})
+        logger.info('Redirected to %r, without the fields %s', origin[:MAX_SHOWN],
+                    b', '.join(left_out).decode('latin-1'))
+
+
+# Each layer that makes a second request has its own copy of these two functions. A module that
+# they share would be one more thing to install, and lowhaio itself has no use for them.
+
 def reiterable(values: Any) -> Any:
-    """What can be iterated over only once would be missing in the second request."""
-    # Nearly always. To look at the class alone costs least.
+    """The same values, as a tuple if they could be iterated over only once.
+
+    Otherwise the second request would be sent without them.
+    """
+    # Nearly all values are tuples, and looking at the class alone is the cheapest check.
     if type(values) is tuple:
         return values
     return tuple(values) if isinstance(values, Iterator) else values
 
 
-def location_of(headers: Fields) -> str | None:
-    """If there is exactly one. Some servers and proxies say the same twice."""
-    locations = {value for name, value in headers if name == b'location'}
-    return decoded(locations.pop()) if len(locations) == 1 else None
-
-
 async def drain(body: Any) -> None:
+    """Read the rest of a response body, so that its connection can be used again, and close it.
+
+    If the body is too long, too slow or cut off, its connection is closed instead.
+    """
     left = MAX_DRAINED
     try:
         with contextlib.suppress(HttpError, TimeoutError):
@@ -304,41 +416,12 @@ async def drain(body: Any) -> None:
         await body.aclose()
 
 
-def raise_as_answered(error: HttpError, followed: tuple[Hop, ...]) -> None:
-    """Whoever retries must know that the first request has reached its server."""
-    error.response_started = True
-    if isinstance(error, HttpConnectionError):
-        answered = HttpRedirectError(f'after {len(followed)} redirects: {error}')
-        answered.reused = error.reused
-        answered.is_lasting = False
-        raise told(answered, followed) from error
-    told(error, followed)
-
-
-def told(error: AnyError, followed: tuple[Hop, ...]) -> AnyError:
-    """The error, with what `hops` is to return of it."""
-    vars(error)['hops'] = followed
-    return error
-
-
-def log_left_out(kwargs: dict[str, Any], method: bytes, url: str, origin: str,
-                 before: Fields, after: Fields) -> None:
-    """The names only. The URL is that of a request, and not yet one that only a server gave."""
-    names = {name.lower() for name, _ in after}
-    left_out = dict.fromkeys(name.lower() for name, _ in before if name.lower() not in names)
-    if left_out:
-        get_logger_adapter = kwargs.get('get_logger_adapter', get_logger_adapter_default)
-        logger = get_logger_adapter({'lowhaio_method': method.decode(), 'lowhaio_url': url})
-        logger.info('Redirected to %r, without the fields %s', origin[:MAX_SHOWN],
-                    b', '.join(left_out).decode('latin-1'))
-
-
 # ------------------------------------------------------------------------------------- URLs
 #
-# RFC 3986, and not urllib.parse, which drops what it should not: control characters, and the
-# "?" of an empty query.
+# References are resolved as RFC 3986 says. urllib.parse is not used, because it drops control
+# characters and the "?" of an empty query. Numbers of sections below are those of RFC 3986.
 
-# Appendix B, without the fragment, which is never sent.
+# The pattern of appendix B, without the fragment, which is never sent.
 REFERENCE = re.compile(r'(?:([A-Za-z][A-Za-z0-9+.\-]*):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?')
 USERINFO = re.compile(r'[^/?#]*//[^/?#]*@')
 HOST_AND_PORT = re.compile(r'(?:.*@)?(.*?)(?::([0-9]*))?', re.DOTALL)
@@ -346,7 +429,7 @@ DEFAULT_PORTS = {'http': '80', 'https': '443'}
 
 
 def decoded(location: bytes) -> str:
-    """Bytes that are not UTF-8 are percent-encoded as they are."""
+    """The location as text. If it is not UTF-8, each byte above 127 is percent-encoded."""
     try:
         return location.decode()
     except UnicodeDecodeError:
@@ -354,6 +437,7 @@ def decoded(location: bytes) -> str:
 
 
 def split(url: str) -> tuple[str | None, str | None, str, str | None]:
+    """Scheme, authority, path, and query with its "?". What is missing is None."""
     match = REFERENCE.match(url)
     assert match is not None  # anything matches
     scheme, authority, path, query = match.groups()
@@ -361,7 +445,10 @@ def split(url: str) -> tuple[str | None, str | None, str, str | None]:
 
 
 def led_to(url: str, location: str) -> str:
-    """With the fragment of the URL, if the location has none: RFC 9110 10.2.2."""
+    """The URL that a `location` in a response to this URL stands for.
+
+    If the location has no fragment, it inherits the one of the URL (RFC 9110 10.2.2).
+    """
     base, *fragment = url.partition('#')
     reference, *new_fragment = location.partition('#')
     target = resolved(base, reference) if reference else base
@@ -369,7 +456,7 @@ def led_to(url: str, location: str) -> str:
 
 
 def resolved(base: str, reference: str) -> str:
-    """5.2.2, for a base with an authority and a reference that is not empty."""
+    """Resolve a reference that is not empty against a base that has an authority (5.2.2)."""
     scheme, authority, path, query = split(reference)
     if scheme is None:
         scheme, base_authority, base_path, _ = split(base)
@@ -385,7 +472,7 @@ def resolved(base: str, reference: str) -> str:
 
 
 def without_dot_segments(path: str) -> str:
-    """5.2.4, for a path that starts with a slash."""
+    """Remove the segments "." and ".." of a path that starts with a slash (5.2.4)."""
     kept: list[str] = []
     _, *segments = path.split('/')
     for segment in segments:
@@ -399,7 +486,10 @@ def without_dot_segments(path: str) -> str:
 
 
 def origin_of(url: str) -> str:
-    """'scheme://host:port'. Two forms of an ASCII host that differ here count as two origins."""
+    """The origin of a URL, as 'scheme://host:port'.
+
+    ASCII hosts are only put into lower case, so two spellings of one IP address are two origins.
+    """
     scheme, authority, _, _ = split(url)
     scheme = (scheme or '').lower()
     match = HOST_AND_PORT.fullmatch(authority or '')
@@ -407,8 +497,8 @@ def origin_of(url: str) -> str:
     host, port = match.groups()
     port = (port or '').lstrip('0') or DEFAULT_PORTS.get(scheme, '')
     if not host.isascii():
-        # To compare such names in lower case is not enough: it takes some for others. What lowhaio
-        # refuses is shown as it came.
+        # Lower case alone would not do: it makes one name of some that have different owners. A
+        # name that lowhaio refuses is left as it came, and shown in an error.
         with contextlib.suppress(ValueError):
             host = canonical_host(host)
     return f'{scheme}://{host.lower().removesuffix(".")}:{port}'

@@ -207,6 +207,16 @@ async def test_the_redirects_are_told(url, locations, expected):
 
 
 @on_loops
+async def test_the_repr_of_a_body_counts_its_redirects_and_shows_no_url():
+    async with redirected(redirect(b'/?token=hidden'), OK) as (request, _):
+        _, _, body = await request(b'GET', 'http://a.example/?token=hidden')
+        shown = repr(body)
+        await buffered(body)
+    assert shown.startswith('<RedirectedBody hops=1 of <')
+    assert 'hidden' not in shown
+
+
+@on_loops
 async def test_the_redirects_are_told_through_other_bodies():
     content = gzip.compress(b'ok')
     raw = response(200, content, b'content-encoding: gzip')
