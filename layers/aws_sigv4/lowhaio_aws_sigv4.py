@@ -9,6 +9,11 @@
     signed_request = signed(request, credentials, 's3', 'eu-west-2')
     url = object_url('https://my-bucket.s3.eu-west-2.amazonaws.com', 'my key')
     code, headers, body = await signed_request(b'GET', url)
+
+This layer owns the form of a signed request: the one spelling of its path and query, its host, its
+content-length, and the fields of the signature. A body that has to be hashed before it is sent is
+held in memory or in a temporary file until the response comes. The credentials stay with the
+caller, who is asked for them at each request.
 """
 
 from __future__ import annotations
@@ -27,6 +32,7 @@ from typing import IO, Any, TypeVar, cast
 from urllib.parse import quote, unquote_to_bytes
 
 from lowhaio import (
+    Fields,
     HttpConnectionError,
     canonical_host,
     empty_async_iterator,
@@ -35,19 +41,24 @@ from lowhaio import (
     streamed,
 )
 
+__all__ = ['aws_sigv4_headers', 'object_url', 'signed']
+
 LOGGER = logging.getLogger('lowhaio_aws_sigv4')
 
-# Bytes of a body that are held in memory. More of it is held in a temporary file.
+# How many bytes of a body are held in memory. A longer one is held in a temporary file.
 MAX_IN_MEMORY = 1024 * 1024
+
+# How many bytes of it are read, and sent, at once.
 READ_SIZE = 64 * 1024
-# Bytes that are hashed between two turns of the loop for others: a millisecond or two.
+
+# How many bytes are hashed before other tasks get a turn. That takes a millisecond or two.
 MAX_HASHED = 1024 * 1024
 
-# Their paths are encoded once, and not normalised: a key may be `a//../b`.
+# The services whose paths are encoded once, and not normalised: a key may be `a//../b`.
 S3 = frozenset(('s3', 's3-object-lambda', 's3-outposts'))
 
-# Left out of the signature: what may change, or be removed, on its way to the server. To those
-# that botocore leaves out are added what gateways and proxies write themselves.
+# Fields that are not signed, since they may be changed or removed on the way to the server. These
+# are the ones that botocore leaves out, and those that gateways and proxies write themselves.
 NOT_SIGNED = frozenset((
     b'accept-encoding', b'baggage', b'connection', b'expect', b'forwarded', b'keep-alive',
     b'max-forwards', b'proxy-authenticate', b'proxy-authorization', b'proxy-connection', b'te',
@@ -55,9 +66,11 @@ NOT_SIGNED = frozenset((
     b'via', b'x-amzn-trace-id', b'x-forwarded-for', b'x-forwarded-host', b'x-forwarded-port',
     b'x-forwarded-proto', b'x-real-ip'))
 FRAMING = frozenset((b'content-length', b'transfer-encoding'))
+# What this layer adds, in place of what the caller may have given.
 ADDED = frozenset((b'authorization', b'x-amz-date', b'x-amz-content-sha256'))
 
-# Their content has a meaning, so that there is none is told (RFC 9110 8.6). S3 answers 411 else.
+# Methods whose content has a meaning, so that a request without content has to say so (RFC 9110
+# 8.6). Otherwise S3 answers 411.
 WITH_CONTENT = frozenset((b'PATCH', b'POST', b'PUT'))
 
 EMPTY_HASH = sha256().hexdigest()
@@ -67,13 +80,14 @@ URL = re.compile(r'(https?)://(\[[^\[\]/?#@]*\]|[^:\[\]/?#@]+)(:[0-9]{0,5})?(?![
                  r'([^?#]*)\??([^#]*)', re.IGNORECASE)
 CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
 
-Fields = tuple[tuple[bytes, bytes], ...]
 Headers = Iterable[tuple[bytes, bytes]]
 Params = Mapping[str, Any] | Sequence[tuple[str, Any]]
 Body = Callable[..., AsyncIterator[bytes]]
+# The three arguments of a request that make its content: body, body_args and body_kwargs.
+Content = tuple[Body, Iterable[Any], Mapping[str, Any] | Iterable[tuple[str, Any]]]
 Credentials = Callable[[], Awaitable[tuple[str, str, Headers]]]
 Response = tuple[bytes, Fields, Any]
-# A layer returns the type that it is given: the same arguments, the same body.
+# A layer returns a function of the type that it was given: same arguments, same response.
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 
 
@@ -82,18 +96,20 @@ def signed(request: AnyRequest, credentials: Credentials, service: str, region: 
            origin: str | Iterable[str] | None = None) -> AnyRequest:
     """A `request` that signs what it sends to an origin. To others it sends what it is given.
 
-    - `credentials`: a coroutine function, called for each request. It returns
-      `(access_key_id, secret_access_key, ((name, value), …))`: two strings, and pairs of bytes
-      that are added to the headers, such as `x-amz-security-token`.
-    - `service`, `region`: as in `'s3', 'eu-west-2'`.
+    - `credentials`: a coroutine function, called for each request that is signed. It returns
+      `(access_key_id, secret_access_key, ((name, value), …))`: two str, and pairs of bytes that
+      are added to the headers, such as `x-amz-security-token`.
+    - `service`, `region`: str, such as `'s3'` and `'eu-west-2'`.
     - `body_hash`: sent and signed in place of the body's SHA-256, such as `'UNSIGNED-PAYLOAD'`.
-      Without it the body is read, and held, before anything is sent. One of
-      `lowhaio.streamed(data)` is not read, since it is held already.
-    - `origin`: `'https://my-bucket.s3.eu-west-2.amazonaws.com'` say, or several of these, each
-      with `*.` in front of the host to mean all below it. `'*'` is any origin, and None that of
-      the first request.
+      Without it, the body is read and held before anything is sent. One of
+      `lowhaio.streamed(data)` is not read, because it is in memory already.
+    - `origin`: such as `'https://my-bucket.s3.eu-west-2.amazonaws.com'`, or several of these. With
+      `*.` in front of its host it means all hosts below that one. `'*'` is any origin, and None
+      stands for the origin of the first request.
 
-    Raises an `HttpConnectionError` if the request can not be signed: its cause tells why.
+    Arguments that make no sense raise TypeError or ValueError at once. If a request cannot be
+    signed, nothing of it is sent, and an `HttpConnectionError` is raised, whose cause says why.
+    See https://docs.aws.amazon.com/IAM/latest/UserGuide/reference_sigv-create-signed-request.html
     """
     for name, function in (('request', request), ('credentials', credentials)):
         if not callable(function):
@@ -102,9 +118,10 @@ def signed(request: AnyRequest, credentials: Credentials, service: str, region: 
         if not isinstance(value, str) or not NAME.fullmatch(value):
             raise ValueError(f'{name} must be a str of letters, digits, "-", "_" and ".", got '
                              f'{value!r}')
+    return signing(request, Signer(credentials, service, region, body_hash), bound_to(origin))
 
-    is_for_us = bound_to(origin)
 
+def signing(request: AnyRequest, signer: Signer, is_for_us: Callable[[str], bool]) -> AnyRequest:
     async def signed_request(
             method: bytes, url: str, params: Params = (), headers: Headers = (),
             body: Body = empty_async_iterator, body_args: Iterable[Any] = (),
@@ -115,33 +132,16 @@ def signed(request: AnyRequest, credentials: Credentials, service: str, region: 
                 is_ours = is_for_us(url)
                 fields = tuple(headers)
                 framing = FRAMING & names_of(fields)
-                this_hash, length = body_hash or EMPTY_HASH, None
-                if body is empty_async_iterator:
-                    length = 0 if method in WITH_CONTENT else None
-                # Where it is not signed, it still has no length but that of this layer.
-                elif body_hash is None and (is_ours or not framing):
-                    check_framing(framing)
-                    this_hash, length, body, body_args, body_kwargs = await hashed(
-                        spool, body, body_args, body_kwargs)
-                elif isinstance(body, streamed):
-                    length = len(body.data)
+                body_hash, length, (body, body_args, body_kwargs) = await signer.prepare(
+                    spool, method, is_ours, framing, (body, body_args, body_kwargs))
                 if length is not None and not framing:
                     fields += ((b'content-length', b'%d' % length),)
                 if is_ours:
-                    origin, host, path, query = split_url(url, params, service)
-                    access_key_id, secret_access_key, more = await credentials()
-                    more = tuple(more)
-                    fields = without(fields, ADDED | names_of(more)) + more
-                    # Given, so that the host that is signed is the one that is sent.
-                    if b'host' not in names_of(fields):
-                        fields = ((b'host', host), *fields)
-                    fields += sign(access_key_id, secret_access_key, fields, service, region,
-                                   method.decode('ascii'), canonical_path(path, service), query,
-                                   this_hash)
-                    url, params = f'{origin}{path}?{query}' if query else origin + path, ()
+                    url, fields = await signer.sign(method, url, params, fields, body_hash)
+                    params = ()
             except Exception as cause:
                 raise HttpConnectionError(
-                    f'signing a request for {service} in {region} failed: '
+                    f'signing a request for {signer.service} in {signer.region} failed: '
                     f'{type(cause).__name__}: {cause}') from cause
             return await request(
                 method, url, params=params, headers=fields, body=body, body_args=body_args,
@@ -150,14 +150,66 @@ def signed(request: AnyRequest, credentials: Credentials, service: str, region: 
     return cast(AnyRequest, signed_request)
 
 
+class Signer:
+    """The checked arguments of `signed`, and what they make of one request."""
+
+    __slots__ = ('credentials', 'service', 'region', 'body_hash')
+
+    def __init__(self, credentials: Credentials, service: str, region: str,
+                 body_hash: str | None) -> None:
+        self.credentials = credentials
+        self.service = service
+        self.region = region
+        self.body_hash = body_hash
+
+    async def prepare(self, spool: IO[bytes], method: bytes, is_ours: bool,
+                      framing: Container[bytes], content: Content,
+                      ) -> tuple[str, int | None, Content]:
+        """The hash of a request's content, its length if that is known, and what is to be sent.
+
+        `framing` has the names of the framing fields that the request has.
+        """
+        body = content[0]
+        if body is empty_async_iterator:
+            return self.body_hash or EMPTY_HASH, 0 if method in WITH_CONTENT else None, content
+        # Without framing, the body is read even if the request is not signed: nothing else tells
+        # its length.
+        if self.body_hash is None and (is_ours or not framing):
+            check_framing(framing)
+            return await hashed(spool, content)
+        length = len(body.data) if isinstance(body, streamed) else None
+        return self.body_hash or EMPTY_HASH, length, content
+
+    async def sign(self, method: bytes, url: str, params: Params, fields: Fields,
+                   body_hash: str) -> tuple[str, Fields]:
+        """The URL with the params, in the one form that is sent, and the fields of the request."""
+        origin, host, path, query = split_url(url, params, self.service)
+        access_key_id, secret_access_key, more = await self.credentials()
+        more = tuple(more)
+        fields = without(fields, ADDED | names_of(more)) + more
+        # lowhaio would add the host, but it must be the very one that is signed.
+        if b'host' not in names_of(fields):
+            fields = ((b'host', host), *fields)
+        fields += sign(access_key_id, secret_access_key, fields, self.service, self.region,
+                       method.decode('ascii'), canonical_path(path, self.service), query,
+                       body_hash)
+        return f'{origin}{path}?{query}' if query else origin + path, fields
+
+
 def aws_sigv4_headers(
         access_key_id: str, secret_access_key: str, pre_auth_headers: Headers, service: str,
         region: str, host: str, method: str, path: str, params: Params,
         body_hash: str) -> Fields:
-    """The headers that sign a request of this moment, followed by `pre_auth_headers`.
+    """The headers that sign a request made now, followed by `pre_auth_headers`.
 
-    The path is as it is sent, except for S3, where it is decoded: it is encoded here. The
-    params are as for `urllib.parse.urlencode(params, doseq=True)`, but a space is sent as `%20`.
+    It is for those who send the request in another way.
+
+    - `pre_auth_headers`: pairs of bytes. All but those that proxies change are signed.
+    - `host`, `method`, `path`: str. The path is given as it is sent, but for S3 it is given
+      decoded, and has to be sent as `urllib.parse.quote(path)`.
+    - `params`: as for `urllib.parse.urlencode(params, doseq=True)`. A space has to be sent as
+      `%20`.
+    - `body_hash`: the SHA-256 of the body as hexadecimal digits, or `'UNSIGNED-PAYLOAD'`.
     """
     fields = without(pre_auth_headers, ADDED)
     with_host = fields if b'host' in names_of(fields) else ((b'host', host.encode()), *fields)
@@ -167,11 +219,14 @@ def aws_sigv4_headers(
 
 
 def object_url(bucket_url: str, key: str) -> str:
-    """The URL of the object that has this very key, whatever characters that has.
+    """The URL of the object that has this very key, whatever characters are in it.
 
-    `bucket_url` is `'https://my-bucket.s3.eu-west-2.amazonaws.com'` say, or that of a server with
-    the bucket as its path. One slash at its end does not count. ValueError if it has a query or a
-    fragment, or if the key is empty: that is the bucket.
+    - `bucket_url`: such as `'https://my-bucket.s3.eu-west-2.amazonaws.com'`, or the URL of a
+      server with the bucket as its path. One slash at its end makes no difference.
+    - `key`: the key as str. It is percent-encoded here.
+
+    Raises ValueError if the `bucket_url` has a query or a fragment, or if the key is empty, since
+    the URL would be that of the bucket.
     """
     matched(bucket_url)
     if '?' in bucket_url or '#' in bucket_url:
@@ -182,6 +237,7 @@ def object_url(bucket_url: str, key: str) -> str:
 
 
 def names_of(fields: Headers) -> frozenset[bytes]:
+    """The names of the fields, in lower case."""
     return frozenset(name.lower() for name, _ in fields)
 
 
@@ -192,7 +248,10 @@ def without(fields: Headers, names: Container[bytes]) -> Fields:
 # ----------------------------------------------------------------------- where credentials go
 
 def bound_to(origin: str | Iterable[str] | None) -> Callable[[str], bool]:
-    """If a URL is of one of these origins. None stands for that of the first URL."""
+    """A function that tells whether a URL is of one of these origins.
+
+    None stands for the origin of the first URL that the function is called with.
+    """
     bound = None
     if origin is not None:
         patterns = map(pattern_of, (origin,) if isinstance(origin, str) else origin)
@@ -214,6 +273,7 @@ def bound_to(origin: str | Iterable[str] | None) -> Callable[[str], bool]:
 
 
 def pattern_of(origin: str) -> str:
+    """A regular expression for an origin, in which the host may begin with `*.`."""
     if origin == '*':
         return '.*'
     host, path = matched(origin).group(2, 4)
@@ -224,22 +284,23 @@ def pattern_of(origin: str) -> str:
 
 
 def origin_of(url: str) -> str:
+    """The origin of a URL, without a port that is the default one."""
     scheme, host, port = matched(url).group(1, 2, 3)
     return f'{scheme.lower()}://{host_field(scheme.lower(), host, port).decode()}'
 
 
 # ----------------------------------------------------------------------------- what is sent
 #
-# Servers decode what they receive and encode it again, each in its own way, to see what was
-# signed. So path and query are sent in the one form that all of them come back to: all but
-# letters, digits and "-._~" is percent-encoded.
+# To check a signature, a server decodes path and query and encodes them again, each server in its
+# own way. So they are sent in the one form that all servers come back to: everything but letters,
+# digits and "-._~" is percent-encoded.
 
 def split_url(url: str, params: Params, service: str) -> tuple[str, bytes, str, str]:
     """The origin, the `host` field, the path and the query."""
     scheme, host, port, path, query = matched(url).groups()
-    # To S3 an encoded slash is a slash of the key. To others it is none.
+    # To S3, an encoded slash is a slash of the key. To other services it is no separator.
     path = recoded(path, '/') if service in S3 else '/'.join(map(recoded, path.split('/')))
-    # In a query, a plus sign is a space to all but a few.
+    # Nearly all servers read a plus sign in a query as a space.
     pairs = (pair.replace('+', ' ').split('=', 1) for pair in query.split('&') if pair)
     query = '&'.join('='.join(map(recoded, pair)) for pair in pairs)
     more = encode_params(params, quote_via=quote)
@@ -248,6 +309,7 @@ def split_url(url: str, params: Params, service: str) -> tuple[str, bytes, str, 
 
 
 def matched(url: str) -> re.Match[str]:
+    """The parts of a URL. Raises ValueError if it is none that can be signed."""
     match = None if CONTROL.search(url) else URL.match(url)
     if match is None:
         raise ValueError('url must start with http:// or https:// and a host, without userinfo, '
@@ -256,13 +318,14 @@ def matched(url: str) -> re.Match[str]:
 
 
 def recoded(text: str, safe: str = '') -> str:
+    """The text with all characters percent-encoded that are neither unreserved nor in `safe`."""
     return quote(unquote_to_bytes(text), safe)
 
 
 def host_field(scheme: str, host: str, port: str | None) -> bytes:
-    """As it is canonical: in lower case and ASCII, without the default port."""
+    """The value of `host`: the name in lower case and ASCII, without the default port."""
     name = re.sub(r'%[^\]]*|\.$', '', host)
-    # The first part may be that of a pattern.
+    # The host of a pattern begins with "*.", which is no part of a name.
     star = '*.' if name.startswith('*.') else ''
     name = name.lower() if name.isascii() else star + canonical_host(name.removeprefix(star))
     digits = (port or '').strip(':')
@@ -276,15 +339,13 @@ def check_framing(framing: Container[bytes]) -> None:
                          'length is known, and sent')
 
 
-async def hashed(
-        spool: IO[bytes], body: Body, body_args: Iterable[Any],
-        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]],
-) -> tuple[str, int, Body, Iterable[Any], Any]:
-    """SHA-256 and length of a body, and the body to be sent."""
+async def hashed(spool: IO[bytes], content: Content) -> tuple[str, int, Content]:
+    """The SHA-256 and the length of a content, and the content to be sent in its place."""
+    body, body_args, body_kwargs = content
     if isinstance(body, streamed):
-        return await hash_of(body.data), len(body.data), body, body_args, body_kwargs
-    this_hash = await fill(spool, repeatable(body)(*body_args, **dict(body_kwargs)))
-    return this_hash, spool.tell(), partial(chunks_of, spool), (), ()
+        return await hash_of(body.data), len(body.data), content
+    body_hash = await fill(spool, repeatable(body)(*body_args, **dict(body_kwargs)))
+    return body_hash, spool.tell(), (partial(chunks_of, spool), (), ())
 
 
 async def hash_of(data: bytes) -> str:
@@ -298,14 +359,14 @@ async def hash_of(data: bytes) -> str:
 
 
 async def fill(spool: IO[bytes], body: AsyncIterator[bytes]) -> str:
-    """Hold all of the body, and return its SHA-256."""
+    """Write all of a body to the spool, and return its SHA-256."""
     digest = sha256()
     chunks = aiter(body)
     try:
         async for chunk in chunks:
             digest.update(chunk)
             spool.write(chunk)
-            # For other tasks: the chunks of a body may all be there at once.
+            # Other tasks get a turn, since all chunks of a body may be there at once.
             await asyncio.sleep(0)
     finally:
         if hasattr(chunks, 'aclose'):
@@ -325,7 +386,7 @@ async def chunks_of(spool: IO[bytes]) -> AsyncIterator[bytes]:
 
 def sign(access_key_id: str, secret_access_key: str, fields: Fields, service: str, region: str,
          method: str, path: str, query: str, body_hash: str) -> Fields:
-    """The fields to be added to these, which have a host."""
+    """The fields that a request must have beside these. A `host` must be among these already."""
     date = datetime.now(UTC).strftime('%Y%m%dT%H%M%SZ')
     added = (b'x-amz-date', date.encode()), (b'x-amz-content-sha256', body_hash.encode())
     return (b'authorization', authorization(
@@ -336,6 +397,7 @@ def sign(access_key_id: str, secret_access_key: str, fields: Fields, service: st
 def authorization(
         access_key_id: str, secret_access_key: str, fields: Fields, service: str, region: str,
         method: str, path: str, query: str, body_hash: str, date: str) -> bytes:
+    """The value of `authorization`, for a canonical path and the date of `x-amz-date`."""
     signed_names = sorted(names_of(fields) - NOT_SIGNED)
     lines = [name + b':' + b','.join(b' '.join(value.split()) for other, value in fields
                                      if other.lower() == name) for name in signed_names]
@@ -355,7 +417,11 @@ def authorization(
 
 
 def canonical_path(path: str, service: str) -> str:
-    """But for S3, without dot segments (RFC 3986 5.2.4) and empty ones, and encoded again."""
+    """The path as it is signed.
+
+    For S3 it is the path as it is sent. For other services, dot segments (RFC 3986 5.2.4) and
+    empty segments are removed, and it is percent-encoded once more.
+    """
     if service in S3:
         return path or '/'
     segments: list[str] = []
