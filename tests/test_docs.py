@@ -428,6 +428,7 @@ ROWS = {
     'types': Row(
         [HELLO], [get('/')],
         lambda site, logged: site.asked[0].fields['accept-language'] == 'cy'),
+    'reference': Row(['True', 'True'], []),
     'responses': Row(
         ["b'200'", "b'content-length' b'12'", "b'content-type' b'text/html'", '12'],
         [get('/')]),
@@ -628,6 +629,11 @@ def test_the_defaults_of_every_option_are_on_its_page():
             assert defaults[name].strip('`') == str(option.default)
 
 
+def test_every_public_name_is_in_the_reference():
+    names = re.findall(r'^::: lowhaio\.(\w+)', PAGES[ROOT / 'docs' / 'reference.md'], re.MULTILINE)
+    assert sorted(names) == sorted(lowhaio.__all__)
+
+
 def test_each_recipe_is_in_the_list_of_recipes():
     index = ROOT / 'docs' / 'recipes' / 'index.md'
     listed = re.findall(r'^- \[.*\]\((.*)\)', PAGES[index], re.MULTILINE)
@@ -673,6 +679,18 @@ def test_the_page_of_a_package_index_has_absolute_links_only(monkeypatch):
     assert f'repo_url: {url}\n' in (ROOT / 'mkdocs.yml').read_text()
     assert {target.removeprefix(url)[:5] for target in given['project_urls'].values()} == {
         '', '/blob'}
+
+
+def test_nothing_tells_to_install_the_code_of_others():
+    """A package index has other code under the names of the layers."""
+    texts = [*PAGES.values(), *(path.read_text(encoding='utf-8')
+                                for path in ROOT.glob('layers/**/README.md'))]
+    commands = [line for text in texts for block in
+                re.findall(r'^```shell\n(.*?)^```$', text, re.MULTILINE | re.DOTALL)
+                for line in block.splitlines() if 'pip install' in line]
+    assert len(commands) > 10
+    for command in commands:
+        assert not re.search(r'lowhaio[\w-]*(?![\w-]| @ git|/|\.)', command), command
 
 
 def test_the_readme_can_be_read_at_once():
