@@ -576,7 +576,8 @@ ROWS = {
     'recipes/web-application': Row([HELLO], [get('/')]),
     **{f'coming-from/{client}': Row(
         ['200 <p>Hello</p>', '7'],
-        [get('/search?name=Zo%C3%AB'), ('POST', '/documents', b'{"title": "Zo\\u00eb"}'), get('/')],
+        [get('/search?name=Zo%C3%AB'), ('POST', '/documents', b'{"title": "Zo\\u00eb"}'),
+         get('/')],
         lambda site, logged: pathlib.Path('page.html').read_text() == '<p>Hello</p>'
         and {asked.fields['user-agent'] for asked in site.asked} == {'example/1.0'})
         for client in ('aiohttp', 'httpx', 'requests')},
