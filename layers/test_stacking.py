@@ -5,14 +5,19 @@ import collections
 import functools
 import gc
 import gzip
+import inspect
 import itertools
 import pathlib
 import re
+import shlex
 from datetime import UTC, datetime
 from http.cookiejar import CookieJar
 from urllib.parse import unquote
 
+import lowhaio_auth
 import lowhaio_aws_sigv4
+import lowhaio_redirect
+import lowhaio_retry
 import pytest
 from harness import (
     OK,
@@ -284,6 +289,35 @@ def test_the_recommended_order_is_that_of_the_example(order):
 def test_what_the_example_needs_is_what_one_is_told_to_install():
     [names] = re.findall(r'^pip install \. \./layers/\{(.*)\}$', README.read_text(), re.MULTILINE)
     assert names.split(',') == re.findall(r'^from lowhaio_(\w+) import', BLOCKS[0], re.MULTILINE)
+
+
+@pytest.mark.parametrize('readme', sorted(README.parent.glob('*/README.md')),
+                         ids=lambda path: path.parent.name)
+def test_a_package_index_can_show_the_readme_of_a_layer(readme):
+    """All links are absolute. Those to the repository lead to files that exist."""
+    text = re.sub('(?ms)^```.*?^```$', '', readme.read_text())
+    targets = dict(re.findall(r'(?m)^\[(.*)\]: (.*)$', text))
+    used = re.findall(r'\[([\w-]+)\](?![:(])', text)
+    assert set(used) == set(targets)
+    for link in [*targets.values(), *re.findall(r'\]\((.*?)\)', text)]:
+        assert link.startswith('https://')
+        _, is_here, path = link.partition('/lowhaio/blob/HEAD/')
+        assert not is_here or (README.parent.parent / path).is_file()
+
+
+def test_nobody_is_told_to_install_a_layer_from_the_package_index_by_its_name():
+    for readme in (README, *README.parent.glob('*/README.md')):
+        commands = re.findall(r'(?ms)^```shell\n(pip install .*?)^```$', readme.read_text())
+        assert commands
+        for argument in shlex.split(' '.join(commands).replace('pip install', '')):
+            assert argument.startswith('.') or ' @ git+$URL' in argument, argument
+
+
+def test_what_each_layer_has_a_copy_of_is_the_same_in_all():
+    modules = (lowhaio_auth, lowhaio_redirect, lowhaio_retry)
+    assert len({inspect.getsource(module.reiterable) for module in modules}) == 1
+    assert inspect.getsource(lowhaio_redirect.drain) == inspect.getsource(lowhaio_retry.drain)
+    assert {(module.MAX_DRAINED, module.DRAIN_TIMEOUT) for module in modules} == {(65536, 1)}
 
 
 @on_loops
