@@ -9,7 +9,6 @@ import inspect
 import itertools
 import pathlib
 import re
-import shlex
 from datetime import UTC, datetime
 from http.cookiejar import CookieJar
 from urllib.parse import unquote
@@ -303,14 +302,6 @@ def test_a_package_index_can_show_the_readme_of_a_layer(readme):
         assert link.startswith('https://')
         _, is_here, path = link.partition('/lowhaio/blob/HEAD/')
         assert not is_here or (README.parent.parent / path).is_file()
-
-
-def test_nobody_is_told_to_install_a_layer_from_the_package_index_by_its_name():
-    for readme in (README, *README.parent.glob('*/README.md')):
-        commands = re.findall(r'(?ms)^```shell\n(pip install .*?)^```$', readme.read_text())
-        assert commands
-        for argument in shlex.split(' '.join(commands).replace('pip install', '')):
-            assert argument.startswith('.') or ' @ git+$URL' in argument, argument
 
 
 def test_what_each_layer_has_a_copy_of_is_the_same_in_all():
