@@ -24,14 +24,14 @@ def tests(session):
 @nox.session(python=PYTHONS)
 def outside(session):
     """The tests with other people's servers, layers, applications and type checkers."""
-    session.install('.[test]')
+    session.install('.[test,types,outside]')
     session.run('python', '-m', 'pytest', *(session.posargs or ['tests/outside']))
 
 
 @nox.session(python=PYTHONS)
 def uvloop(session):
     """The tests against real servers, with the client on uvloop."""
-    session.install('.[test]')
+    session.install('.[test,types,outside]')
     session.run('python', '-m', 'pytest', 'tests/outside/test_interop.py', *session.posargs,
                 env={'LOWHAIO_TEST_LOOP': 'uvloop'})
 
@@ -47,14 +47,14 @@ def debug(session):
 @nox.session(python=PYTHONS[0])
 def style(session):
     """ruff."""
-    session.install('ruff')
+    session.install('.[style]')
     session.run('ruff', 'check', '.', *session.posargs)
 
 
 @nox.session(python=PYTHONS)
 def types(session):
     """mypy on the module; mypy, pyright and stubtest on what is installed."""
-    session.install('.[test]')
+    session.install('.[test,types]')
     session.run('mypy')
     session.run('python', '-m', 'pytest', 'tests/outside/test_types.py', *session.posargs)
 
@@ -90,7 +90,7 @@ def promises(session):
 @nox.session(python=PYTHONS[0])
 def bench(session):
     """CPU and throughput beside those of the peers. Needs nginx, on a machine without load."""
-    session.install('.[test]')
+    session.install('.[test,bench]')
     session.run('python', 'benchmarks/run.py', *session.posargs)
 
 

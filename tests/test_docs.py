@@ -57,7 +57,6 @@ from harness import (  # noqa: E402
     connecting_to,
     on_loops,
     pool,
-    rclone_serving,
     response,
     turns,
     until,
@@ -1003,45 +1002,6 @@ async def test_a_download_without_a_length(tmp_path):
             await module.download(request, server.url, tmp_path / 'file')
     assert (tmp_path / 'file').read_bytes() == b'hello'
     assert bars == [(0, None)]
-
-
-@pytest.fixture(scope='module')
-def rclone(tmp_path_factory):
-    """The URL of a server that sends ranges with 200, and does not know if-range."""
-    with rclone_serving(tmp_path_factory.mktemp('rclone')) as url:
-        yield url
-
-
-@on_loops
-async def test_a_download_from_rclone(rclone, tmp_path):
-    async def put(url, content=b''):
-        code, _, body = await request(
-            b'PUT', url, body=streamed(content),
-            headers=((b'content-length', b'%d' % len(content)),))
-        await buffered(body)
-        assert code in (b'200', b'409')
-
-    module = recipe('recipes/resuming-download')
-    path, part = tmp_path / 'file', tmp_path / 'file.part'
-    url = f'{rclone}/bucket/key'
-    old, new = os.urandom(1000), os.urandom(1000)
-    async with pool() as request:
-        with silent_bars(module) as bars:
-            await put(f'{rclone}/bucket')
-            await put(url, old)
-            _, fields, body = await request(b'GET', url)
-            assert await buffered(body) == old
-            # Of the one before: some of it, all of it; and then of this one.
-            for there, whole_one, begun in ((500, old, [499]), (1000, old, [999]),
-                                            (500, new, [0]), (1000, new, [0]),
-                                            (1000, new[:10], [0])):
-                await put(url, whole_one)
-                part.write_bytes(old[:there])
-                (tmp_path / 'file.etag').write_bytes(dict(fields)[b'etag'])
-                bars.clear()
-                await module.download(request, url, path, pauses=(0, 0))
-                assert path.read_bytes() == whole_one
-                assert bars == [(start, len(whole_one)) for start in begun]
 
 
 # ------------------------------------------------------------------------------------ events

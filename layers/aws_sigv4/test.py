@@ -1,7 +1,9 @@
-"""Tests of lowhaio_aws_sigv4, against botocore's signer, and servers that verify."""
+"""Tests of lowhaio_aws_sigv4, against botocore's signer.
+
+Servers that verify signatures are in tests/outside/test_s3.py.
+"""
 
 import asyncio
-import contextlib
 import hashlib
 import inspect
 import json
@@ -9,12 +11,7 @@ import logging
 import os
 import pathlib
 import re
-import shutil
-import socket
-import subprocess
-import sys
 import tempfile
-import time
 import tracemalloc
 import urllib.parse
 from datetime import UTC, datetime, timedelta
@@ -32,7 +29,6 @@ from harness import (
     on_loops,
     pool,
     python_blocks,
-    rclone_serving,
     response,
     run_block,
     turns,
@@ -574,21 +570,15 @@ def test_the_headers_alone():
 
 # ------------------------------------------------------------------------------ URLs of keys
 
-KEYS = [
-    'key', 'a b', ' a ', 'a+b', '+', 'é/ሴ😀', "~!$&'()*,;=:@", 'a%2Fb%20', '%', '%2e%2e', '100%',
-    '100% "<>^`{|}\\[]', '#', 'a#b', '?', 'a?b=c&d', '...', '..a', 'a..', 'f/g/h', '\x01\x7f',
-    'x' * 200]
-# Those that may be no names of files, or be the name of another one.
-UNLIKE_FILES = [
-    'd/', '/', '/a', '//a', 'a//b', 'a//', '.', '..', './a', '../a', 'a/./b', 'a/../b', 'a/..',
-    'a/.', '/../../etc', 'e\u0301', '\U0010ffff', 'x' * 1000]
+# Some may be names of files. The others may be none, or be the name of another file.
+KEYS = json.loads((HERE / 'keys.json').read_text(encoding='utf-8'))
 
 
 @pytest.mark.parametrize('bucket_url', [
     'https://a.s3.eu-west-2.amazonaws.com', 'https://a.s3.eu-west-2.amazonaws.com/',
     'http://[::1]:9000/bucket', 'http://[::1]:9000/bucket/', 'http://a.example/b/..'])
 def test_the_url_of_an_object_has_each_byte_of_its_key(bucket_url):
-    for key in (*KEYS, *UNLIKE_FILES, '\n', '\r\n', '\0', '\x85', '\u2028'):
+    for key in (*KEYS['like files'], *KEYS['unlike files'], '\n', '\r\n', '\0', '\x85', '\u2028'):
         url = object_url(bucket_url, key)
         prefix = bucket_url.removesuffix('/') + '/'
         assert url.startswith(prefix)
@@ -694,194 +684,6 @@ async def test_other_keywords_are_passed_on():
 
     kwargs = await signed(request, credentials, 's3', 'x')(b'GET', 'http://h/', other=1)
     assert kwargs['other'] == 1
-
-
-# ------------------------------------------------------------------------------------ servers
-
-
-@pytest.fixture(scope='module')
-def rclone(tmp_path_factory):
-    """The URL of a server that verifies signatures."""
-    with rclone_serving(tmp_path_factory.mktemp('rclone'), '--auth-key', 'AKID,secret') as url:
-        yield url
-
-
-CEPH = """
-[global]
-fsid = 00000000-0000-0000-0000-000000000001
-mon host = v1:127.0.0.1:{mon_port}
-auth cluster required = none
-auth service required = none
-auth client required = none
-osd pool default size = 1
-osd pool default min size = 1
-osd pool default pg num = 1
-osd pool default pgp num = 1
-osd crush chooseleaf type = 0
-mon allow pool size one = true
-mon data avail crit = 0
-osd objectstore = memstore
-memstore device bytes = 268435456
-mon data = {path}/mon
-osd data = {path}/osd
-run dir = {path}
-log file = {path}/$name.log
-admin socket =
-pid file =
-rgw frontends = beast endpoint=127.0.0.1:{rgw_port}
-"""
-
-
-@pytest.fixture(scope='module')
-def radosgw(tmp_path_factory):
-    """The URL of another one, in front of a cluster of its own, in memory."""
-    if 'LOWHAIO_TEST_RADOSGW' not in os.environ:
-        pytest.skip('a cluster takes a minute to start: it does so with LOWHAIO_TEST_RADOSGW=1')
-    if not all(map(shutil.which, ('ceph-mon', 'ceph-osd', 'radosgw'))):
-        pytest.skip('Debian\'s radosgw, ceph-mon and ceph-osd are not installed')
-    path = tmp_path_factory.mktemp('ceph')
-    mon_port, rgw_port = free_ports(2)
-    (path / 'mon').mkdir()
-    (path / 'osd').mkdir()
-    (path / 'ceph.conf').write_text(CEPH.format(path=path, mon_port=mon_port, rgw_port=rgw_port))
-
-    with contextlib.ExitStack() as stack:
-        output = stack.enter_context(open(path / 'output', 'w'))
-
-        def run(program, *args):
-            subprocess.run([program, '-c', path / 'ceph.conf', *args], check=True, timeout=100,
-                           stdout=output, stderr=output)
-
-        def start(program, *args):
-            process = stack.enter_context(subprocess.Popen(
-                [program, '-c', path / 'ceph.conf', *args, '-f'], stdout=output, stderr=output))
-            stack.callback(process.kill)
-            return process
-
-        subprocess.run(['monmaptool', '--create', '--fsid', '00000000-0000-0000-0000-000000000001',
-                        '--addv', 'a', f'[v1:127.0.0.1:{mon_port}]', path / 'monmap'],
-                       check=True, stdout=output, stderr=output)
-        run('ceph-mon', '-i', 'a', '--mkfs', '--monmap', path / 'monmap')
-        start('ceph-mon', '-i', 'a')
-        run('ceph-osd', '-i', '0', '--mkfs')
-        osd = start('ceph-osd', '-i', '0')
-        # Pools that are made before it is there may never be.
-        while 'booting -> active' not in (path / 'osd.0.log').read_text():
-            assert osd.poll() is None, (path / 'output').read_text()
-            time.sleep(0.1)
-        run('radosgw-admin', 'user', 'create', '--uid=a', '--display-name=a',
-            '--access-key=AKID', '--secret-key=secret')
-        process = start('radosgw', '-n', 'client.rgw')
-        while process.poll() is None:
-            with contextlib.suppress(ConnectionRefusedError):
-                socket.create_connection(('127.0.0.1', rgw_port)).close()
-                break
-            time.sleep(0.1)
-        assert process.poll() is None, (path / 'output').read_text()
-        yield f'http://127.0.0.1:{rgw_port}'
-
-
-def free_ports(number):
-    with contextlib.ExitStack() as stack:
-        socks = [stack.enter_context(socket.create_server(('127.0.0.1', 0)))
-                 for _ in range(number)]
-        return [sock.getsockname()[1] for sock in socks]
-
-
-@pytest.fixture(scope='module')
-def moto():
-    with subprocess.Popen(
-            [sys.executable, '-c', 'from moto.server import main; main(["-p", "0"])'],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        try:
-            for line in process.stdout:
-                if match := re.search(r'Running on (http://\S+)', line):
-                    break
-            yield match[1]
-        finally:
-            process.kill()
-            process.stdout.read()
-
-
-async def wrong_credentials():
-    return 'AKID', 'wrong', ()
-
-
-@on_loops
-async def test_keys_that_are_no_paths_of_files_reach_a_server_as_they_are(rclone):
-    """It says what is wrong with them, and does not take another file."""
-    async with pool() as request:
-        signed_request = signed(request, credentials, 's3', 'us-east-1')
-        await make_bucket(signed_request, rclone)
-        await signed_request(b'PUT', object_url(f'{rclone}/bucket', 'b'), body=streamed(b'mine'))
-        for key in ('a/../b', './b', '/b', '//b', '../bucket/b', 'a/./../b'):
-            for method in b'PUT', b'GET':
-                code, _, body = await signed_request(method, object_url(f'{rclone}/bucket', key))
-                assert (code, b'InvalidArgument' in await buffered(body)) == (b'400', True)
-
-
-async def make_bucket(request, root):
-    code, _, body = await request(b'PUT', f'{root}/bucket')
-    assert code in (b'200', b'409'), await buffered(body)
-
-
-async def puts_gets_and_lists(request, root, extra, keys=KEYS):
-    for key in keys:
-        url = object_url(f'{root}/bucket', key)
-        code, _, body = await request(b'PUT', url, body=streamed(key.encode() * 3))
-        assert (code, await buffered(body)) == (b'200', b'')
-    # None has taken the place of another.
-    for key in keys:
-        url = object_url(f'{root}/bucket', key)
-        code, _, body = await request(b'GET', url, params=extra)
-        assert (code, await buffered(body)) == (b'200', key.encode() * 3)
-        code, _, body = await request(
-            b'GET', f'{root}/bucket',
-            params=[('list-type', '2'), ('prefix', key), ('encoding-type', 'url')])
-        listing = (await buffered(body)).decode()
-        assert code == b'200'
-        listed = re.findall('<Contents>.*?<Key>(.*?)</Key>', listing, re.DOTALL)
-        assert key in map(urllib.parse.unquote_plus, listed)
-        code, _, body = await request(b'DELETE', url)
-        assert (code, await buffered(body)) == (b'204', b'')
-
-
-# What these two do not do right is left out: rclone's does not sort the values of a name, and
-# radosgw knows but one of them.
-@pytest.fixture(params=[('rclone', {'b': ['', '+'], 'a': 'x y'}),
-                        ('radosgw', {'b': '+', 'é': '', 'a': 'x y'})])
-def verifying(request):
-    """The URL of a server that verifies signatures, and params."""
-    server, params = request.param
-    return request.getfixturevalue(server), params
-
-
-@pytest.mark.parametrize('body_hash', [None, 'UNSIGNED-PAYLOAD'])
-@on_loops
-async def test_servers_that_verify_signatures_accept_them(verifying, body_hash):
-    async with pool() as request:
-        signed_request = signed(request, credentials, 's3', 'us-east-1', body_hash=body_hash)
-        await make_bucket(signed_request, verifying[0])
-        await puts_gets_and_lists(signed_request, *verifying)
-
-
-@on_loops
-async def test_servers_that_verify_signatures_do_so(verifying):
-    url, params = verifying
-    async with pool() as request:
-        await make_bucket(signed(request, credentials, 's3', 'us-east-1'), url)
-        code, _, body = await signed(request, wrong_credentials, 's3', 'us-east-1')(
-            b'GET', f'{url}/bucket', params)
-        assert code == b'403'
-        assert b'SignatureDoesNotMatch' in await buffered(body)
-
-
-@on_loops
-async def test_moto(moto):
-    async with pool() as request:
-        signed_request = signed(request, credentials, 's3', 'us-east-1')
-        await make_bucket(signed_request, moto)
-        await puts_gets_and_lists(signed_request, moto, {'a': 'x y'}, KEYS + UNLIKE_FILES)
 
 
 def test_the_example_of_the_readme(capsys):
