@@ -1,11 +1,11 @@
 """The contract: what lowhaio promises, one test for each promise, in the order of the docs.
 
 Read it from the top to learn what lowhaio does. The servers are real, and scripted in bytes:
-`Server(Answering(OK))` answers each request with `OK`, and keeps what it was asked. Each test
-runs on asyncio's loop and on uvloop. Afterwards no descriptor may be left, and no error in the
-loop.
+`Server(Answering(OK))` answers each request with `OK`, and keeps what it was asked. Each test runs
+on asyncio's loop and on uvloop, at once where it waits for time to pass. Afterwards no descriptor
+may be left, and no error in the loop.
 
-The directory tests/ goes into each area until it ends: all that may come, in whatever pieces.
+The directory tests/ has the rest by area: all that may come, in whatever pieces, and go wrong.
 """
 
 import asyncio
@@ -42,6 +42,7 @@ from tests.harness import (
     LOOPS,
     OK,
     REFUSED,
+    SCHEMES,
     Answering,
     AnsweringInThreads,
     Nameserver,
@@ -53,6 +54,7 @@ from tests.harness import (
     bound_to,
     cancelling,
     certified,
+    context_of,
     default_of,
     failure,
     forever,
@@ -62,6 +64,7 @@ from tests.harness import (
     no_address,
     of_length,
     on_loops,
+    on_loops_at_once,
     pool,
     receive_end,
     receive_head,
@@ -312,9 +315,9 @@ async def test_an_error_never_shows_path_query_or_field_values():
 
 # ------------------------------------------------------------------------------ requests: the body
 
-async def put(url_or_server, request, body, length=None, **arguments):
+async def put(server, request, body, length=None, **arguments):
     headers = AS_CHUNKS if length is None else of_length(length)
-    return await request(b'PUT', url_or_server.url, headers=headers, body=body, **arguments)
+    return await request(b'PUT', server.url, headers=headers, body=body, **arguments)
 
 
 @on_loops
@@ -633,7 +636,7 @@ async def test_with_expect_the_body_is_not_called_if_another_response_comes_firs
     assert code == b'417'
 
 
-@on_loops
+@on_loops_at_once
 async def test_with_expect_the_body_waits_for_100_continue_no_longer_than_a_second():
     async def script(peer):
         await peer.read_head()
@@ -982,23 +985,23 @@ async def test_the_head_of_a_response_has_socket_timeout():
     assert not error.response_started
 
 
-@on_loops
+@on_loops_at_once
 async def test_each_read_of_a_body_has_socket_timeout_anew():
     async def script(peer):
         await peer.read_head()
         await peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n')
-        for _ in range(5):
-            await asyncio.sleep(0.05)
+        for _ in range(3):
+            await asyncio.sleep(0.15)
             await peer.send(b'a')
         await peer.closed()
 
-    async with Server(script) as server, pool(socket_timeout=0.1) as request:
+    async with Server(script) as server, pool(socket_timeout=0.4) as request:
         _, _, body = await request(b'GET', server.url)
         chunks = []
         with pytest.raises(HttpDataError) as caught:
             async for chunk in body:
                 chunks.append(chunk)
-    assert chunks == [b'a'] * 5
+    assert chunks == [b'a'] * 3
     assert type(caught.value.__cause__) is TimeoutError
 
 
@@ -1016,17 +1019,17 @@ async def test_each_progress_of_sending_has_socket_timeout():
     assert type(error.__cause__) is TimeoutError
 
 
-@on_loops
+@on_loops_at_once
 async def test_no_time_runs_while_the_code_of_the_caller_does():
     async def body():
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.6)
         yield b'ok'
 
     async with (Server(Answering(b'HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello')) as server,
-                pool(socket_timeout=0.05, recv_bufsize=1) as request):
+                pool(socket_timeout=0.5, recv_bufsize=1) as request):
         _, _, response_body = await put(server, request, body, length=2)
         await anext(response_body)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(0.6)
         assert await buffered(response_body) == b'ello'
 
 
@@ -1046,12 +1049,12 @@ async def test_a_time_out_of_lowhaio_cancels_no_task():
         assert cancelling() == 0
 
 
-@on_loops
+@on_loops_at_once
 async def test_timeout_limits_a_block_and_can_start_anew():
     loop = asyncio.get_running_loop()
-    with timeout(loop, 0.05) as start_anew:
+    with timeout(loop, 0.4) as start_anew:
         for _ in range(3):
-            await asyncio.sleep(0.03)
+            await asyncio.sleep(0.15)
             start_anew()
     with pytest.raises(asyncio.TimeoutError), timeout(loop, 0.01):
         await forever()
@@ -1135,12 +1138,14 @@ async def test_scopes_work_inside_of_a_body_and_a_resolver():
 
 # ------------------------------------------------------------------- connections, reuse, the pool
 
+@SCHEMES
 @on_loops
-async def test_a_connection_is_used_again():
+async def test_a_connection_is_used_again(scheme):
     answering = Answering(OK)
-    async with Server(answering) as server, pool() as request:
+    async with (Server(answering, context_of(scheme)) as server,
+                pool(get_ssl_context=trusting) as request):
         for _ in range(3):
-            await get(request, server.url)
+            assert (await get(request, server.url))[2] == b'ok'
     assert answering.connections == [0, 0, 0]
 
 
@@ -1163,13 +1168,18 @@ async def test_requests_at_once_have_a_connection_each():
 
 
 @on_loops
-async def test_origins_do_not_share_connections():
+async def test_origins_never_share_connections():
     answering = Answering(OK)
-    async with (Server(answering) as server,
-                pool(get_dns_resolver=always('127.0.0.1')) as request):
-        for host in ('a.test', 'b.test'):
-            await get(request, f'http://{host}:{server.port}/')
-    assert answering.connections == [0, 1]
+    options = {'get_ssl_context': trusting, 'get_dns_resolver': always('127.0.0.1')}
+    context = certified('127.0.0.1', 'name.test')
+    async with (Server(answering) as plain, Server(answering) as other,
+                Server(answering, context) as tls, pool(**options) as request):
+        for _ in range(2):
+            for server, host in ((plain, '127.0.0.1'), (plain, 'name.test'), (plain, 'a.test'),
+                                 (other, '127.0.0.1'), (tls, '127.0.0.1'), (tls, 'name.test')):
+                scheme = 'https' if server is tls else 'http'
+                await get(request, f'{scheme}://{host}:{server.port}/')
+        assert [len(server.peers) for server in (plain, other, tls)] == [3, 1, 2]
 
 
 @on_loops
@@ -1411,7 +1421,7 @@ async def test_an_address_that_refuses_is_followed_by_the_next_at_once():
             assert (await get(request, f'http://name.test:{server.port}/'))[2] == b'ok'
 
 
-@on_loops
+@on_loops_at_once
 async def test_an_address_that_is_silent_is_followed_by_the_next_after_a_quarter_second():
     silent, served = bound_to('127.0.0.1', '127.0.0.2')
     with silent, full_backlog(silent):
@@ -1588,6 +1598,12 @@ def test_the_defaults_of_the_options():
         'max_requests_per_connection': None}
 
 
+def test_the_resolver_is_that_of_aiodnsresolver_by_default(monkeypatch):
+    monkeypatch.setattr(aiodnsresolver, 'Resolver', dict)
+    assert default_of('get_dns_resolver')(get_logger_adapter=print) == {
+        'get_logger_adapter': print}
+
+
 def test_a_request_has_these_parameters():
     request, close = Pool()
     assert [(name, parameter.default) for name, parameter
@@ -1617,12 +1633,15 @@ async def test_http_1_0_may_be_asked_for():
     assert answering.connections == [0, 1]  # for want of `connection: keep-alive`
 
 
-@on_loops
-async def test_the_default_socket_sends_at_once_and_probes_its_peer():
-    with default_of('get_sock')(socket.AF_INET) as sock:
+def test_the_default_socket_sends_at_once_and_probes_its_peer():
+    with default_of('get_sock')(socket.AF_INET6) as sock:
+        assert sock.family == socket.AF_INET6
+        assert sock.type == socket.SOCK_STREAM
         assert sock.gettimeout() == 0
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        if hasattr(socket, 'TCP_KEEPIDLE'):
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
 
 
 # --------------------------------------------------------------------------------------- logging
@@ -1669,28 +1688,49 @@ async def test_an_adapter_may_be_given_for_the_pool_or_for_a_request():
 # --------------------------------------------------------------------------------------- closing
 
 @on_loops
-async def test_close_closes_what_is_idle_at_once_and_what_is_in_use_when_its_response_ends():
-    may_end = asyncio.Event()
+async def test_close_closes_idle_connections_at_once():
+    ends = []
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK)
+        ends.append(await peer.closed())
+
+    request, close = Pool()
+    async with Server(script) as server, Server(script) as other:
+        await asyncio.gather(*[get(request, url) for url in (server.url, server.url, other.url)])
+        await turns(5)
+        assert ends == []
+        await close()
+        await until(lambda: ends == [b'', b'', b''])
+
+
+@SCHEMES
+@on_loops
+async def test_close_lets_a_response_end_and_then_closes(scheme):
+    ends = []
+    go_on = asyncio.Event()
 
     async def script(peer):
         await peer.read_head()
         await peer.send(OK[:-1])
-        await may_end.wait()
+        await go_on.wait()
         await peer.send(OK[-1:])
-        await peer.closed()
-        closed.append(peer.index)
+        ends.append(await peer.closed())
 
-    closed = []
-    request, close = Pool()
-    async with Server(script) as server, Server(holding(OK)) as other:
-        await get(request, other.url)
+    request, close = Pool(get_ssl_context=trusting)
+    async with Server(script, context_of(scheme)) as server:
         _, _, body = await request(b'GET', server.url)
+        waiting = asyncio.create_task(request(b'GET', server.url))
+        await turns(5)
         await close()
-        await until(lambda: other.script.closed)
-        assert closed == []
-        may_end.set()
+        await turns(5)
+        assert ends == []
+        go_on.set()
         assert await buffered(body) == b'ok'
-        await until(lambda: closed)
+        _, _, body = await waiting
+        assert await buffered(body) == b'ok'
+        await until(lambda: ends == [b'', b''])
 
 
 @on_loops
@@ -1700,7 +1740,8 @@ async def test_a_request_after_close_raises_http_connection_error():
     await close()
     error = await failure(request(b'GET', 'http://example.com/'))
     assert type(error) is HttpConnectionError
-    assert error.phase == 'refused'
+    assert type(error.__cause__) is RuntimeError
+    assert (error.phase, error.reused, error.response_started) == ('refused', False, False)
     assert str(error) == 'GET http://example.com:80, refused: the pool is closed'
 
 

@@ -7,12 +7,10 @@ import socket
 
 import pytest
 
-import lowhaio
 from lowhaio import (
     HttpConnectionClosedError,
     HttpConnectionError,
     HttpDataError,
-    HttpHeaderTooLong,
 )
 from tests.harness import (
     MAY_BE_TLS,
@@ -81,20 +79,6 @@ async def test_an_error_tells_what_retries_depend_on(is_reused):
                     peer_prefix(server) + text + MAY_BE_TLS * may_be_tls)
                 assert (error.reused, error.response_started) == (is_reused, is_started)
                 await until(lambda: ends == [b''])
-
-
-@on_loops
-async def test_a_head_that_is_too_long_is_an_error_of_its_own():
-    response = b'HTTP/1.1 200 OK\r\nx: %b\r\n\r\n' % (b'y' * 100)
-    async with Server(Answering(response)) as server, pool(max_header_length=50) as request:
-        with pytest.raises(lowhaio.HttpError) as caught:
-            await get(request, server.url)
-    assert type(caught.value) is HttpHeaderTooLong
-    assert isinstance(caught.value.__cause__, ValueError)
-    assert str(caught.value) == (
-        f'{peer_prefix(server)}, reading the response head: the head is longer than '
-        'max_header_length, 50 bytes')
-    assert caught.value.response_started
 
 
 @on_loops

@@ -19,14 +19,11 @@ from tests.harness import (
     FORGED,
     OK,
     PATIENCE,
-    SCHEMES,
     TLS_VERSIONS,
     Answering,
     AnsweringInThreads,
     Server,
     ThreadServer,
-    always,
-    certified,
     context_of,
     failed,
     get,
@@ -44,17 +41,6 @@ from tests.harness import (
     turns,
     until,
 )
-
-
-@SCHEMES
-@on_loops
-async def test_a_connection_is_reused(scheme):
-    answering = Answering(OK)
-    async with (Server(answering, context_of(scheme)) as server,
-                pool(get_ssl_context=trusting) as request):
-        for _ in range(3):
-            assert (await get(request, server.url))[2] == b'ok'
-    assert answering.connections == [0, 0, 0]
 
 
 @on_loops
@@ -84,31 +70,6 @@ async def test_the_connection_released_last_is_reused_first():
         assert answering.connections == [0, 2, 1]
         for _, _, body in responses:
             await body.aclose()
-
-
-@on_loops
-async def test_origins_never_share_connections():
-    answering = Answering(OK)
-    options = {'get_ssl_context': trusting, 'get_dns_resolver': always('127.0.0.1')}
-    context = certified('127.0.0.1', 'name.test')
-    async with (Server(answering) as plain, Server(answering) as other,
-                Server(answering, context) as tls, pool(**options) as request):
-        for _ in range(2):
-            for server, host in ((plain, '127.0.0.1'), (plain, 'name.test'), (plain, 'a.test'),
-                                 (other, '127.0.0.1'), (tls, '127.0.0.1'), (tls, 'name.test')):
-                scheme = 'https' if server is tls else 'http'
-                await get(request, f'{scheme}://{host}:{server.port}/')
-        assert [len(server.peers) for server in (plain, other, tls)] == [3, 1, 2]
-
-
-@on_loops
-async def test_the_spellings_of_an_origin_share_a_connection():
-    answering = Answering(OK)
-    async with (Server(answering) as server,
-                pool(get_dns_resolver=always('127.0.0.1')) as request):
-        for start in ('http://name.test', 'HTTP://NAME.TEST', 'http://name.test.'):
-            await get(request, f'{start}:{server.port}/')
-    assert answering.connections == [0, 0, 0]
 
 
 async def ends_of_idle(respond, **options):
@@ -536,52 +497,6 @@ async def test_a_forged_response_that_came_before_its_request_is_not_delivered()
 
 
 @on_loops
-async def test_close_closes_idle_connections_at_once():
-    ends = []
-
-    async def script(peer):
-        await peer.read_head()
-        await peer.send(OK)
-        ends.append(await peer.closed())
-
-    request, close = Pool()
-    async with Server(script) as server, Server(script) as other:
-        await asyncio.gather(*[get(request, url) for url in (server.url, server.url, other.url)])
-        await turns(5)
-        assert ends == []
-        await close()
-        await until(lambda: ends == [b'', b'', b''])
-
-
-@SCHEMES
-@on_loops
-async def test_close_lets_a_response_end_and_then_closes(scheme):
-    ends = []
-    go_on = asyncio.Event()
-
-    async def script(peer):
-        await peer.read_head()
-        await peer.send(OK[:-1])
-        await go_on.wait()
-        await peer.send(OK[-1:])
-        ends.append(await peer.closed())
-
-    request, close = Pool(get_ssl_context=trusting)
-    async with Server(script, context_of(scheme)) as server:
-        _, _, body = await request(b'GET', server.url)
-        waiting = asyncio.create_task(request(b'GET', server.url))
-        await turns(5)
-        await close()
-        await turns(5)
-        assert ends == []
-        go_on.set()
-        assert await buffered(body) == b'ok'
-        _, _, body = await waiting
-        assert await buffered(body) == b'ok'
-        await until(lambda: ends == [b'', b''])
-
-
-@on_loops
 async def test_a_descriptor_may_be_0():
     """As in a process that has closed its standard input."""
     descriptors = []
@@ -609,16 +524,3 @@ async def test_a_descriptor_may_be_0():
             os.dup2(stdin, 0)
             os.close(stdin)
     assert descriptors == [0]
-
-
-@on_loops
-async def test_a_closed_pool_refuses_requests():
-    request, close = Pool()
-    async with Server(Answering(OK)) as server:
-        for _ in range(2):
-            await close()
-            error = await failed(
-                request(b'GET', server.url + 'path?query'), HttpConnectionError, RuntimeError,
-                f'GET {server.origin}, refused: the pool is closed')
-            assert (error.reused, error.response_started) == (False, False)
-    assert server.peers == []
