@@ -1093,9 +1093,11 @@ def timed_out(socket_timeout: float) -> TimeoutError:
 
 # ------------------------------------------------------- stepping what the caller gave us
 #
-# A coroutine is stepped, rather than awaited, where something else may happen meanwhile, where
-# what it does at once differs from what it does later, or where its cancellations have to be
-# told apart. It must not notice: what asyncio.Task does for its coroutine is done here for one.
+# Runs a coroutine that the caller's code has made, inside the caller's task. Most coroutines can
+# simply be awaited. One is stepped, by hand, where something else may have to happen while it
+# waits: a response, another connection, the end of its time. It must not notice, so what
+# asyncio.Task does for its coroutine is done here. The owner of the steps gets what the coroutine
+# returns or raises, and the one that has to wait is the owner's task.
 
 class Steps:
     """Runs a coroutine in the current task, one step at a time."""
@@ -1106,40 +1108,50 @@ class Steps:
     def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any]) -> None:
         self.loop = loop
         self.coroutine = coroutine
+        # What the coroutine waits for, unless that is only the next turn of the loop.
         self.waited_for: asyncio.Future[Any] | None = None
-        # It waits for nothing but the next turn of the loop.
         self.is_bare = False
-        # What the next step throws into the coroutine.
+        # The next step throws this into the coroutine.
         self.to_throw: BaseException | None = None
-        # Those of the last CancelledError that the task got: whoever cancelled the task recognises
-        # its own cancellation by them.
-        self.cancel_args: tuple[Any, ...] = ()
+        # The arguments of the last CancelledError that the task got, or None if it got none. Who
+        # cancelled a task may recognise the cancellation by them.
+        self.cancel_args: tuple[Any, ...] | None = None
         self.is_over = False
         self.woken: asyncio.Future[None] | None = None
 
+    def __repr__(self) -> str:
+        state = 'over' if self.is_over else 'ready' if self.is_ready() else \
+            f'waiting for {self.waited_for or "the next turn"}'
+        return f'<{type(self).__name__}: {self.coroutine!r}, {state}>'
+
     def step(self) -> None:
         """Run until it waits, or ends: by StopIteration with its value, or by its exception."""
+        # This future may have failed with the error that ends the step. The traceback of that
+        # error has this frame, which has the future: it would be a cycle.
+        self.waited_for = None
         try:
-            waited_for = self.coroutine.send(None) if self.to_throw is None else \
-                self.coroutine.throw(self.take_to_throw())
+            waited_for = self.resume()
         except BaseException:
             self.is_over = True
-            # That may have failed with the same error, whose traceback has this frame: a cycle.
-            self.waited_for = None
             raise
-        # A bare yield, as of sleep(0), goes on in the next turn of the loop. So does what has to
-        # hear that this can not be waited for: it may try again and again.
-        self.waited_for = None
+        # After a bare yield, as that of sleep(0), it goes on in the next turn of the loop. It
+        # does, too, when it has to hear that it can not wait for this: it may try again and again.
         self.is_bare = True
         if waited_for is not None:
-            self.to_throw = not_awaitable(waited_for, self.loop)
-            if self.to_throw is None:
-                waited_for._asyncio_future_blocking = False
-                self.waited_for = waited_for
-                self.is_bare = False
+            error = not_awaitable(waited_for, self.loop)
+            if error is not None:
+                self.to_throw = error
+                return
+            waited_for._asyncio_future_blocking = False
+            self.waited_for = waited_for
+            self.is_bare = False
+
+    def resume(self) -> Any:
+        return self.coroutine.send(None) if self.to_throw is None else \
+            self.coroutine.throw(self.take_to_throw())
 
     def take_to_throw(self) -> BaseException:
-        # Kept in a variable of `step`, it would be in a cycle with its own traceback.
+        # In a variable of `resume` it would be in a cycle with its own traceback.
         to_throw, self.to_throw = self.to_throw, None
         assert to_throw is not None
         return to_throw
@@ -1149,8 +1161,8 @@ class Steps:
         return not self.is_bare and (
             self.to_throw is not None or self.waited_for is None or self.waited_for.done())
 
-    def cancel(self, args: tuple[Any, ...] = ()) -> None:
-        """Cancel what it waits for, or else itself at its next step."""
+    def interrupt(self, args: tuple[Any, ...] = ()) -> None:
+        """Cancel what it waits for. Where that can not be, the next step cancels the coroutine."""
         if self.waited_for is None or not self.waited_for.cancel(*args[:1]):
             self.to_throw = CancelledError(*args)
             self.is_bare = False
@@ -1174,7 +1186,7 @@ class Steps:
                 waited_for.remove_done_callback(self.on_ready)
         except CancelledError as error:
             self.cancel_args = error.args
-            self.cancel(error.args)
+            self.interrupt(error.args)
         except GeneratorExit:
             self.abandon()
             raise
@@ -1200,10 +1212,13 @@ class Steps:
                 self.to_throw = CancelledError()
                 with contextlib.suppress(CancelledError, Exception):
                     # The loop may be closed.
-                    self.cancel()
+                    self.interrupt()
                 with contextlib.suppress(CancelledError, Exception):
                     self.step()
         self.is_over = True
+        # It ends here if it has not yet, and not when it is collected: others may wait for it.
+        with contextlib.suppress(CancelledError, Exception):
+            self.coroutine.close()
 
 
 def not_awaitable(waited_for: Any, loop: Loop) -> RuntimeError | None:
@@ -1222,17 +1237,14 @@ def not_awaitable(waited_for: Any, loop: Loop) -> RuntimeError | None:
 
 
 class InTime(Steps):
-    """Runs a coroutine up to a deadline. Then it is cancelled, and may clean up; not the task."""
+    """Runs a coroutine up to a deadline. Then the coroutine is cancelled, but not the task."""
 
-    __slots__ = ('socket_timeout', 'task', 'seen', 'is_late')
+    __slots__ = ('socket_timeout', 'is_late')
 
     def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any],
                  socket_timeout: float) -> None:
         super().__init__(loop, coroutine)
         self.socket_timeout = socket_timeout
-        self.task = current_task()
-        # How often the task was cancelled, as far as we know.
-        self.seen = self.task.cancelling()
         self.is_late = False
 
     async def run_until(self, deadline: float) -> Any:
@@ -1244,43 +1256,80 @@ class InTime(Steps):
 
     def expire(self) -> None:
         self.is_late = True
-        Steps.cancel(self)
+        self.interrupt()
 
     def step(self) -> None:
         try:
             super().step()
         except CancelledError:
-            if self.is_late:
-                raise self.late_end(self.task.cancelling() > self.seen) from None
-            raise
-
-    def late_end(self, is_from_outside: bool) -> BaseException:
-        """What the end of it by a cancellation means when its time is up. One from outside wins,
-        also if it went on after that, and ended by ours."""
-        return CancelledError(*self.cancel_args) if is_from_outside else \
-            timed_out(self.socket_timeout)
+            if not self.is_late:
+                raise
+            # A cancellation of the task wins, also if the coroutine went on after that.
+            raise (timed_out(self.socket_timeout) if self.cancel_args is None else
+                   CancelledError(*self.cancel_args)) from None
 
 
 class Resolving(InTime):
-    """Takes back the cancellations that the resolver makes.
+    """Runs the resolver, which cancels the current task, as the current task.
 
-    For its own timeouts it cancels the current task, and goes on with the next nameserver. So
-    what it goes on after was its own cancellation, and is taken back in the end. If more than
-    one came at once, one is from outside, and must win. When the time is up it may go on, too:
-    then it is cancelled once more.
+    For the time-out of a nameserver, aiodnsresolver calls `asyncio.current_task().cancel()`,
+    catches the CancelledError, and asks the next one. It never calls `uncancel`. If it were
+    awaited, the caller's task would count a cancellation that nobody has made, and
+    `asyncio.timeout` or a TaskGroup around the request would fail. To call `uncancel` for it is
+    not enough: a cancellation that somebody made in the same turn of the loop looks the same, and
+    the resolver takes that for its own time-out, too.
+
+    So what the resolver sees as the current task, while it is stepped, is this. asyncio documents
+    `_enter_task` and `_leave_task` for whatever steps a coroutine. Thus its own cancellations
+    come to `cancel`, and those of others to `interrupt`, and the caller's task counts only the
+    latter. Only if one of each come in the same turn does the coroutine see one cancellation for
+    both: if it goes on after that, it is cancelled again.
     """
 
-    __slots__ = ('own', 'fresh', 'must_stop', 'handled')
+    __slots__ = ('task', 'own', 'is_own_due', 'is_other_due', '__weakref__')
 
     def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any],
                  socket_timeout: float) -> None:
         super().__init__(loop, coroutine, socket_timeout)
-        # How many of the seen cancellations were its own; and how many there are together with
-        # what is thrown at the next step.
-        self.own = self.fresh = 0
-        self.must_stop = False
-        # A request may be made where a cancellation is being handled: that one is not of ours.
-        self.handled = sys.exception()
+        self.task = current_task()
+        # How many cancellations the coroutine has made, and not taken back.
+        self.own = 0
+        # Which cancellations the next step tells of: the coroutine's own, and those of others.
+        self.is_own_due = self.is_other_due = False
+
+    # As a task
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+    def __await__(self) -> Any:
+        return self.task.__await__()
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self.is_over:
+            return False
+        self.own += 1
+        self.is_own_due = True
+        super().interrupt(() if msg is None else (msg,))
+        return True
+
+    def cancelling(self) -> int:
+        return self.task.cancelling() + self.own
+
+    def uncancel(self) -> int:
+        self.own = max(self.own - 1, 0)
+        return self.cancelling()
+
+    # As steps
+
+    def interrupt(self, args: tuple[Any, ...] = ()) -> None:
+        self.is_other_due = True
+        super().interrupt(args)
+
+    def expire(self) -> None:
+        # It may be about to go on after a time-out of its own, and there is no time for that.
+        self.is_own_due = True
+        super().expire()
 
     async def stop(self) -> None:
         """End it, and let it clean up. What it makes of that is of no interest."""
@@ -1289,78 +1338,50 @@ class Resolving(InTime):
             with contextlib.suppress(Exception):
                 await self.run()
 
-    def cancel(self, args: tuple[Any, ...] = ()) -> None:
-        self.fresh = self.task.cancelling() - self.seen
-        super().cancel(args)
-
-    def expire(self) -> None:
-        self.must_stop = True
-        super().expire()
-
-    def abandon(self) -> None:
-        # What is thrown is no cancellation of the task; those of the resolver are taken back.
-        self.is_late = self.must_stop = True
-        super().abandon()
-        # Should it go on, it ends here, not when it is collected: others may wait for it.
-        with contextlib.suppress(CancelledError, Exception):
-            self.coroutine.close()
-
     def step(self) -> None:
-        """One step, and a second one if it has to end."""
+        is_ambiguous = self.is_own_due and self.is_other_due
+        self.is_own_due = self.is_other_due = False
         try:
-            self.step_once()
-            if self.must_stop or self.fresh:
-                self.must_stop = False
-                args = self.cancel_args if self.fresh else ()
-                super().cancel(args)
-                self.to_throw = CancelledError(*args)
-                self.is_bare = False
-                self.step_once()
-        except BaseException:
-            for _ in range(self.own):
-                self.task.uncancel()
-            raise
+            super().step()
+        except Exception:
+            if self.cancel_args is None:
+                raise
+            # It went on after a cancellation of the task, but that is not to be lost.
+            raise CancelledError(*self.cancel_args) from None
+        if is_ambiguous:
+            self.interrupt(self.cancel_args or ())
 
-    def step_once(self) -> None:
+    def resume(self) -> Any:
         # The resolver leaves async generators unfinished. The loop's hooks would close them in
-        # tasks; without them they are closed when they are collected.
+        # tasks. Without the hooks they are closed when they are collected.
         hooks = sys.get_asyncgen_hooks()
         sys.set_asyncgen_hooks(None, None)
         try:
-            Steps.step(self)
-        except CancelledError as error:
-            # What it still handled, it had not gone on after: it only cleaned up, and that
-            # cancellation was from outside.
-            is_new = self.fresh > 0 or self.is_late
-            from_outside = min(self.own, count_cancellations(error, self.handled) - is_new)
-            self.own -= from_outside
-            if self.is_late:
-                raise self.late_end(bool(self.fresh or from_outside)) from None
-            raise
-        except BaseException:
-            if self.settle():
-                raise CancelledError(*self.cancel_args) from None
-            raise
+            return self.resume_as_task() if runs_here(self.loop) else super().resume()
         finally:
             sys.set_asyncgen_hooks(*hooks)
-        self.settle()
 
-    def settle(self) -> int:
-        """Of the cancellations that a step went on after, how many were from outside?"""
-        not_undone = min(self.fresh, self.task.cancelling() - self.seen)
-        self.seen = self.task.cancelling()
-        self.own += not_undone > 0
-        self.fresh = max(not_undone - 1, 0)
-        return self.fresh
+    def resume_as_task(self) -> Any:
+        stand_in: Any = self
+        # None where the coroutine is dropped, in a callback of the loop.
+        task = asyncio.current_task(self.loop)
+        if task is not None:
+            asyncio._leave_task(self.loop, task)
+        asyncio._enter_task(self.loop, stand_in)
+        try:
+            return super().resume()
+        finally:
+            asyncio._leave_task(self.loop, stand_in)
+            if task is not None:
+                asyncio._enter_task(self.loop, task)
 
 
-def count_cancellations(error: BaseException | None, handled: BaseException | None) -> int:
-    """Those that were being handled when this one was raised, and itself, up to `handled`."""
-    count = 0
-    while error is not None and error is not handled:
-        count += isinstance(error, CancelledError)
-        error = error.__context__
-    return count
+def runs_here(loop: Loop) -> bool:
+    """The loop runs, and in this thread."""
+    try:
+        return asyncio.get_running_loop() is loop
+    except RuntimeError:
+        return False
 
 
 def current_task() -> asyncio.Task[Any]:
@@ -2723,8 +2744,9 @@ class RequestBody(Steps):
                 if not self.is_over:
                     # It may still be handling a cancellation that came before. This is that one
                     # again, so it has the same message.
-                    self.cancel(error.args if isinstance(error, CancelledError) else
-                                self.cancel_args if cancelling > self.cancelling else ())
+                    self.interrupt(
+                        error.args if isinstance(error, CancelledError) else
+                        self.cancel_args or () if cancelling > self.cancelling else ())
                     await self.run()
             finally:
                 await self.close_chunks()
