@@ -339,6 +339,26 @@ async def test_a_request_closed_in_its_lookup_lets_the_resolver_clean_up():
 
 
 @on_loops
+async def test_a_request_closed_in_a_callback_lets_the_resolver_clean_up():
+    """Where no task is the current one."""
+    ends = []
+
+    async def resolve(host):
+        try:
+            await forever()
+        except asyncio.CancelledError:
+            ends.append((host, asyncio.current_task() is None))
+            raise
+
+    async with pool(get_dns_resolver=resolving(resolve)) as request:
+        coroutine = request(b'GET', 'http://name.test/')
+        coroutine.send(None)
+        asyncio.get_running_loop().call_soon(coroutine.close)
+        await until(lambda: ends)
+        assert ends == [('name.test', False)]
+
+
+@on_loops
 async def test_a_request_closed_after_a_time_out_of_the_resolver_leaves_no_cancellation(
         nameserver, silent_address):
     """A task steps the request, and lives on."""
@@ -606,6 +626,73 @@ async def test_a_cancellation_is_still_counted_when_the_resolver_cleaned_up():
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+        assert task.cancelling() == 1
+
+
+@on_loops
+async def test_the_resolver_sees_a_task_with_the_name_of_the_callers():
+    """Loggers show it."""
+    async def resolve(host):
+        names.append(asyncio.current_task().get_name())
+        return [IPv4Address('127.0.0.1')]
+
+    names = []
+    async with (Server(Answering(OK)) as server,
+                pool(get_dns_resolver=resolving(resolve)) as request):
+        url = f'http://name.test:{server.port}/'
+        await asyncio.create_task(get(request, url), name='the name')
+    assert names == ['the name']
+
+
+@on_loops
+async def test_what_a_resolver_cancels_after_its_end_is_not_the_task_of_the_request():
+    """As by a timer that it has left."""
+    async def resolve(host):
+        tasks.append(asyncio.current_task())
+        return [IPv4Address('127.0.0.1')]
+
+    tasks = []
+    async with (Server(Answering(OK)) as server,
+                pool(get_dns_resolver=resolving(resolve)) as request):
+        assert (await get(request, f'http://name.test:{server.port}/'))[2] == b'ok'
+        [task] = tasks
+        assert not task.cancel()
+        await turns(2)
+        assert cancelling() == 0
+
+
+@on_loops
+async def test_a_resolver_that_cancels_itself_is_cancelled_where_it_waits_next():
+    async def resolve(host):
+        asyncio.current_task().cancel('why')
+        try:
+            await forever()
+        except asyncio.CancelledError as error:
+            caught.append(error.args)
+        return [IPv4Address('127.0.0.1')]
+
+    caught = []
+    async with (Server(Answering(OK)) as server,
+                pool(get_dns_resolver=resolving(resolve)) as request):
+        assert (await get(request, f'http://name.test:{server.port}/'))[2] == b'ok'
+    assert caught == [('why',)]
+    assert cancelling() == 0
+
+
+@on_loops
+async def test_a_cancellation_that_the_resolver_swallows_is_not_lost():
+    async def resolve(host):
+        with contextlib.suppress(asyncio.CancelledError):
+            await forever()
+        return [IPv4Address('127.0.0.1')]
+
+    async with pool(get_dns_resolver=resolving(resolve)) as request:
+        task = asyncio.create_task(request(b'GET', 'http://name.test/'))
+        await turns(3)
+        task.cancel('why')
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+        assert caught.value.args == ('why',)
         assert task.cancelling() == 1
 
 
