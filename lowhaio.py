@@ -44,13 +44,13 @@ import weakref
 from asyncio import CancelledError
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
 from errno import EMFILE, ENFILE
 from functools import partial
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
-from typing import Any, ParamSpec, Protocol
+from typing import Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 __version__ = '0.1.0'
@@ -454,6 +454,8 @@ GetResolverLoggerAdapter = Callable[[dict[str, Any]], GetLoggerAdapter]
 Loop = asyncio.AbstractEventLoop
 Adapter = logging.LoggerAdapter[Any]
 P = ParamSpec('P')
+K = TypeVar('K', bound=Sized)
+V = TypeVar('V')
 
 
 class ResponseBody(Protocol):
@@ -639,7 +641,7 @@ def Pool(
         max_connections, max_connections_per_origin, pool_timeout, Heads(max_header_length))
     names = Names(get_dns_resolver, socket_timeout)
     connector = Connector(get_sock, get_connection, get_ssl_context, settings, names, books)
-    urls = Urls()
+    urls = parsed_urls()
     bound_loop: Loop | None = None
 
     async def request(
@@ -780,7 +782,7 @@ def logger_extra(method: bytes, url: str) -> dict[str, Any]:
 def refusal(method: bytes, url: str, cause: Exception) -> HttpConnectionError:
     """Tell why nothing was sent. Of the URL only the origin is shown, as it may hold secrets."""
     try:
-        where = f' {Urls()[url][0].name}'
+        where = f' {parsed_urls()[url][0].name}'
     except (TypeError, ValueError):
         where = ''
     error = HttpConnectionError(f'{shown_method(method)}{where}, refused: {cause}')
@@ -2080,29 +2082,31 @@ def shown_address(host: str, port: int) -> str:
 
 # ---------------------------------------------------------------------------- request head
 #
-# What the caller gave is refused with a ValueError or TypeError that names the argument, or
-# goes out as it is. Pure; never prints a path, a query or the value of a field.
+# Turns the arguments of a request into its origin, the bytes of its head, and what the head
+# declares about the body, which `sending` holds the body to. A bad argument is refused with a
+# ValueError or TypeError that names it, and nothing is changed silently. These are pure functions
+# that own nothing. They never show a path, a query or the value of a field.
 
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
 FIELD_VALUE = re.compile(rb'[^\x00-\x08\x0a-\x1f\x7f]*')  # RFC 9110 5.5, RFC 9112 2.2
-# RFC 9110 10.1.4: codings with their parameters. RFC 9112 6.1: chunked is the last of them, and is
-# there once. Otherwise where the content ends is not found, or not by all.
+# Codings with their parameters (RFC 9110 10.1.4). If chunked is not the last of them, or not the
+# only chunked (RFC 9112 6.1), some servers do not find the end of the content.
 CODINGS = re.compile(
     rb'(?:(?!chunked[ \t,;])<token>(?:~;~<token>~=~(?:<token>|"(?:[^"\\]|\\.)*+"))*+~,~)*+chunked'
     .replace(b'~', rb'[ \t]*+').replace(b'<token>', TOKEN.pattern), re.IGNORECASE)
-# RFC 9110 7.2, RFC 3986 3.2.2. But not empty, and without ",": some would read two hosts.
+# RFC 9110 7.2, RFC 3986 3.2.2, but not empty, and without ",", which some would read as two hosts.
 HOST_FIELD = re.compile(
     rb"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?")
 USUAL_METHODS = frozenset((b'GET', b'HEAD', b'POST', b'PUT', b'DELETE', b'PATCH', b'OPTIONS'))
 
-# RFC 3986 3. What a server sees begins with the path; the fragment is the client's own.
+# RFC 3986 3. The request target begins with the path, and the fragment is not sent.
 URL = re.compile(r'([A-Za-z][A-Za-z0-9+.\-]*)://([^/?#]*)([^#]*)')
 AUTHORITY = re.compile(r'(\[[^\[\]]*\]|[^:\[\]]*)(?::([0-9]*))?')
 CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
 IPV4 = re.compile(r'[0-9]{1,3}(?:\.[0-9]{1,3}){3}')
 HOST_NAME = re.compile(r'(?:[a-z0-9_-]{1,63}\.)*+(?!(?:[0-9]+|0x[0-9a-f]*)\Z)[a-z0-9_-]{1,63}')
-# What IDNA 2003, all that Python knows, maps to something else than IDNA 2008 does, and so to the
-# name of somebody else: the deviations of UTS 46, with the capital of one of them, and what
+# What IDNA 2003, which is all that Python knows, maps to something else than IDNA 2008 does, and
+# so to the name of somebody else: the deviations of UTS 46, the capital of one of them, and what
 # Corrigendum 4 of Unicode has changed since.
 DEVIATION = re.compile('[\xdf\u1e9e\u03c2\u200c\u200d'
                        '\U0002f868\U0002f874\U0002f91f\U0002f95f\U0002f9bf]')
@@ -2116,51 +2120,49 @@ NOT_IN_TARGET = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*+,;=:@/
 
 
 class Origin:
-    """Scheme, canonical host and port; `name` has all three, and is the pool's key."""
+    """Scheme, canonical host and port. `name` has all three, and is the key in the books."""
 
     __slots__ = ('name', 'scheme', 'is_tls', 'host', 'port', 'field', 'peers')
 
-    def __init__(self, scheme: str, host: str, port: int, address: Address | None) -> None:
+    def __init__(self, scheme: str, host: str, address: Address | None, port: int) -> None:
         self.scheme = scheme
         self.is_tls = scheme == 'https'
         self.host = host
         self.port = port
         bracketed = f'[{host}]' if isinstance(address, IPv6Address) else host
         self.name = f'{scheme}://{bracketed}:{port}'
-        # RFC 6874 4: a zone is for this machine only.
+        # RFC 6874 4: a zone is only meant for this machine.
         without_zone = re.sub('%[^]]*', '', bracketed)
         is_default = port == (443 if self.is_tls else 80)
         self.field = (without_zone if is_default else f'{without_zone}:{port}').encode()
         self.peers = None if address is None else fixed_peers(address)
 
+    def __repr__(self) -> str:
+        return f'<Origin {self.name}>'
+
     @property
     def server_hostname(self) -> str:
-        """What the certificate must be for, and SNI when it is a name."""
+        """What the certificate must be for. SNI has it too, if it is a name."""
         return self.host.partition('%')[0]
 
 
 class Declared:
-    """What the fields of a request say of its body and of its connection."""
+    """What the fields of a request declare about its body and its connection."""
 
-    __slots__ = ('has_host', 'length', 'is_coded', 'has_body', 'close', 'upgrade', 'expects')
+    length: int | None = None
+    is_coded = has_body = close = upgrade = expects = False
 
-    def __init__(self) -> None:
-        self.has_host = False
-        self.length: int | None = None
-        self.is_coded = False
-        self.has_body = False
-        self.close = False
-        self.upgrade = False
-        self.expects = False
+    def __repr__(self) -> str:
+        return f'<Declared {" ".join(f"{name}={value}" for name, value in vars(self).items())}>'
 
 
 NOTHING_DECLARED = Declared()
-DECLARING = frozenset((b'host', b'content-length', b'transfer-encoding', b'connection',
-                       b'upgrade', b'expect'))
+DECLARING_ONCE = frozenset((b'host', b'content-length', b'transfer-encoding'))
+DECLARING = DECLARING_ONCE | {b'connection', b'upgrade', b'expect'}
 
 
 def build_head(
-        urls: Urls, method: bytes, url: str, params: Params,
+        urls: Parsed[str, tuple[Origin, bytes]], method: bytes, url: str, params: Params,
         headers: Iterable[tuple[bytes, bytes]], http_version: bytes,
 ) -> tuple[Origin, bytes, Declared]:
     if not isinstance(method, bytes) or method not in USUAL_METHODS:
@@ -2173,10 +2175,9 @@ def build_head(
     if not headers:
         return origin, b'%b %b %b\r\nhost: %b\r\n\r\n' % (
             method, target, http_version, origin.field), NOTHING_DECLARED
-    lines, declared = build_fields(headers)
-    if declared.is_coded and http_version == b'HTTP/1.0':
-        raise ValueError('headers must not have transfer-encoding in an HTTP/1.0 request')
-    if not declared.has_host:
+    lines, values = build_fields(headers)
+    declared = declare(values, http_version) if values else NOTHING_DECLARED
+    if b'host' not in values:
         lines.insert(0, b'host: ' + origin.field)
     return origin, b'%b %b %b\r\n%b\r\n\r\n' % (
         method, target, http_version, b'\r\n'.join(lines)), declared
@@ -2191,10 +2192,16 @@ def check_method(method: bytes) -> None:
         raise ValueError('method must not be CONNECT: tunnels are not supported')
 
 
-def build_fields(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], Declared]:
+def build_fields(
+        headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """Return the field lines, and the values of the fields that declare something."""
     lines = []
-    declared = NOTHING_DECLARED
-    for field in checked_iterable(headers):
+    values: dict[bytes, bytes] = {}
+    try:
+        fields = iter(headers)
+    except TypeError:
+        raise bad_field(headers, headers) from None
+    for field in fields:
         try:
             name, value = field
         except (TypeError, ValueError):
@@ -2209,65 +2216,45 @@ def build_fields(headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], D
         lines.append(name + b': ' + value)
         lower_name = name.lower()
         if lower_name in DECLARING:
-            if declared is NOTHING_DECLARED:
-                declared = Declared()
-            declare(declared, lower_name, value)
-    if declared.expects and not declared.has_body:
-        raise ValueError('headers must not have expect: 100-continue without content')
-    return lines, declared
-
-
-def checked_iterable(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
-    try:
-        return iter(headers)
-    except TypeError:
-        raise bad_field(headers, headers) from None
+            if lower_name in values:
+                if lower_name in DECLARING_ONCE:
+                    raise ValueError(f'headers must have at most one {lower_name.decode()}')
+                value = values[lower_name] + b',' + value  # RFC 9110 5.3
+            values[lower_name] = value
+    return lines, values
 
 
 def bad_field(field: object, headers: object) -> TypeError:
-    got = 'a dict: give its items()' if isinstance(headers, dict) else shown_types(field)
+    got = 'a dict: give its items()' if isinstance(headers, dict) else \
+        f'({", ".join(type(item).__name__ for item in field)})' \
+        if isinstance(field, (tuple, list)) else type(field).__name__
     return TypeError(f'headers must be pairs of name and value, both bytes, got {got}')
 
 
-def shown_types(field: object) -> str:
-    if isinstance(field, (tuple, list)):
-        return f'({", ".join(type(item).__name__ for item in field)})'
-    return type(field).__name__
-
-
-def declare(declared: Declared, lower_name: bytes, value: bytes) -> None:
-    if lower_name == b'host':
-        if declared.has_host:
-            raise ValueError('headers must have at most one host')
-        check_host_field(value)
-        declared.has_host = True
-    elif lower_name == b'connection':
-        declared.close = declared.close or has_token(value, b'close')
-    elif lower_name == b'upgrade':
-        declared.upgrade = True
-    elif lower_name == b'expect':
-        declared.expects = declared.expects or has_token(value, b'100-continue')
-    elif lower_name == b'content-length':
-        if declared.length is not None:
-            raise ValueError('headers must have at most one content-length')
-        if not is_length(value):
-            raise ValueError('headers must have 1 to 20 digits as content-length, got '
-                             f'{shown(value)}')
-        declared.length = int(value)
+def declare(values: dict[bytes, bytes], http_version: bytes) -> Declared:
+    declared = Declared()
+    if b'host' in values:
+        check_host_field(values[b'host'])
+    if b'content-length' in values:
+        declared.length = checked_length(values[b'content-length'])
         declared.has_body = declared.length > 0
-    else:
-        if declared.is_coded:
-            raise ValueError('headers must have at most one transfer-encoding')
-        # RFC 9112 6.1: chunked is the last coding of a request, or its end can not be found.
-        if value.lower().rpartition(b',')[2].strip(b' \t') != b'chunked':
-            raise ValueError('headers must have chunked as the last transfer-encoding, got '
-                             f'{shown(value)}')
-        if not CODINGS.fullmatch(value.strip(b' \t')):
-            raise ValueError('headers must have a list of codings as transfer-encoding, chunked '
-                             f'only as the last of them, got {shown(value)}')
+    if b'transfer-encoding' in values:
+        check_codings(values[b'transfer-encoding'])
+        if declared.length is not None:
+            raise ValueError(
+                'headers must not have content-length and transfer-encoding together')
+        if http_version == b'HTTP/1.0':
+            raise ValueError('headers must not have transfer-encoding in an HTTP/1.0 request')
         declared.is_coded = declared.has_body = True
-    if declared.is_coded and declared.length is not None:
-        raise ValueError('headers must not have content-length and transfer-encoding together')
+    if b'connection' in values:
+        declared.close = has_token(values[b'connection'], b'close')
+    if b'upgrade' in values:
+        declared.upgrade = True
+    if b'expect' in values and has_token(values[b'expect'], b'100-continue'):
+        if not declared.has_body:
+            raise ValueError('headers must not have expect: 100-continue without content')
+        declared.expects = True
+    return declared
 
 
 def check_host_field(value: bytes) -> None:
@@ -2279,39 +2266,56 @@ def check_host_field(value: bytes) -> None:
                      'brackets, and a port of digits if any')
 
 
-class Urls(dict[str, tuple[Origin, bytes]]):
-    """Origins and request targets of URLs, which are parsed when they are asked for first.
+def checked_length(value: bytes) -> int:
+    if not is_length(value):
+        raise ValueError(
+            f'headers must have 1 to 20 digits as content-length, got {shown(value)}')
+    return int(value)
 
-    They belong to one pool. What has a query or a fragment is not kept: it may be signed, or hold
-    another secret.
+
+def check_codings(value: bytes) -> None:
+    # RFC 9112 6.1: without chunked as the last coding, the end of a request can not be found.
+    if value.lower().rpartition(b',')[2].strip(b' \t') != b'chunked':
+        raise ValueError('headers must have chunked as the last transfer-encoding, got '
+                         f'{shown(value)}')
+    if not CODINGS.fullmatch(value.strip(b' \t')):
+        raise ValueError('headers must have a list of codings as transfer-encoding, chunked '
+                         f'only as the last of them, got {shown(value)}')
+
+
+class Parsed(dict[K, V]):
+    """What `parse` makes of URLs, origins and lines, so that the usual ones are parsed once.
+
+    It belongs to one pool. What is long, and what `may_keep` refuses, is parsed each time.
     """
 
-    __slots__ = ('origins',)
+    __slots__ = ('parse', 'may_keep')
 
-    def __init__(self) -> None:
-        self.origins: dict[tuple[str, str], Origin] = {}
+    def __init__(self, parse: Callable[[K], V],
+                 may_keep: Callable[[K, V], bool] = lambda *_: True) -> None:
+        self.parse = parse
+        self.may_keep = may_keep
 
-    def __missing__(self, url: str) -> tuple[Origin, bytes]:
-        scheme, authority, target = parse_url(url)
-        key = scheme, authority
-        origin = self.origins.get(key)
-        if origin is None:
-            origin = parse_origin(scheme, authority)
-            if len(authority) <= MAX_PARSED_LENGTH:
-                keep_parsed(self.origins, key, origin)
-        if len(url) <= MAX_PARSED_LENGTH and '?' not in url and '#' not in url:
-            keep_parsed(self, url, (origin, target))
-        return origin, target
+    def __repr__(self) -> str:
+        return f'<Parsed {len(self)} of at most {MAX_PARSED}>'
 
-
-def keep_parsed(parsed: dict[Any, Any], key: object, value: object) -> None:
-    if len(parsed) >= MAX_PARSED:
-        parsed.clear()
-    parsed[key] = value
+    def __missing__(self, key: K) -> V:
+        value = self.parse(key)
+        if len(key) <= MAX_PARSED_LENGTH and self.may_keep(key, value):
+            if len(self) >= MAX_PARSED:
+                self.clear()
+            self[key] = value
+        return value
 
 
-def parse_url(url: str) -> tuple[str, str, bytes]:
-    """The scheme in lower case, the authority and the request target."""
+def parsed_urls() -> Parsed[str, tuple[Origin, bytes]]:
+    """Origins and request targets of URLs. A query or a fragment may hold a secret: not kept."""
+    return Parsed(partial(parse_url, Parsed(parse_origin)),
+                  lambda url, _: '?' not in url and '#' not in url)
+
+
+def parse_url(origins: Parsed[str, Origin], url: str) -> tuple[Origin, bytes]:
+    """Return the origin and the request target."""
     control = CONTROL.search(url)
     if control is not None:
         raise ValueError('url must not contain control characters, got '
@@ -2321,48 +2325,20 @@ def parse_url(url: str) -> tuple[str, str, bytes]:
         start = re.split('[/?#@:]', url, maxsplit=1)[0][:MAX_SHOWN]
         raise ValueError(f'url must start with http:// or https:// and a host, got {start!r}')
     scheme, authority, target = match.groups()
-    scheme = scheme.lower()
     if not target.startswith('/'):
         target = '/' + target
-    if TARGET.fullmatch(target):
-        return scheme, authority, target.encode('ascii')
     try:
-        utf_8 = target.encode()
+        encoded = target.encode()
     except UnicodeEncodeError as cause:
         raise ValueError('url must be encodable as UTF-8, but has a lone surrogate') from cause
-    return scheme, authority, NOT_IN_TARGET.sub(
-        lambda match: b'%%%02X' % ord(match[0]), utf_8)
+    if not TARGET.fullmatch(target):
+        encoded = NOT_IN_TARGET.sub(lambda match: b'%%%02X' % ord(match[0]), encoded)
+    return origins[f'{scheme.lower()}://{authority}'], encoded
 
 
-def encode_params(params: Params, **options: Any) -> str:
-    """As `urllib.parse.urlencode(params, doseq=True, **options)`, for layers, too.
-
-    TypeError for what that does not take, and for pairs of bytes: they are most likely headers,
-    which would be shown to all who see the URL.
-    """
-    from urllib.parse import urlencode  # not always of use: see dns()
-    try:
-        pairs = params.items() if hasattr(params, 'items') else params
-        has_fields = any(
-            isinstance(name, bytes) and isinstance(value, bytes) for name, value in pairs)
-        query = '' if has_fields else urlencode(params, doseq=True, **options)
-    except (TypeError, ValueError) as cause:
-        raise TypeError('params must be a mapping or a sequence of pairs, as for '
-                        f'urllib.parse.urlencode, got {type(params).__name__}') from cause
-    if has_fields:
-        raise TypeError('params must be pairs of str, got pairs of bytes: were they headers?')
-    return query
-
-
-def with_params(target: bytes, params: Params) -> bytes:
-    query = encode_params(params)
-    if not query:
-        return target
-    separator = b'?' if b'?' not in target else b'' if target.endswith((b'?', b'&')) else b'&'
-    return target + separator + query.encode('ascii')
-
-
-def parse_origin(scheme: str, authority: str) -> Origin:
+def parse_origin(text: str) -> Origin:
+    """Parse the scheme, in lower case, and the authority of a URL."""
+    scheme, _, authority = text.partition('://')
     if scheme not in ('http', 'https'):
         raise ValueError(f'url must have the scheme http or https, got {scheme[:20]!r}')
     if '@' in authority:
@@ -2373,16 +2349,24 @@ def parse_origin(scheme: str, authority: str) -> Origin:
                          f'{authority[:MAX_SHOWN]!r}')
     host, digits = match.groups()
     port = (443 if scheme == 'https' else 80) if not digits else \
-        int(digits) if len(digits) <= 5 else inf
+        int(digits) if len(digits) <= 5 else 0
     if not 1 <= port <= 65535:
         raise ValueError(f'url must have a port from 1 to 65535, got {digits[:20]!r}')
-    name, address = parse_host(host)
-    return Origin(scheme, name, int(port), address)
+    return Origin(scheme, *parse_host(host), port)
+
+
+def canonical_host(host: str) -> str:
+    """Return the one form of a URL's host that is looked up, connected to and sent. For layers.
+
+    A name is in lower case and ASCII, without a final dot. An IPv6 address is without brackets.
+    Raises ValueError if a request would refuse the host.
+    """
+    return parse_host(host)[0]
 
 
 def parse_host(host: str) -> tuple[str, Address | None]:
-    """The one form used for the resolver, SNI, the `host` field and the pool's key."""
-    # A name is at most 253 characters (RFC 1035), and codecs are slow on long ones.
+    """Return the form that the resolver, SNI, the `host` field and the books get."""
+    # A name has at most 253 characters (RFC 1035), and codecs are slow on long ones.
     is_short = len(host) <= 254
     if is_short and DEVIATION.search(host):
         host = encode_deviating(host)
@@ -2405,19 +2389,21 @@ def parse_host(host: str) -> tuple[str, Address | None]:
                      f'{host[:MAX_SHOWN]!r}') from cause
 
 
-def canonical_host(host: str) -> str:
-    """The one form of the host of a URL that is looked up, connected to and sent, for layers.
-
-    A name is in lower case and ASCII, without a final dot; an IPv6 address is without brackets.
-    ValueError if the host would be refused.
-    """
-    return parse_host(host)[0]
+def parse_ipv6(literal: str) -> tuple[str, Address]:
+    # RFC 6874: a zone follows "%25". Others write a bare "%", which is understood too.
+    address, percent, zone = literal.partition('%')
+    zone = zone.removeprefix('25')
+    if percent and not ZONE.fullmatch(zone):
+        raise ValueError('the zone must be of unreserved characters')
+    ipv6 = IPv6Address(f'{address}{percent}{zone}')
+    return str(ipv6), ipv6
 
 
 def encode_deviating(host: str) -> str:
-    """By IDNA 2008, if the package for it is installed, but only the labels in which it differs.
+    """Encode a name by IDNA 2008, if the package for it is installed.
 
-    So what is installed decides whether such a name is understood, and never where one leads.
+    Only the labels in which IDNA 2008 differs are encoded. So what is installed decides whether
+    such a name is understood, and never where a name leads.
     """
     try:
         from idna import encode
@@ -2435,7 +2421,7 @@ def encode_deviating(host: str) -> str:
 
 
 def deviation_hint(host: str) -> str:
-    """The form of IDNA 2008 of what is most often written: it does not tell what that forbids."""
+    """Name the form of IDNA 2008, but only of usual names, since it may forbid others."""
     import unicodedata
     labels = [
         unicodedata.normalize('NFKC', ''.join(map(str.lower, label)))
@@ -2448,16 +2434,32 @@ def deviation_hint(host: str) -> str:
     return f'write {name!r}, or ' if is_plain and HOST_NAME.fullmatch(name) else ''
 
 
-def parse_ipv6(literal: str) -> tuple[str, Address]:
-    # RFC 6874: a zone follows "%25"; a bare "%", as others write, is understood too.
-    address, percent, zone = literal.partition('%')
-    if percent:
-        zone = zone.removeprefix('25')
-        if not ZONE.fullmatch(zone):
-            raise ValueError('the zone must be of unreserved characters')
-        address = f'{address}%{zone}'
-    ipv6 = IPv6Address(address)
-    return str(ipv6), ipv6
+def with_params(target: bytes, params: Params) -> bytes:
+    query = encode_params(params)
+    if not query:
+        return target
+    separator = b'?' if b'?' not in target else b'' if target.endswith((b'?', b'&')) else b'&'
+    return target + separator + query.encode('ascii')
+
+
+def encode_params(params: Params, **options: Any) -> str:
+    """Return `urllib.parse.urlencode(params, doseq=True, **options)`. For layers, too.
+
+    Raises TypeError for what that does not take, and for pairs of bytes. Those are most likely
+    headers, which everybody who sees the URL would see.
+    """
+    from urllib.parse import urlencode  # imported only where it is needed, as in dns()
+    try:
+        pairs = params.items() if hasattr(params, 'items') else params
+        has_fields = any(
+            isinstance(name, bytes) and isinstance(value, bytes) for name, value in pairs)
+        query = '' if has_fields else urlencode(params, doseq=True, **options)
+    except (TypeError, ValueError) as cause:
+        raise TypeError('params must be a mapping or a sequence of pairs, as for '
+                        f'urllib.parse.urlencode, got {type(params).__name__}') from cause
+    if has_fields:
+        raise TypeError('params must be pairs of str, got pairs of bytes: were they headers?')
+    return query
 
 
 # --------------------------------------------------------------------------------- sending
@@ -2842,72 +2844,24 @@ def hear_out(connection: Connection, error: OSError) -> Exception:
 
 # --------------------------------------------------------------------------- response head
 #
-# Pure functions of the bytes. A line is judged when its end has arrived, and a section when
-# its end has, so the outcome does not depend on how the bytes were cut on their way.
+# Turns bytes into a `Head`, and hands what follows it to the exchange. These are pure functions
+# and own nothing but the bytes of an unfinished head. A line is judged when its end has arrived,
+# and a section when its end has, so the outcome does not depend on how the bytes were cut on
+# their way.
 
-# RFC 9112 4. The space before the reason may be missing along with it, as others accept. RFC 9110
-# 2.5: a minor version that is higher than ours is read as ours.
+# RFC 9112 4. The space before the reason may be missing if there is no reason, as others accept.
+# RFC 9110 2.5: a minor version that is higher than ours is read as ours.
 STATUS_LINE = re.compile(rb'HTTP/1\.([0-9]) ([0-9]{3})(?: [^\r\x00]*)?\r?')
 # RFC 9112 5, RFC 9110 5.5. Leading and trailing whitespace is not part of the value.
 FIELD_LINE = re.compile(
-    rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*+([^\r\x00]*[^\r\x00 \t]|)[ \t]*\r?")
-# RFC 9112 5.2. Looking behind makes a long run of spaces be tried once, not from each of them.
+    rb'(%b):[ \t]*+([^\r\x00]*[^\r\x00 \t]|)[ \t]*\r?' % TOKEN.pattern)
+# RFC 9112 5.2. The lookbehind makes it try a long run of spaces once, and not from each of them.
 OBS_FOLD = re.compile(rb'(?<![ \t])(?:[ \t]*+\r?\n[ \t]++)+')
+# The empty line at the end of a head or of a trailer section, with the line end before it.
+SECTION_END = re.compile(rb'\n(\r?\n)')
 
-
-CR, LF = b'\r\n'
-
-
-class TooLong(ValueError):
-    """Becomes `HttpHeaderTooLong`."""
-
-
-def find_section_end(data: bytes, start: int) -> int:
-    """Index after the last line of a head or trailer section, where its empty line starts.
-
-    0 if that has not arrived. `start` is that of any line end in the section.
-    """
-    crlf = data.find(b'\n\r\n', start)
-    lf = data.find(b'\n\n', start, crlf + 1 if crlf >= 0 else len(data))
-    return (crlf if lf < 0 else lf) + 1
-
-
-def parse_status_line(line: bytes) -> tuple[bytes, bytes]:
-    """The minor version and the code."""
-    match = STATUS_LINE.fullmatch(line)
-    if match is None:
-        raise ValueError('bad status line: expected HTTP/1.x, a space, three digits '
-                         f'and a reason, got {shown(line)}')
-    minor, code = match.groups()
-    return minor, code
-
-
-def parse_field_line(line: bytes) -> tuple[bytes, bytes]:
-    """The name in lower case, and the value."""
-    match = FIELD_LINE.fullmatch(line)
-    if match is None:
-        raise ValueError(f'bad field line: expected a token, ":" and a value, got {shown(line)}')
-    name, value = match.groups()
-    return name.lower(), value
-
-
-def parse_fields(data: bytes, start: int, end: int,
-                 field_of_line: Callable[[bytes], tuple[bytes, bytes]]) -> Fields:
-    """The fields of the lines from start to end, which are both after a line end."""
-    if start == end:
-        return ()
-    section = data[start:end - 1]
-    try:
-        return tuple(map(field_of_line, section.split(b'\n')))
-    except ValueError:
-        unfolded = OBS_FOLD.sub(b' ', section)
-        if unfolded == section:
-            raise
-        return tuple(map(field_of_line, unfolded.split(b'\n')))
-
-
-# Fields that a server repeats from one response to the next, and that are no secret of anybody.
-# Others may hold anything: a cookie, a signed URL, a nonce, or a token under any name.
+# Fields that servers repeat from one response to the next, and that are nobody's secret. Other
+# fields may hold anything: a cookie, a signed URL, a nonce, or a token under any name.
 REPEATED = frozenset((
     b'accept-ranges', b'access-control-allow-credentials', b'access-control-allow-headers',
     b'access-control-allow-methods', b'access-control-allow-origin',
@@ -2921,22 +2875,127 @@ REPEATED = frozenset((
     b'x-permitted-cross-domain-policies', b'x-powered-by', b'x-xss-protection'))
 
 
-class FieldLines(dict[bytes, tuple[bytes, bytes]]):
-    """What the lines of repeated fields say, which are parsed when they are asked for first.
+async def read_head(connection: Connection, response: ResponseHead, deadline: float) -> None:
+    """Read the rest of it, in time from the last byte sent or from the last interim response."""
+    interims = 0
+    while not response.is_done:
+        if response.interims > interims:
+            interims = response.interims
+            deadline = connection.in_time()
+        await connection.read(deadline)
 
-    Most lines of a response are those of the last one from there: to parse each of them only once
+
+class ResponseHead:
+    """Receives the head of the first response that is not interim (RFC 9110 15.2).
+
+    A head that is the same as the last one of the origin, byte by byte, is not parsed again.
+    """
+
+    __slots__ = ('heads', 'may_upgrade', 'known', 'data', 'searched', 'status', 'interims',
+                 'is_continued', 'is_done', 'head')
+
+    def __init__(self, heads: Heads, may_upgrade: bool, known: Head | None) -> None:
+        self.heads = heads
+        self.may_upgrade = may_upgrade
+        # The last head of the origin.
+        self.known = known
+        # The bytes of the head that have arrived. When it is done, those that came after it.
+        self.data = b''
+        # Where the search for the end of the head goes on.
+        self.searched = 0
+        # The minor version and the code, once the status line has arrived.
+        self.status: tuple[bytes, bytes] | None = None
+        self.interims = 0
+        self.is_continued = False
+        self.is_done = False
+        # Set when it is done.
+        self.head: Head
+
+    def __repr__(self) -> str:
+        state = repr(self.head) if self.is_done else f'{len(self.data)} bytes so far'
+        return f'<ResponseHead {state}, after {self.interims} interim responses>'
+
+    def feed(self, data: bytes) -> None:
+        data = self.data + data
+        while data and not self.is_done:
+            known = self.known
+            if known is not None and data.startswith(known.data):
+                self.finish(known, data[len(known.data):])
+            else:
+                data = self.parse(data)
+
+    def parse(self, data: bytes) -> bytes:
+        """Parse the head if all of it has arrived, and return what follows an interim one."""
+        heads = self.heads
+        if self.status is None:
+            line_end = data.find(b'\n', self.searched)
+            if 0 <= line_end < heads.limit:
+                self.status = heads.status_lines[data[:line_end]]
+        section = SECTION_END.search(data, self.searched)
+        length = len(data) + 1 if section is None else section.end()
+        if length > heads.limit:
+            raise too_long('head', heads.limit)
+        if section is None or self.status is None:
+            self.searched = max(len(data) - 3, 0)
+            self.data = data
+            return b''
+        minor, code = self.status
+        fields = parse_fields(data, data.index(b'\n') + 1, section.start(1), heads.field_of_line)
+        if code.startswith(b'1') and code != b'101':
+            self.start_again(code)
+            return data[length:]
+        if code == b'101' and not self.may_upgrade:
+            raise ValueError('got 101 Switching Protocols, but the request had no upgrade')
+        self.finish(Head(data[:length], minor, code, fields), data[length:])
+        return b''
+
+    def start_again(self, code: bytes) -> None:
+        """Go on after an interim response."""
+        self.is_continued = self.is_continued or code == b'100'
+        self.interims += 1
+        if self.interims > MAX_INTERIM_RESPONSES:
+            raise ValueError(f'got more than {MAX_INTERIM_RESPONSES} interim responses')
+        self.data = b''
+        self.searched = 0
+        self.status = None
+
+    def finish(self, head: Head, rest: bytes) -> None:
+        self.head = head
+        self.data = rest
+        self.is_done = True
+
+    def feed_end(self, what: str = 'it') -> None:
+        raise EOFError('the peer closed the connection, after '
+                       + (shown(self.data) if self.data else f'no byte of {what}'))
+
+
+class Heads(dict[str, 'Head']):
+    """The last head of each origin, by its name, and the lines that one pool remembers parsed.
+
+    Most lines of a response are those of the last one from there. To parse each of them only once
     halves the cost of a small response.
     """
 
-    def __missing__(self, line: bytes) -> tuple[bytes, bytes]:
-        field = parse_field_line(line)
-        if len(line) <= MAX_PARSED_LENGTH and field[0] in REPEATED:
-            keep_parsed(self, line, field)
-        return field
+    __slots__ = ('limit', 'status_lines', 'field_of_line')
+
+    def __init__(self, max_header_length: int) -> None:
+        self.limit = max_header_length
+        self.status_lines = Parsed(parse_status_line)
+        self.field_of_line = Parsed(
+            parse_field_line, lambda _, field: field[0] in REPEATED).__getitem__
+
+    def __repr__(self) -> str:
+        return f'<Heads of {len(self)} origins>'
+
+    def store(self, origin_name: str, head: Head) -> None:
+        """Remember the head, unless it is a 101: whether that is wanted depends on the request."""
+        if (len(head.data) <= MAX_HEAD_LENGTH and head.code != b'101'
+                and REPEATED.issuperset([name for name, _ in head.fields])):
+            store_latest(self, origin_name, head, MAX_HEADS)
 
 
 class Head:
-    """Status line and fields of a response, and what they say of its body."""
+    """Status line and fields of a response, and what they tell of its body."""
 
     __slots__ = ('data', 'minor', 'code', 'fields', 'method', 'framing', 'is_last')
 
@@ -2948,126 +3007,58 @@ class Head:
         # The method of the request that `framing` is for.
         self.method = b''
         self.framing: Framing
-        # It says that the connection ends with the response.
+        # Whether the connection ends with this response, as the head says.
         self.is_last: bool
 
-
-class Heads(dict[str, Head]):
-    """The last head of each origin, by its name, and what else of heads one pool remembers, so as
-    not to parse it again."""
-
-    __slots__ = ('limit', 'status_lines', 'field_of_line')
-
-    def __init__(self, max_header_length: int) -> None:
-        self.limit = max_header_length
-        self.status_lines: dict[bytes, tuple[bytes, bytes]] = {}
-        self.field_of_line = FieldLines().__getitem__
-
-    def parse_status_line(self, line: bytes) -> tuple[bytes, bytes]:
-        parsed = self.status_lines.get(line)
-        if parsed is None:
-            parsed = parse_status_line(line)
-            if len(line) <= MAX_PARSED_LENGTH:
-                keep_parsed(self.status_lines, line, parsed)
-        return parsed
-
-    def store(self, origin_name: str, head: Head) -> None:
-        """But not a 101: whether that is wanted depends on the request."""
-        if (len(head.data) <= MAX_HEAD_LENGTH and head.code != b'101'
-                and REPEATED.issuperset([name for name, _ in head.fields])):
-            store_latest(self, origin_name, head, MAX_HEADS)
+    def __repr__(self) -> str:
+        return f'<Head {self.code.decode()}, {len(self.fields)} fields>'
 
 
-class ResponseHead:
-    """Receives the head of the first response that is not interim (RFC 9110 15.2).
-
-    A head that comes again, byte by byte, is not parsed again.
-    """
-
-    __slots__ = ('heads', 'may_upgrade', 'known', 'data', 'searched', 'fields_at', 'minor',
-                 'code', 'interims', 'is_continued', 'is_done', 'head')
-
-    def __init__(self, heads: Heads, may_upgrade: bool, known: Head | None) -> None:
-        self.heads = heads
-        self.may_upgrade = may_upgrade
-        # The last one of the origin.
-        self.known = known
-        # The bytes that have not been used; in the end those after the head.
-        self.data = b''
-        self.searched = 0
-        # Where the fields begin, once the status line has arrived.
-        self.fields_at = 0
-        self.minor = self.code = b''
-        self.interims = 0
-        self.is_continued = False
-        self.is_done = False
-        # Once it is done.
-        self.head: Head
-
-    def feed(self, more: bytes) -> None:
-        while more:
-            data = self.data + more if self.data else more
-            known = self.known
-            if known is not None and data.startswith(known.data):
-                self.finish(known, data[len(known.data):])
-                return
-            heads = self.heads
-            if not self.fields_at and LF in more:
-                line_end = data.index(LF)
-                if line_end < heads.limit:
-                    self.minor, self.code = heads.parse_status_line(data[:line_end])
-                    self.fields_at = line_end + 1
-            end = find_section_end(data, self.searched)
-            body = end + (2 if data[end] == CR else 1) if end else len(data) + 1
-            if body > heads.limit:
-                raise TooLong(f'the head is longer than max_header_length, {heads.limit} bytes')
-            if not end:
-                self.searched = max(len(data) - 3, 0)
-                self.data = data
-                return
-            fields = parse_fields(data, self.fields_at, end, heads.field_of_line)
-            more = data[body:]
-            if not self.code.startswith(b'1') or self.code == b'101':
-                if self.code == b'101' and not self.may_upgrade:
-                    raise ValueError(
-                        'got 101 Switching Protocols, but the request had no upgrade')
-                self.finish(Head(data[:body], self.minor, self.code, fields), more)
-                return
-            self.start_again()
-
-    def feed_end(self, what: str = 'it') -> None:
-        raise EOFError('the peer closed the connection, after '
-                       + (shown(self.data) if self.data else f'no byte of {what}'))
-
-    def finish(self, head: Head, rest: bytes) -> None:
-        self.head = head
-        self.data = rest
-        self.is_done = True
-
-    def start_again(self) -> None:
-        """After an interim response."""
-        self.is_continued = self.is_continued or self.code == b'100'
-        self.interims += 1
-        if self.interims > MAX_INTERIM_RESPONSES:
-            raise ValueError(f'got more than {MAX_INTERIM_RESPONSES} interim responses')
-        self.data = b''
-        self.searched = self.fields_at = 0
+def parse_status_line(line: bytes) -> tuple[bytes, bytes]:
+    """Return the minor version and the code."""
+    match = STATUS_LINE.fullmatch(line)
+    if match is None:
+        raise ValueError('bad status line: expected HTTP/1.x, a space, three digits '
+                         f'and a reason, got {shown(line)}')
+    return match[1], match[2]
 
 
-async def read_head(connection: Connection, response: ResponseHead, deadline: float) -> None:
-    """The rest of it, in time from the last byte sent or the last interim response."""
-    interims = 0
-    while not response.is_done:
-        if response.interims > interims:
-            interims = response.interims
-            deadline = connection.in_time()
-        await connection.read(deadline)
+def parse_field_line(line: bytes) -> tuple[bytes, bytes]:
+    """Return the name in lower case, and the value."""
+    match = FIELD_LINE.fullmatch(line)
+    if match is None:
+        raise ValueError(f'bad field line: expected a token, ":" and a value, got {shown(line)}')
+    return match[1].lower(), match[2]
+
+
+def parse_fields(data: bytes, start: int, end: int,
+                 field_of_line: Callable[[bytes], tuple[bytes, bytes]]) -> Fields:
+    """Parse the lines from start to end, each of which is just after a line end."""
+    if start == end:
+        return ()
+    section = data[start:end - 1]
+    try:
+        return tuple(map(field_of_line, section.split(b'\n')))
+    except ValueError:
+        unfolded = OBS_FOLD.sub(b' ', section)
+        if unfolded == section:
+            raise
+        return tuple(map(field_of_line, unfolded.split(b'\n')))
+
+
+def too_long(what: str, limit: int) -> TooLong:
+    return TooLong(f'the {what} is longer than max_header_length, {limit} bytes')
+
+
+class TooLong(ValueError):
+    """Becomes an `HttpHeaderTooLong`."""
 
 
 # ------------------------------------------------------------------------ framing and body
 #
-# A decoder takes the bytes after the head, in pieces of any size, and returns the content in
-# them. `is_done` is set with the last byte of the body, `has_surplus` if there were more.
+# A head and the method of its request tell where the body ends, which decoder finds that end, and
+# how long the connection may idle afterwards. A decoder takes the bytes after the head, in pieces
+# of any size, and returns the content in them to the body of the response, which owns it.
 
 KEEP_ALIVE_TIMEOUT = re.compile(rb'(?:^|[,; \t])timeout[ \t]*=[ \t]*"?([0-9]{1,9})', re.IGNORECASE)
 FRAMING = frozenset((b'content-length', b'transfer-encoding', b'connection', b'keep-alive'))
@@ -3079,18 +3070,36 @@ NEXT_CHUNK_LINE = re.compile(rb'\r\n' + FIRST_CHUNK_LINE.pattern)
 
 
 def set_framing(head: Head, method: bytes, settings: Settings) -> None:
-    head.framing = frame(method, head, settings)
+    """Choose the decoder by the rules of RFC 9112 6.3, whose numbers are given."""
+    length, codings, keep_alive = parse_framing(head, settings)
+    # 2: a switched protocol has an end of its own, whatever the method. (CONNECT is never sent.)
+    if head.code == b'101':
+        head.framing = CloseDecoder, (), 0
+    # 1: there is no body, whatever the fields say. But some servers send what a 204 declares, and
+    # that would be taken for the next response.
+    elif method == b'HEAD' or head.code in (b'204', b'304'):
+        may_follow = head.code == b'204' and (codings is not None or bool(length))
+        head.framing = LengthDecoder, (0,), 0 if may_follow else keep_alive
+    # 3 and 4: chunked is stronger than a length.
+    elif codings is not None:
+        if codings != [b'chunked']:
+            raise ValueError('bad transfer-encoding: expected chunked, got '
+                             f'{shown(b", ".join(codings))}')
+        head.framing = ChunkedDecoder, (settings.max_header_length,), keep_alive
+    # 5 and 6.
+    elif length is not None:
+        head.framing = LengthDecoder, (length,), keep_alive
+    # 8.
+    else:
+        head.framing = CloseDecoder, (), 0
     head.method = method
 
 
-def frame(method: bytes, head: Head, settings: Settings) -> Framing:
-    """What makes the decoder of the body, its arguments, and how long the connection may idle
-    afterwards, in seconds."""
+def parse_framing(head: Head, settings: Settings) -> tuple[int | None, list[bytes] | None, float]:
+    """Return the content-length, the transfer codings, and how long the connection may idle."""
     length: int | None = None
-    codings: list[bytes] = []
-    is_coded = False
-    code, minor = head.code, head.minor
-    persists = minor != b'0' and settings.persists_unasked
+    codings: list[bytes] | None = None
+    persists = head.minor != b'0' and settings.persists_unasked
     is_closing = False
     keep_alive = settings.keep_alive_timeout
     for name, value in head.fields:
@@ -3098,58 +3107,23 @@ def frame(method: bytes, head: Head, settings: Settings) -> Framing:
             if name == b'content-length':
                 length = parse_length(value, length)
             elif name == b'transfer-encoding':
-                codings += list_members(value)
-                is_coded = True
+                codings = (codings or []) + list_members(value)
             elif name == b'keep-alive':
                 keep_alive = min(keep_alive, parse_keep_alive(value))
-            elif value == b'keep-alive':
-                persists = True
-            elif has_token(value, b'close'):  # RFC 9112 9.3
-                is_closing = True
             else:
+                is_closing = is_closing or has_token(value, b'close')  # RFC 9112 9.3
                 persists = persists or has_token(value, b'keep-alive')
-    head.is_last = is_closing or not persists
-    # Servers that go by RFC 2616 send it, although it is no coding.
+    # Servers that follow RFC 2616 send identity, although it is no coding.
     if codings == [b'identity']:
-        is_coded = False
-    # RFC 9112 6.1: chunked with a length, or in HTTP/1.0, may be somebody's attack.
-    if head.is_last or is_coded and (minor == b'0' or length is not None):
-        keep_alive = 0
-    # RFC 9112 6.3, 2: a switched protocol has an end of its own, whatever the method. (CONNECT
-    # is never sent.)
-    if code == b'101':
-        return CloseDecoder, (), 0
-    # 6.3, 1: no body, whatever the fields say. But some servers send what a 204 declares, and
-    # that would be taken for the next response.
-    if method == b'HEAD' or code == b'204' or code == b'304':
-        is_sent_nevertheless = code == b'204' and (is_coded or bool(length))
-        return LengthDecoder, (0,), 0 if is_sent_nevertheless else keep_alive
-    # 6.3, 3 and 4: chunked is stronger than a length.
-    if is_coded:
-        if codings != [b'chunked']:
-            raise ValueError('bad transfer-encoding: expected chunked, got '
-                             f'{shown(b", ".join(codings))}')
-        return ChunkedDecoder, (settings.max_header_length,), keep_alive
-    # 6.3, 5 and 6.
-    if length is not None:
-        return LengthDecoder, (length,), keep_alive
-    # 6.3, 8.
-    return CloseDecoder, (), 0
-
-
-def list_members(value: bytes) -> list[bytes]:
-    """The members of a list, in lower case. Empty ones do not count (RFC 9110 5.6.1)."""
-    members = [member.strip(b' \t') for member in value.lower().split(b',')]
-    return [member for member in members if member]
-
-
-def has_token(value: bytes, token: bytes) -> bool:
-    """Whether the value is a list that has the token."""
-    return token in list_members(value)
+        codings = None
+    head.is_last = is_closing or not persists
+    # RFC 9112 6.1: chunked with a length, or in HTTP/1.0, may be an attack.
+    is_suspect = codings is not None and (head.minor == b'0' or length is not None)
+    return length, codings, 0 if head.is_last or is_suspect else keep_alive
 
 
 def parse_length(value: bytes, before: int | None) -> int:
-    if not value.isdigit() or len(value) > 20:
+    if not is_length(value):
         raise ValueError(f'bad content-length: expected 1 to 20 digits, got {shown(value)}')
     length = int(value)
     if before is not None and length != before:
@@ -3162,21 +3136,49 @@ def is_length(value: bytes) -> bool:
 
 
 def parse_keep_alive(value: bytes) -> float:
-    """Less than the `timeout` that the server gives: the request has to be there in time."""
+    """Return a second less than the server's `timeout`, so that a request arrives in time."""
     timeout = KEEP_ALIVE_TIMEOUT.search(value)
     return inf if timeout is None else int(timeout[1]) - 1
 
 
-class LengthDecoder:
-    """RFC 9112 6.2: as many bytes as content-length says."""
+def has_token(value: bytes, token: bytes) -> bool:
+    """Whether the value is a list that has the token."""
+    return token in list_members(value)
 
-    __slots__ = ('left', 'is_done', 'has_surplus')
+
+def list_members(value: bytes) -> list[bytes]:
+    """Return the members of a list, in lower case. Empty ones do not count (RFC 9110 5.6.1)."""
+    members = [member.strip(b' \t') for member in value.lower().split(b',')]
+    return [member for member in members if member]
+
+
+class Decoder(Protocol):
+    """Finds the content in the bytes of a body."""
+
+    is_done: bool = False
+    """The last byte of the body has been fed."""
+
+    has_surplus: bool = False
+    """More bytes than those of the body have been fed."""
+
     trailers: Fields = ()
+
+    def __repr__(self) -> str:
+        state = 'done' if self.is_done else f'left={getattr(self, "left", inf)}'
+        return f'<{type(self).__name__} {state}>'
+
+    def feed(self, data: bytes) -> bytes:
+        """Return the content in the data."""
+
+    def feed_end(self) -> bytes:
+        """Take the end of the connection. Raises EOFError if it is not that of the body."""
+
+
+class LengthDecoder(Decoder):
+    """RFC 9112 6.2: the body has as many bytes as content-length says."""
 
     def __init__(self, length: int) -> None:
         self.left = length
-        self.is_done = False
-        self.has_surplus = False
 
     def feed(self, data: bytes) -> bytes:
         self.left -= len(data)
@@ -3193,15 +3195,8 @@ class LengthDecoder:
                        'content-length told')
 
 
-class CloseDecoder:
-    """RFC 9112 6.3, 8: all until the peer closes the connection."""
-
-    __slots__ = ('is_done',)
-    has_surplus = False
-    trailers: Fields = ()
-
-    def __init__(self) -> None:
-        self.is_done = False
+class CloseDecoder(Decoder):
+    """RFC 9112 6.3, 8: the body ends when the peer closes the connection."""
 
     def feed(self, data: bytes) -> bytes:
         return data
@@ -3211,23 +3206,19 @@ class CloseDecoder:
         return b''
 
 
-class ChunkedDecoder:
-    """RFC 9112 7.1: chunks, each with its size before it, and then the trailer section."""
-
-    __slots__ = ('limit', 'left', 'partial', 'line', 'is_trailer', 'content', 'overhead',
-                 'is_done', 'has_surplus', 'trailers')
+class ChunkedDecoder(Decoder):
+    """RFC 9112 7.1: chunks, each of which has its size before it, and then the trailer section."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
+        # What is left of the content of the current chunk.
         self.left = 0
+        # The beginning of a line or of the trailer section whose end has not arrived.
         self.partial = b''
         self.line = FIRST_CHUNK_LINE
         self.is_trailer = False
-        self.content = 0
-        self.overhead = 0
-        self.is_done = False
-        self.has_surplus = False
-        self.trailers: Fields = ()
+        # Bytes of content and of framing so far.
+        self.content = self.overhead = 0
 
     def feed(self, data: bytes) -> bytes:
         if self.is_trailer:
@@ -3235,11 +3226,11 @@ class ChunkedDecoder:
             return b''
         start = 0
         if self.partial:
-            # Only a line end can complete a line: until there is one, nothing is tried again.
-            is_complete = LF in data
+            # Only a line end can complete the line. Without one, it is not matched once more.
+            is_complete = b'\n' in data
             data, self.partial = self.partial + data, b''
             if not is_complete:
-                self.keep(data)
+                self.store_partial(data)
                 return b''
         pieces = []
         while True:
@@ -3252,7 +3243,7 @@ class ChunkedDecoder:
                 break
             line = self.line.match(data, start)
             if line is None:
-                self.keep(data[start:])
+                self.store_partial(data[start:])
                 break
             self.start_chunk(line)
             start = line.end()
@@ -3264,7 +3255,7 @@ class ChunkedDecoder:
 
     def start_chunk(self, line: re.Match[bytes]) -> None:
         if line.end() - line.start(1) > self.limit:
-            raise self.too_long('chunk-size line')
+            raise too_long('chunk-size line', self.limit)
         self.overhead += line.end() - line.start()
         if self.overhead > MAX_FRAMING_OVERHEAD + MAX_FRAMING_OVERHEAD_RATIO * self.content:
             raise ValueError(f'the framing of the chunked body is out of proportion: '
@@ -3273,13 +3264,13 @@ class ChunkedDecoder:
         self.content += self.left
         self.line = NEXT_CHUNK_LINE
 
-    def keep(self, partial: bytes) -> None:
-        """Keep what does not match a chunk-size line for more to come, unless it is bad."""
+    def store_partial(self, partial: bytes) -> None:
+        """Store what matches no chunk-size line until more of it comes, unless it is bad."""
         is_next = self.line is NEXT_CHUNK_LINE
         start = 2 if is_next and b'\r\n'.startswith(partial[:2]) else 0
         end = partial.find(b'\n', start)
         if (end if end >= 0 else len(partial)) - start >= self.limit:
-            raise self.too_long('chunk-size line')
+            raise too_long('chunk-size line', self.limit)
         if end >= 0:
             expected = 'CRLF after the chunk, ' if is_next else ''
             raise ValueError(f'bad chunk-size line: expected {expected}1 to 16 hex digits, an '
@@ -3287,21 +3278,17 @@ class ChunkedDecoder:
         self.partial = partial
 
     def feed_trailer(self, data: bytes) -> None:
-        """The trailer section, from the line end before it."""
+        """Take the trailer section, from the line end before it on."""
         searched = max(len(self.partial) - 3, 0)
         self.partial += data
-        end = find_section_end(self.partial, searched)
-        after = end + (2 if self.partial[end] == CR else 1) if end else len(self.partial) + 1
-        if after > self.limit + 1:
-            raise self.too_long('trailer section')
-        if end:
-            self.trailers = parse_fields(self.partial, 1, end, parse_field_line)
+        section = SECTION_END.search(self.partial, searched)
+        if (len(self.partial) if section is None else section.end() - 1) > self.limit:
+            raise too_long('trailer section', self.limit)
+        if section is not None:
+            self.trailers = parse_fields(self.partial, 1, section.start(1), parse_field_line)
             self.is_done = True
-            self.has_surplus = after < len(self.partial)
+            self.has_surplus = section.end() < len(self.partial)
             self.partial = b''
-
-    def too_long(self, what: str) -> TooLong:
-        return TooLong(f'the {what} is longer than max_header_length, {self.limit} bytes')
 
     def feed_end(self) -> bytes:
         raise EOFError('the peer closed the connection in ' + (
@@ -3310,7 +3297,6 @@ class ChunkedDecoder:
             'a chunk-size line'))
 
 
-Decoder = LengthDecoder | CloseDecoder | ChunkedDecoder
 Framing = tuple[Callable[..., Decoder], tuple[int, ...], float]
 
 

@@ -2,8 +2,10 @@
 
 import gc
 
+import pytest
+
 from lowhaio import Pool, buffered, repeatable, streamed
-from tests.harness import on_one_loop, yielding
+from tests.harness import Server, holding, of_length, on_one_loop, pool, run_until, yielding
 
 
 def shown(type_name):
@@ -32,3 +34,41 @@ def test_the_settings_show_the_options_that_connections_follow():
                 'max_header_length=16384 socket_timeout=7 max_requests=inf>')
     assert settings in shown('Settings')
     del pool
+
+
+@on_one_loop
+async def test_what_a_pool_remembers_shows_how_much_that_is():
+    async with Server(holding(b'HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n')) as server, \
+            pool() as request:
+        await request(b'GET', f'{server.url}remembered')
+        assert f'<Origin {server.origin}>' in shown('Origin')
+        assert '<Heads of 1 origins>' in shown('Heads')
+        assert '<Head 200, 1 fields>' in shown('Head')
+        assert '<Parsed 1 of at most 512>' in shown('Parsed')
+
+
+@pytest.mark.parametrize('sent, decoder', [
+    (b'content-length: 5\r\n\r\nab', '<LengthDecoder left=3>'),
+    (b'content-length: 2\r\n\r\nab', '<LengthDecoder done>'),
+    (b'transfer-encoding: chunked\r\n\r\n5\r\nab', '<ChunkedDecoder left=3>'),
+    (b'\r\n', '<CloseDecoder left=inf>'),
+])
+@on_one_loop
+async def test_a_decoder_shows_how_much_it_still_expects(sent, decoder):
+    async with Server(holding(b'HTTP/1.1 200 OK\r\n' + sent)) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        assert decoder in shown(decoder[1:].partition(' ')[0])
+        await body.aclose()
+
+
+@on_one_loop
+async def test_a_request_shows_what_it_has_declared_and_what_has_come_of_its_response():
+    pieces = b'HTTP/1.1 102 Processing\r\n\r\n', b'HTTP/1.1 200 OK\r\n'
+    async with Server(holding(*pieces)) as server, pool() as request:
+        await run_until(
+            request(b'PUT', server.url, headers=of_length(3), body=streamed(b'abc')),
+            lambda: '<Declared length=3 has_body=True>' in shown('Declared'))
+        await run_until(
+            request(b'GET', server.url),
+            lambda: ('<ResponseHead 17 bytes so far, after 1 interim responses>'
+                     in shown('ResponseHead')))
