@@ -65,6 +65,7 @@ setup(
             'pytest>=8.4',
             'pytest-cov>=7',
             'pytest-xdist',
+            'setuptools>=70.1',
             'tqdm',
             'trustme',
             'uvicorn',

@@ -13,7 +13,6 @@ import zlib
 
 import brotli
 import pytest
-from backports import zstd
 from harness import (
     Answering,
     Server,
@@ -39,6 +38,11 @@ from lowhaio import (
 )
 from lowhaio_chunked import chunked as chunked_body
 from lowhaio_compression import compressed, decompressed
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 
 async def told_of_the_close(body):

@@ -754,7 +754,9 @@ async def test_the_sessions_of_the_files_of_curl(tmp_path):
         assert await visit('http://[::1]/') == b'f=7; g=8'
     jar.save(ignore_discard=True, ignore_expires=True)
     lines = path.read_text().splitlines()
-    assert '\t'.join(('www.example.com', 'FALSE', '/', 'TRUE', '0', 'b', '2')) in lines
+    # CPython 3.14 reads the end of a session as the absence of one, and writes that.
+    assert {f'www.example.com\tFALSE\t/\tTRUE\t{expires}\tb\t2'
+            for expires in ('0', '')} & set(lines)
     assert '::1\tFALSE\t/\tFALSE\t\tf\t7' in lines
 
 
