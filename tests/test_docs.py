@@ -31,7 +31,6 @@ from typing import NamedTuple
 
 import aiodnsresolver
 import pytest
-import setuptools
 import trustme
 
 import lowhaio
@@ -665,7 +664,8 @@ def test_links_lead_to_files_and_headings_that_exist(path):
 def test_the_page_of_a_package_index_has_absolute_links_only(monkeypatch):
     """They are those of README.md, and their paths are of files that exist."""
     given = {}
-    monkeypatch.setattr(setuptools, 'setup', given.update)
+    monkeypatch.setitem(
+        sys.modules, 'setuptools', types.SimpleNamespace(setup=given.update))
     runpy.run_path(str(ROOT / 'setup.py'))
     url = given['url']
     links = re.findall(r'\]\(([^)]*)\)', without_code(given['long_description']))
