@@ -3,17 +3,8 @@ from pathlib import Path
 
 from setuptools import setup
 
-# Of the repository. It is in mkdocs.yml, too.
+# Of the repository. The links of the READMEs begin with it, because package indexes show them too.
 URL = 'https://github.com/michalc/lowhaio'
-
-
-def with_absolute_links(text):
-    """The README's links are paths in the repository. A package index has no files to lead to."""
-    text = re.sub(r'(!\[[^]]*\]\()(?!https:)', rf'\1{URL}/raw/HEAD/', text)
-    return re.sub(r'(\]\()(?!https:|#)', rf'\1{URL}/blob/HEAD/', text)
-
-
-README = Path(__file__).with_name('README.md').read_text(encoding='utf-8')
 # The module is not imported, because what it needs is not installed yet.
 MODULE = Path(__file__).with_name('lowhaio.py').read_text(encoding='utf-8')
 
@@ -21,7 +12,7 @@ setup(
     name='lowhaio',
     version=re.search(r"^__version__ = '(.+)'$", MODULE, re.MULTILINE)[1],
     description='A lightweight, streaming-first asyncio HTTP/1.1 client that creates no tasks',
-    long_description=with_absolute_links(README),
+    long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
     long_description_content_type='text/markdown',
     url=URL,
     project_urls={

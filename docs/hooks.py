@@ -11,7 +11,9 @@ from pathlib import Path
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
+LINK = re.compile(r'(\]\(|^\[[^]]*\]: )([^)\s]+)', re.MULTILINE)
 PAGES = {
+    'README.md': 'index.md',
     'CHANGELOG.md': 'changelog.md',
     'SECURITY.md': 'security.md',
     'layers/README.md': 'layers/stacking.md',
@@ -20,11 +22,11 @@ PAGES = {
     **{f'benchmarks/published/{path.name}': f'images/{path.name}'
        for path in sorted(ROOT.glob('benchmarks/published/*.svg'))},
 }
-SOURCES = {page: path for path, page in PAGES.items()}
+SOURCES = {page: path for path, page in PAGES.items() if page != 'index.md'}
 
 
 def on_files(files, config):
-    for path, page in PAGES.items():
+    for page, path in SOURCES.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / path)))
     return files
 
@@ -32,23 +34,28 @@ def on_files(files, config):
 def on_page_markdown(markdown, page, config, files):
     here = page.file.src_uri
     folder = posixpath.dirname(SOURCES.get(here, f'docs/{here}'))
+    base = f'{config.repo_url}/blob/HEAD/'
 
-    def link(match):
-        path, mark, fragment = match[2].partition('#')
-        path = posixpath.normpath(posixpath.join(folder, path))
-        target = PAGES.get(path, path.removeprefix('docs/') if path.startswith('docs/') else None)
-        if path == 'README.md':
-            target = 'index.md'
-        if target is not None:
-            return (f'{match[1]}({posixpath.relpath(target, posixpath.dirname(here) or ".")}'
-                    f'{mark}{fragment})')
-        if not (ROOT / path).exists():
-            return match[0]  # mkdocs tells that it leads nowhere.
-        kind = 'raw' if match[1].startswith('!') else 'blob'
-        return f'{match[1]}({config.repo_url}/{kind}/HEAD/{path}{mark}{fragment})'
+    def to_page(link):
+        path, mark, fragment = link.partition('#')
+        if path.startswith(base):
+            path = path.removeprefix(base)
+        elif ':' in path or not path:
+            return link
+        else:
+            path = posixpath.normpath(posixpath.join(folder, path))
+        if path in PAGES:
+            target = PAGES[path]
+        elif path.startswith('docs/'):
+            target = path.removeprefix('docs/')
+        elif (ROOT / path).exists():
+            return base + path + mark + fragment
+        else:
+            return link  # mkdocs tells that it leads nowhere.
+        return posixpath.relpath(target, posixpath.dirname(here) or '.') + mark + fragment
 
     # Code has no links.
     return ''.join(
-        part if part.startswith('```') else re.sub(
-            r'(!?\[[^]]*\])\((?!#|[a-z]+:)([^)\s]*)\)', link, part)
+        part if part.startswith('```') else LINK.sub(
+            lambda match: match[1] + to_page(match[2]), part)
         for part in re.split(r'(^```.*?^```$)', markdown, flags=re.MULTILINE | re.DOTALL))

@@ -650,35 +650,47 @@ def anchors(text):
     return [re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings]
 
 
+def links(text):
+    """What is in a text, and the targets of its references at its end."""
+    return re.findall(r'(?:\]\(|^\[[^]]*\]: )([^)\s]+)', without_code(text), re.MULTILINE)
+
+
+def distribution():
+    """What setup.py gives to setuptools."""
+    given = {}
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setitem(
+            sys.modules, 'setuptools', types.SimpleNamespace(setup=given.update))
+        runpy.run_path(str(ROOT / 'setup.py'))
+    return given
+
+
+IN_REPOSITORY = re.compile(re.escape(distribution()['url']) + '/(?:blob|raw)/HEAD/')
+
+
 @pytest.mark.parametrize('path', PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_to_files_and_headings_that_exist(path):
     assert len(set(anchors(PAGES[path]))) == len(anchors(PAGES[path]))
-    for link in re.findall(r'\]\(([^)]*)\)', without_code(PAGES[path])):
-        if not link.startswith('https://'):
-            target, _, fragment = link.partition('#')
-            target = (path.parent / target).resolve() if target else path
+    for link in links(PAGES[path]):
+        base = ROOT if IN_REPOSITORY.match(link) else path.parent
+        target, _, fragment = IN_REPOSITORY.sub('', link).partition('#')
+        if not target.startswith('https://'):
+            target = (base / target).resolve() if target else path
             assert target.is_file(), link
             assert not fragment or fragment in anchors(target.read_text(encoding='utf-8')), link
 
 
-def test_the_page_of_a_package_index_has_absolute_links_only(monkeypatch):
-    """They are those of README.md, and their paths are of files that exist."""
-    given = {}
-    monkeypatch.setitem(
-        sys.modules, 'setuptools', types.SimpleNamespace(setup=given.update))
-    runpy.run_path(str(ROOT / 'setup.py'))
-    url = given['url']
-    links = re.findall(r'\]\(([^)]*)\)', without_code(given['long_description']))
-    assert all(link.startswith(('https://', '#')) for link in links)
-    paths = [link.removeprefix(f'{url}/blob/HEAD/').partition('#')[0] for link in links
-             if link.startswith(f'{url}/blob/')]
-    images = [link.removeprefix(f'{url}/raw/HEAD/') for link in links
-              if link.startswith(f'{url}/raw/')]
-    assert images == ['benchmarks/published/requests.svg']
-    assert all((ROOT / path).is_file() for path in paths + images)
-    assert f'repo_url: {url}\n' in (ROOT / 'mkdocs.yml').read_text()
-    assert {target.removeprefix(url)[:5] for target in given['project_urls'].values()} == {
-        '', '/blob'}
+def test_the_page_of_a_package_index_has_absolute_links_only():
+    given = distribution()
+    assert given['long_description'] == PAGES[README]
+    assert all(link.startswith('https://') for link in links(PAGES[README]))
+    for target in given['project_urls'].values():
+        assert target == given['url'] or (ROOT / IN_REPOSITORY.sub('', target)).is_file()
+    assert f'repo_url: {given["url"]}\n' in (ROOT / 'mkdocs.yml').read_text()
+    # Each reference has its target, and the other way round.
+    text = re.sub('`[^`]*`', '', without_code(PAGES[README]))
+    assert set(re.findall(r'\[([^]]*)\](?![\[(:])', text)) == set(
+        re.findall(r'^\[([^]]*)\]: ', text, re.MULTILINE))
 
 
 def test_nothing_tells_to_install_the_code_of_others():
