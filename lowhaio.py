@@ -1063,8 +1063,7 @@ class Names:
         finally:
             del self.asking[key]
             for waiter in waiters:
-                if not waiter.done():
-                    give_to(waiter, answer)
+                give_to(waiter, answer)
 
     async def clear(self, get_resolver_adapter: GetResolverLoggerAdapter) -> None:
         self.known.clear()
@@ -1394,33 +1393,44 @@ def current_task() -> asyncio.Task[Any]:
 
 # ------------------------------------------------------------- the connections of one pool
 #
-# By origin. Within an origin the idle connection that was released last is reused first, so
-# that those not needed expire. Each connection, idle, in use or being opened, has a place; when
-# there are as many as allowed, requests wait for one. Invariant: while a request waits and its
+# The books of one pool: which connections are idle, how many places are taken, and which requests
+# wait for one. It opens and reads nothing itself. It lends a connection, or a place for a new one,
+# to the acquisition of a request, and gets it back when the connection is idle again or closed.
+#
+# Each connection has a place, from before it is opened until it is closed. If all places are
+# taken, a request waits. Within an origin, the idle connection that was returned last is lent
+# first, so that the ones that are not needed expire. Invariant: while a request waits and its
 # origin has room, nothing is idle and no place is free.
 #
-# A place that becomes free goes to the request that has waited longest. A connection that has
-# become idle goes to the one of its own origin that has waited longest, unless another origin's
-# came so much earlier that it has been overtaken often enough: then the connection closes, and
-# its place goes there. Tickets count the requests that wait, so the distance of two tickets is
-# the bound: nobody is overtaken by more than MAX_OVERTAKING requests for each place.
+# A place that is returned goes to the request that has waited longest. A connection that is
+# returned goes to the request of its own origin that has waited longest, because that saves a new
+# connection. But a request of another origin may have waited longer, and be overtaken again and
+# again. Each request that waits has a ticket, a number that counts up. If the two tickets differ
+# by more than MAX_OVERTAKING for each place, the connection is closed and its place goes to the
+# other request.
 
 class OriginBooks:
-    """One origin's part of the connections, and the requests that wait for one of them."""
+    """The part of the books that is about one origin. Who holds a place holds this object."""
 
-    __slots__ = ('books', 'name', 'places', 'idle', 'waiters', 'is_queued')
+    __slots__ = ('books', 'name', 'places', 'idle', 'waiters')
 
     def __init__(self, books: Books, name: str) -> None:
         self.books = books
         self.name = name
         self.places = 0
+        # In the order in which they were returned.
         self.idle: dict[Connection, None] = {}
-        # By ticket, in their order.
+        # The requests that wait, by their tickets, in that order. A dict would look for its first
+        # item among all that have been before it.
         self.waiters: OrderedDict[float, asyncio.Future[Any]] = OrderedDict()
-        self.is_queued = False
+
+    def __repr__(self) -> str:
+        return (f'<OriginBooks {self.name}: {self.places} places, {len(self.idle)} idle, '
+                f'{len(self.waiters)} waiting>')
 
     def first_ticket(self) -> float:
-        """Of who has waited longest. Who gave up in this turn of the loop does not count."""
+        """The ticket of the request that has waited longest. One that was cancelled in this turn
+        of the loop may still be there, but does not count."""
         while self.waiters:
             ticket, waiter = next(iter(self.waiters.items()))
             if not waiter.done():
@@ -1433,25 +1443,29 @@ class OriginBooks:
 
 
 class Books:
+    """See above. A pool has one, and its connections hold it."""
+
     __slots__ = ('max_connections', 'max_per_origin', 'pool_timeout', 'by_origin', 'opened',
                  'places', 'idle', 'queue', 'tickets', 'sessions', 'heads', 'answered',
                  'why_closed', '__weakref__')
 
     def __init__(self, max_connections: int | None, max_connections_per_origin: int | None,
                  pool_timeout: float | None, heads: Heads) -> None:
-        # The idle ones of all origins: the one that has been idle longest is first.
+        # The idle connections of all origins. The one that has been idle longest is the first.
         self.idle: OrderedDict[Connection, None] = OrderedDict()
         self.max_connections = checked_limit('max_connections', max_connections)
         self.max_per_origin = checked_limit(
             'max_connections_per_origin', max_connections_per_origin)
         self.pool_timeout = inf if pool_timeout is None else \
             checked_seconds('pool_timeout', pool_timeout, 0)
+        # Origins that have a place or a request that waits.
         self.by_origin: dict[str, OriginBooks] = {}
-        # All of them, in use too: a body in a cycle of garbage must find its own alive.
+        # All connections, those in use too. This keeps them alive: a response body that is garbage
+        # may be finalized after its connection otherwise.
         self.opened: set[Connection] = set()
         self.places = 0
-        # Origins that have room, and requests that wait only for max_connections, by the ticket
-        # of the first of these.
+        # A heap of the origins that have room, but need a place of `max_connections`, by the first
+        # ticket of each. An entry may be out of date, or there twice: see `first_queued`.
         self.queue: list[tuple[float, OriginBooks]] = []
         self.tickets: Iterator[float] = itertools.count()
         # By the name of the origin: what its next responses may have in common with the last.
@@ -1462,6 +1476,11 @@ class Books:
         # What a request is told. Empty while the pool is open.
         self.why_closed = ''
 
+    def __repr__(self) -> str:
+        waiting = sum(len(each.waiters) for each in self.by_origin.values())
+        return (f'<Books: {self.places} places of {self.max_connections}, {len(self.idle)} idle, '
+                f'{waiting} waiting{", " if self.why_closed else ""}{self.why_closed}>')
+
     def of_origin(self, origin: Origin) -> OriginBooks:
         origin_books = self.by_origin.get(origin.name)
         if origin_books is None:
@@ -1471,8 +1490,8 @@ class Books:
     # Idle connections
 
     def take_idle(self, origin: Origin, peers: Peers | None, now: float) -> Connection | None:
-        """A connection to one of the peers, if they matter, that has seen nothing since its last
-        response."""
+        """Lend a connection on which nothing has come since its last response, and which leads to
+        one of the peers, if these matter."""
         origin_books = self.by_origin.get(origin.name)
         while origin_books is not None and origin_books.idle:
             connection, _ = origin_books.idle.popitem()
@@ -1484,12 +1503,13 @@ class Books:
         return None
 
     def is_ipv6_next(self, origin: Origin) -> bool:
+        """The connection that `take_idle` looks at first has an IPv6 address."""
         origin_books = self.by_origin.get(origin.name)
         return (origin_books is not None and bool(origin_books.idle)
                 and ':' in next(reversed(origin_books.idle)).peer)
 
     def return_connection(self, connection: Connection) -> None:
-        """Let it idle, or hand it to a request that waits."""
+        """Its response has ended: give it to a request that waits, or let it idle."""
         origin_books = connection.place
         if self.why_closed or origin_books is None:
             connection.close()
@@ -1497,11 +1517,11 @@ class Books:
         if origin_books.waiters or self.queue:
             ticket = origin_books.first_ticket()
             if self.first_queued() + MAX_OVERTAKING * self.max_connections < ticket:
-                # It gives way to a request of another origin.
+                # Its place goes to the request that was overtaken often enough.
                 connection.close()
                 return
             if ticket < inf:
-                origin_books.waiters.pop(ticket).set_result(connection)
+                give_to(origin_books.waiters.pop(ticket), connection)
                 return
         origin_books.idle[connection] = None
         self.idle[connection] = None
@@ -1516,23 +1536,23 @@ class Books:
     # Places
 
     def take_place(self, origin: Origin) -> OriginBooks | None:
-        """A place for a new connection, or None if there is none."""
+        """Lend a place for a new connection, or None if there is none."""
         origin_books = self.of_origin(origin)
         if origin_books.places >= self.max_per_origin:
             return None
         if self.places >= self.max_connections and self.idle:
-            # One of another origin, since `take_idle` has found none of this.
+            # It belongs to another origin, because `take_idle` has found none of this one.
             next(iter(self.idle)).close()
         if self.places >= self.max_connections:
             return None
         origin_books.places += 1
         self.places += 1
-        # A connection of it that was collected meanwhile may have made it be forgotten.
+        # It may have been dropped meanwhile: the garbage collector closes connections, too.
         self.by_origin[origin_books.name] = origin_books
         return origin_books
 
     def why_none(self, origin: Origin) -> str:
-        """Why there is no place for a new connection."""
+        """Why `take_place` has found none."""
         origin_books = self.of_origin(origin)
         if origin_books.places >= self.max_per_origin:
             return (f'{origin_books.places} in use for {origin_books.name}, and '
@@ -1540,18 +1560,18 @@ class Books:
         return f'{self.places} in use, and max_connections is {self.max_connections}'
 
     async def wait_for_place(self, loop: Loop, origin: Origin) -> OriginBooks | Connection:
-        """A place, or a connection that has just become idle and has one."""
+        """Lend a place, or a connection that has just been returned and has one."""
         origin_books = self.of_origin(origin)
         ticket = next(self.tickets)
-        waiter: asyncio.Future[Any] = loop.create_future()
-        origin_books.waiters[ticket] = waiter
+        waiter = origin_books.waiters[ticket] = loop.create_future()
         self.enqueue(origin_books)
         timer = None if self.pool_timeout == inf else loop.call_later(
-            self.pool_timeout, self.give_up, waiter)
+            self.pool_timeout, give_to, waiter,
+            TimeoutError(f'pool_timeout, {self.pool_timeout:g} seconds, passed'))
         try:
             given = await waiter
         except BaseException:
-            # It may have been given in the turn of the loop in which we were cancelled.
+            # It may have been given something in the turn of the loop in which it was cancelled.
             if waiter.done() and not waiter.cancelled():
                 pass_on_unused(waiter.result())
             raise
@@ -1565,19 +1585,14 @@ class Books:
         assert isinstance(given, (OriginBooks, Connection))
         return given
 
-    def give_up(self, waiter: asyncio.Future[Any]) -> None:
-        if not waiter.done():
-            give_to(waiter, TimeoutError(f'pool_timeout, {self.pool_timeout:g} seconds, passed'))
-
     def return_place(self, origin_books: OriginBooks) -> None:
-        """Its connection has closed, or was not made: somebody else can have the place."""
+        """A connection has closed, or was not made. Its place goes to whoever is the next."""
         origin_books.places -= 1
         self.places -= 1
         if origin_books.waiters:
             self.enqueue(origin_books)
         while self.queue and self.places < self.max_connections and self.first_queued() < inf:
             ticket, first = heappop(self.queue)
-            first.is_queued = False
             first.places += 1
             self.places += 1
             give_to(first.waiters.pop(ticket), first)
@@ -1585,54 +1600,52 @@ class Books:
         self.drop_if_unused(origin_books)
 
     def enqueue(self, origin_books: OriginBooks) -> None:
+        """Its first request can have the next free place, if its origin has room."""
         ticket = origin_books.first_ticket()
-        if (ticket < inf and origin_books.places < self.max_per_origin
-                and not origin_books.is_queued):
+        if ticket < inf and origin_books.places < self.max_per_origin:
             heappush(self.queue, (ticket, origin_books))
-            origin_books.is_queued = True
             if len(self.queue) > 2 * len(self.by_origin):
-                self.sweep()
-
-    def sweep(self) -> None:
-        """Most of the queue are requests that gave up, of origins that have been forgotten."""
-        queue, self.queue = self.queue, []
-        for _, origin_books in queue:
-            origin_books.is_queued = False
-        for _, origin_books in queue:
-            self.enqueue(origin_books)
+                # Most entries are out of date, as those of requests that have given up.
+                queued = {each for _, each in self.queue}
+                self.queue = []
+                for each in queued:
+                    self.enqueue(each)
 
     def first_queued(self) -> float:
-        """The first ticket of the queue. What has changed since it was queued is put right."""
+        """The first ticket of the queue. If its request has gone, that of the request which comes
+        next in its origin takes its place."""
         while self.queue:
             ticket, origin_books = self.queue[0]
             if origin_books.first_ticket() == ticket:
                 return ticket
             heappop(self.queue)
-            origin_books.is_queued = False
             self.enqueue(origin_books)
         return inf
 
     def drop_if_unused(self, origin_books: OriginBooks) -> None:
-        # Not one that was made anew for the same origin in the meantime.
+        # Another object may stand for the same origin by now.
         if (not origin_books.places and not origin_books.waiters
                 and self.by_origin.get(origin_books.name) is origin_books):
             del self.by_origin[origin_books.name]
 
+    # Ends
+
     def close(self) -> None:
         self.why_closed = 'the pool is closed'
         for origin_books in list(self.by_origin.values()):
-            while (ticket := origin_books.first_ticket()) < inf:
-                give_to(origin_books.waiters.pop(ticket), RuntimeError('the pool was closed'))
+            for waiter in origin_books.waiters.values():
+                give_to(waiter, RuntimeError('the pool was closed'))
+            origin_books.waiters.clear()
         for connection in list(self.opened):
-            # On a loop that is closed no response ends any more.
+            # If its loop is closed, its response can not end any more.
             if connection.is_idle or connection.loop.is_closed():
                 connection.close()
 
     def leave_to_parent(self) -> None:
-        """Give up what belongs to another process: its loop, selector and TLS are not touched.
+        """In a child process, give up what the parent goes on using: the loop, the selector, TLS.
 
-        Our copies of the descriptors are closed at once, or the peers would not see the parent
-        close its own.
+        Only the child's copies of the descriptors are closed, and at once. With them open, a peer
+        would not see it when the parent closes its own.
         """
         self.why_closed = FORKED
         for connection in list(self.opened):
@@ -1649,8 +1662,8 @@ class Books:
 FORKED = ('the pool was used before this process was forked, and its connections are those of the '
           'parent: make one Pool for each process')
 
-# Pools that have a loop, and so may have connections. One that has no loop yet may be used in a
-# child.
+# The books of pools that have a loop, and so may have connections. A pool that was made before the
+# fork, but not used, may be used in the child.
 BOUND: weakref.WeakSet[Books] = weakref.WeakSet()
 
 
@@ -1664,13 +1677,14 @@ getattr(os, 'register_at_fork', lambda **_: None)(after_in_child=leave_to_parent
 
 
 def give_to(waiter: asyncio.Future[Any], given: object) -> None:
-    """Give it what it waits for. If its loop was closed, nobody waits any more, and the loop would
-    raise."""
-    if not waiter.get_loop().is_closed():
+    """Give it what it waits for, unless it has something already. If its loop was closed, no one
+    waits any more, and the loop would raise."""
+    if not waiter.done() and not waiter.get_loop().is_closed():
         waiter.set_result(given)
 
 
 def pass_on_unused(given: object) -> None:
+    """What a request was given goes to the next one, because it was cancelled or has failed."""
     if isinstance(given, OriginBooks):
         given.return_place()
     elif isinstance(given, Connection):
