@@ -13,6 +13,7 @@ import email.message
 import functools
 import gzip
 import http.server
+import importlib
 import inspect
 import io
 import ipaddress
@@ -426,6 +427,7 @@ ROWS = {
     'types': Row(
         [HELLO], [get('/')],
         lambda site, logged: site.asked[0].fields['accept-language'] == 'cy'),
+    'layers': Row([HELLO], [get('/')]),
     'reference': Row(['True', 'True'], []),
     'responses': Row(
         ["b'200'", "b'content-length' b'12'", "b'content-type' b'text/html'", '12'],
@@ -631,6 +633,17 @@ def test_the_defaults_of_every_option_are_on_its_page():
 def test_every_public_name_is_in_the_reference():
     names = re.findall(r'^::: lowhaio\.(\w+)', PAGES[ROOT / 'docs' / 'reference.md'], re.MULTILINE)
     assert sorted(names) == sorted(lowhaio.__all__)
+
+
+def test_every_public_name_of_the_layers_is_in_their_reference():
+    page = PAGES[ROOT / 'docs' / 'layers-reference.md']
+    for path in ROOT.glob('layers/*/lowhaio_*.py'):
+        module = importlib.import_module(path.stem)
+        names = re.findall(rf'^::: {path.stem}\.(\w+)', page, re.MULTILINE)
+        of_others = {name for name in module.__all__
+                     if getattr(module, name).__class__ is types.FunctionType
+                     and getattr(module, name).__module__ != path.stem}
+        assert sorted(names) == sorted(set(module.__all__) - of_others)
 
 
 def test_each_recipe_is_in_the_list_of_recipes():
