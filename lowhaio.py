@@ -260,26 +260,27 @@ def repeatable(body: Callable[P, AsyncIterator[bytes]],
     references. Of those that allow no weak reference, the last one is held. `streamed(data)` is
     returned as it is, and so is what can not be called.
     """
-    if wrap is not None:
-        return RepeatableBody(body, wrap, WeakValueDictionary(), of_one_request=False)
     if isinstance(body, RepeatableBody):
-        return body.for_one_request()
+        return body.for_one_request() if wrap is None else RepeatableBody(
+            body.body, (*body.wraps, wrap), body.returned)
+    if wrap is not None:
+        return RepeatableBody(body, (wrap,), WeakValueDictionary())
     is_safe = isinstance(body, streamed) or not callable(body)
     return body if is_safe else RepeatableBody(
-        body, None, WeakValueDictionary(), of_one_request=True)
+        body, (), WeakValueDictionary(), of_one_request=True)
 
 
 class RepeatableBody:
-    """What `repeatable` returns."""
+    """What `repeatable` returns: the function that is called, and what wraps its chunks."""
 
-    __slots__ = ('body', 'wrap', 'returned', 'last', 'of_one_request', 'has_yielded')
+    __slots__ = ('body', 'wraps', 'returned', 'last', 'of_one_request', 'has_yielded')
 
     def __init__(self, body: Callable[..., AsyncIterator[bytes]],
-                 wrap: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]] | None,
+                 wraps: tuple[Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]], ...],
                  returned: WeakValueDictionary[int, AsyncIterator[bytes]],
-                 *, of_one_request: bool) -> None:
+                 *, of_one_request: bool = False) -> None:
         self.body = body
-        self.wrap = wrap
+        self.wraps = wraps
         # The keys are ids, because the iterators may have any __eq__, and no __hash__.
         self.returned = returned
         self.last: AsyncIterator[bytes] | None = None
@@ -292,10 +293,8 @@ class RepeatableBody:
         return f'<repeatable {self.body!r}>'
 
     def for_one_request(self) -> RepeatableBody:
-        if self.of_one_request:
-            return self
-        inner = self.body.for_one_request() if isinstance(self.body, RepeatableBody) else self.body
-        return RepeatableBody(inner, self.wrap, self.returned, of_one_request=True)
+        return self if self.of_one_request else RepeatableBody(
+            self.body, self.wraps, self.returned, of_one_request=True)
 
     def __call__(self, *args: Any, **kwargs: Any) -> AsyncIterator[bytes]:
         chunks = iterator_of(self.body(*args, **kwargs))
@@ -307,10 +306,11 @@ class RepeatableBody:
             self.returned[id(chunks)] = chunks
         except TypeError:
             self.last = chunks
-        # Only the innermost one sees the content: a layer that encodes makes bytes of nothing.
-        if self.of_one_request and not isinstance(self.body, RepeatableBody):
+        if self.of_one_request:
             chunks = WatchedChunks(chunks, self)
-        return chunks if self.wrap is None else self.wrap(chunks)
+        for wrap in self.wraps:
+            chunks = wrap(chunks)
+        return chunks
 
 
 NOT_NEW = 'body must return a new async iterator at each call'
@@ -369,18 +369,18 @@ async def buffered(body: AsyncIterator[bytes]) -> bytes:
 
     Raises RuntimeError if the same body is given a second time, because it would seem empty.
     """
-    if isinstance(body, ReceivedBody):
-        # Most small bodies came whole with their heads. This saves two steps of the iterator.
-        whole = body._take_whole()
-        if whole is None:
-            whole = b''.join([chunk async for chunk in body])
-            body._chunk = None
-        return whole
-    chunks = aiter(body)
-    if isinstance(chunks, ReceivedBody):
+    if not isinstance(body, ReceivedBody):
+        chunks = aiter(body)
+        if not isinstance(chunks, ReceivedBody):
+            return b''.join([chunk async for chunk in chunks])
         # This is the body of a layer that does not change the content.
-        return await buffered(chunks)
-    return b''.join([chunk async for chunk in chunks])
+        body = chunks
+    # Most small bodies came whole with their heads. This saves two steps of the iterator.
+    whole = body._take_whole()
+    if whole is None:
+        whole = b''.join([chunk async for chunk in body])
+        body._chunk = None
+    return whole
 
 
 @contextlib.contextmanager
@@ -781,32 +781,12 @@ def logger_extra(method: bytes, url: str) -> dict[str, Any]:
 
 def refusal(method: bytes, url: str, cause: Exception) -> HttpConnectionError:
     """Tell why nothing was sent. Of the URL only the origin is shown, as it may hold secrets."""
-    try:
+    where = ''
+    with contextlib.suppress(TypeError, ValueError):
         where = f' {parsed_urls()[url][0].name}'
-    except (TypeError, ValueError):
-        where = ''
     error = HttpConnectionError(f'{shown_method(method)}{where}, refused: {cause}')
     error.phase = 'refused'
     return error
-
-
-def shown_method(method: bytes) -> str:
-    if not isinstance(method, bytes):
-        return f'({type(method).__name__})'
-    return method.decode() if TOKEN.fullmatch(method[:MAX_SHOWN]) else shown(method)
-
-
-def shown(data: bytes) -> str:
-    """Format bytes for an error, cut short."""
-    return repr(bytes(data[:MAX_SHOWN])) + ('...' if len(data) > MAX_SHOWN else '')
-
-
-def reason(cause: BaseException) -> str:
-    text = str(cause)
-    if isinstance(cause, OSError) and cause.errno in (EMFILE, ENFILE):
-        text += ' (max_connections bounds the descriptors of a pool)'
-    return text if isinstance(cause, (ValueError, EOFError)) and text else \
-        f'{type(cause).__name__}: {text}' if text else type(cause).__name__
 
 
 # ---------------------------------------------------------------------------- one exchange
@@ -2133,44 +2113,6 @@ TARGET = re.compile(
 NOT_IN_TARGET = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%]")
 
 
-class Origin:
-    """Scheme, canonical host and port. `name` has all three, and is the key in the books."""
-
-    __slots__ = ('name', 'scheme', 'is_tls', 'host', 'port', 'field', 'peers')
-
-    def __init__(self, scheme: str, host: str, address: Address | None, port: int) -> None:
-        self.scheme = scheme
-        self.is_tls = scheme == 'https'
-        self.host = host
-        self.port = port
-        bracketed = f'[{host}]' if isinstance(address, IPv6Address) else host
-        self.name = f'{scheme}://{bracketed}:{port}'
-        # RFC 6874 4: a zone is only meant for this machine.
-        without_zone = re.sub('%[^]]*', '', bracketed)
-        is_default = port == (443 if self.is_tls else 80)
-        self.field = (without_zone if is_default else f'{without_zone}:{port}').encode()
-        self.peers = None if address is None else fixed_peers(address)
-
-    def __repr__(self) -> str:
-        return f'<Origin {self.name}>'
-
-    @property
-    def server_hostname(self) -> str:
-        """What the certificate must be for. SNI has it too, if it is a name."""
-        return self.host.partition('%')[0]
-
-
-class Declared:
-    """What the fields of a request declare about its body and its connection."""
-
-    length: int | None = None
-    is_coded = has_body = close = upgrade = expects = False
-
-    def __repr__(self) -> str:
-        return f'<Declared {" ".join(f"{name}={value}" for name, value in vars(self).items())}>'
-
-
-NOTHING_DECLARED = Declared()
 DECLARING_ONCE = frozenset((b'host', b'content-length', b'transfer-encoding'))
 DECLARING = DECLARING_ONCE | {b'connection', b'upgrade', b'expect'}
 
@@ -2271,6 +2213,19 @@ def declare(values: dict[bytes, bytes], http_version: bytes) -> Declared:
     return declared
 
 
+class Declared:
+    """What the fields of a request declare about its body and its connection."""
+
+    length: int | None = None
+    is_coded = has_body = close = upgrade = expects = False
+
+    def __repr__(self) -> str:
+        return f'<Declared {" ".join(f"{name}={value}" for name, value in vars(self).items())}>'
+
+
+NOTHING_DECLARED = Declared()
+
+
 def check_host_field(value: bytes) -> None:
     match = HOST_FIELD.fullmatch(value.strip(b' \t'))
     with contextlib.suppress(ValueError):
@@ -2297,34 +2252,9 @@ def check_codings(value: bytes) -> None:
                          f'only as the last of them, got {shown(value)}')
 
 
-class Parsed(dict[K, V]):
-    """What `parse` makes of URLs, origins and lines, so that the usual ones are parsed once.
-
-    It belongs to one pool. What is long, and what `may_keep` refuses, is parsed each time.
-    """
-
-    __slots__ = ('parse', 'may_keep')
-
-    def __init__(self, parse: Callable[[K], V],
-                 may_keep: Callable[[K, V], bool] = lambda *_: True) -> None:
-        self.parse = parse
-        self.may_keep = may_keep
-
-    def __repr__(self) -> str:
-        return f'<Parsed {len(self)} of at most {MAX_PARSED}>'
-
-    def __missing__(self, key: K) -> V:
-        value = self.parse(key)
-        if len(key) <= MAX_PARSED_LENGTH and self.may_keep(key, value):
-            if len(self) >= MAX_PARSED:
-                self.clear()
-            self[key] = value
-        return value
-
-
 def parsed_urls() -> Parsed[str, tuple[Origin, bytes]]:
     """Origins and request targets of URLs. A query or a fragment may hold a secret: not kept."""
-    return Parsed(partial(parse_url, Parsed(parse_origin)),
+    return Parsed(partial(parse_url, Parsed(Origin)),
                   lambda url, _: '?' not in url and '#' not in url)
 
 
@@ -2350,23 +2280,43 @@ def parse_url(origins: Parsed[str, Origin], url: str) -> tuple[Origin, bytes]:
     return origins[f'{scheme.lower()}://{authority}'], encoded
 
 
-def parse_origin(text: str) -> Origin:
-    """Parse the scheme, in lower case, and the authority of a URL."""
-    scheme, _, authority = text.partition('://')
-    if scheme not in ('http', 'https'):
-        raise ValueError(f'url must have the scheme http or https, got {scheme[:20]!r}')
-    if '@' in authority:
-        raise ValueError('url must not have userinfo (user:password@): use a header')
-    match = AUTHORITY.fullmatch(authority)
-    if match is None:
-        raise ValueError('url must have a host, and a port of digits if any, got '
-                         f'{authority[:MAX_SHOWN]!r}')
-    host, digits = match.groups()
-    port = (443 if scheme == 'https' else 80) if not digits else \
-        int(digits) if len(digits) <= 5 else 0
-    if not 1 <= port <= 65535:
-        raise ValueError(f'url must have a port from 1 to 65535, got {digits[:20]!r}')
-    return Origin(scheme, *parse_host(host), port)
+class Origin:
+    """Scheme, canonical host and port of a URL. `name` has all three, and is the key in the books.
+
+    `field` is what the `host` field has, and `server_hostname` what the certificate must be for.
+    """
+
+    __slots__ = ('name', 'scheme', 'is_tls', 'host', 'port', 'field', 'server_hostname', 'peers')
+
+    def __init__(self, text: str) -> None:
+        """Parse the scheme, which is in lower case, and the authority."""
+        self.scheme, _, authority = text.partition('://')
+        if self.scheme not in ('http', 'https'):
+            raise ValueError(f'url must have the scheme http or https, got {self.scheme[:20]!r}')
+        if '@' in authority:
+            raise ValueError('url must not have userinfo (user:password@): use a header')
+        match = AUTHORITY.fullmatch(authority)
+        if match is None:
+            raise ValueError('url must have a host, and a port of digits if any, got '
+                             f'{authority[:MAX_SHOWN]!r}')
+        self.is_tls = self.scheme == 'https'
+        default_port = 443 if self.is_tls else 80
+        digits = match[2]
+        self.port = default_port if not digits else int(digits) if len(digits) <= 5 else 0
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f'url must have a port from 1 to 65535, got {digits[:20]!r}')
+        self.host = host = canonical_host(match[1])
+        # RFC 6874 4: a zone is only meant for this machine.
+        self.server_hostname = host.partition('%')[0]
+        form = '[%s]' if ':' in host else '%s'
+        self.name = f'{self.scheme}://{form % host}:{self.port}'
+        port = '' if self.port == default_port else f':{self.port}'
+        self.field = f'{form % self.server_hostname}{port}'.encode()
+        self.peers = fixed_peers(IPv6Address(host)) if ':' in host else \
+            fixed_peers(IPv4Address(host)) if IPV4.fullmatch(host) else None
+
+    def __repr__(self) -> str:
+        return f'<Origin {self.name}>'
 
 
 def canonical_host(host: str) -> str:
@@ -2375,11 +2325,6 @@ def canonical_host(host: str) -> str:
     A name is in lower case and ASCII, without a final dot. An IPv6 address is without brackets.
     Raises ValueError if a request would refuse the host.
     """
-    return parse_host(host)[0]
-
-
-def parse_host(host: str) -> tuple[str, Address | None]:
-    """Return the form that the resolver, SNI, the `host` field and the books get."""
     # A name has at most 253 characters (RFC 1035), and codecs are slow on long ones.
     is_short = len(host) <= 254
     if is_short and DEVIATION.search(host):
@@ -2387,15 +2332,14 @@ def parse_host(host: str) -> tuple[str, Address | None]:
     cause = None
     try:
         if host.startswith('['):
-            return parse_ipv6(host[1:-1])
+            return canonical_ipv6(host[1:-1])
         if is_short:
             name = (host if host.isascii() else host.encode('idna').decode()).lower()
             name = name.removesuffix('.')
             if IPV4.fullmatch(name):
-                ipv4 = IPv4Address(name)
-                return str(ipv4), ipv4
+                return str(IPv4Address(name))
             if HOST_NAME.fullmatch(name) and len(name) <= 253:
-                return name, None
+                return name
     except ValueError as error:
         cause = error
     raise ValueError('url must have as host an IPv4 address, an IPv6 address in brackets, or '
@@ -2403,14 +2347,13 @@ def parse_host(host: str) -> tuple[str, Address | None]:
                      f'{host[:MAX_SHOWN]!r}') from cause
 
 
-def parse_ipv6(literal: str) -> tuple[str, Address]:
+def canonical_ipv6(literal: str) -> str:
     # RFC 6874: a zone follows "%25". Others write a bare "%", which is understood too.
     address, percent, zone = literal.partition('%')
     zone = zone.removeprefix('25')
     if percent and not ZONE.fullmatch(zone):
         raise ValueError('the zone must be of unreserved characters')
-    ipv6 = IPv6Address(f'{address}{percent}{zone}')
-    return str(ipv6), ipv6
+    return str(IPv6Address(f'{address}{percent}{zone}'))
 
 
 def encode_deviating(host: str) -> str:
@@ -2866,13 +2809,6 @@ def hear_out(connection: Connection, error: OSError) -> Exception:
 # RFC 9112 4. The space before the reason may be missing if there is no reason, as others accept.
 # RFC 9110 2.5: a minor version that is higher than ours is read as ours.
 STATUS_LINE = re.compile(rb'HTTP/1\.([0-9]) ([0-9]{3})(?: [^\r\x00]*)?\r?')
-# RFC 9112 5, RFC 9110 5.5. Leading and trailing whitespace is not part of the value.
-FIELD_LINE = re.compile(
-    rb'(%b):[ \t]*+([^\r\x00]*[^\r\x00 \t]|)[ \t]*\r?' % TOKEN.pattern)
-# RFC 9112 5.2. The lookbehind makes it try a long run of spaces once, and not from each of them.
-OBS_FOLD = re.compile(rb'(?<![ \t])(?:[ \t]*+\r?\n[ \t]++)+')
-# The empty line at the end of a head or of a trailer section, with the line end before it.
-SECTION_END = re.compile(rb'\n(\r?\n)')
 
 # Fields that servers repeat from one response to the next, and that are nobody's secret. Other
 # fields may hold anything: a cookie, a signed URL, a nonce, or a token under any name.
@@ -3008,6 +2944,31 @@ class Heads(dict[str, 'Head']):
             store_latest(self, origin_name, head, MAX_HEADS)
 
 
+class Parsed(dict[K, V]):
+    """What `parse` makes of URLs, origins and lines, so that the usual ones are parsed once.
+
+    It belongs to one pool. What is long, and what `may_keep` refuses, is parsed each time.
+    """
+
+    __slots__ = ('parse', 'may_keep')
+
+    def __init__(self, parse: Callable[[K], V],
+                 may_keep: Callable[[K, V], bool] = lambda *_: True) -> None:
+        self.parse = parse
+        self.may_keep = may_keep
+
+    def __repr__(self) -> str:
+        return f'<Parsed {len(self)} of at most {MAX_PARSED}>'
+
+    def __missing__(self, key: K) -> V:
+        value = self.parse(key)
+        if len(key) <= MAX_PARSED_LENGTH and self.may_keep(key, value):
+            if len(self) >= MAX_PARSED:
+                self.clear()
+            self[key] = value
+        return value
+
+
 class Head:
     """Status line and fields of a response, and what they tell of its body."""
 
@@ -3037,38 +2998,7 @@ def parse_status_line(line: bytes) -> tuple[bytes, bytes]:
     return match[1], match[2]
 
 
-def parse_field_line(line: bytes) -> tuple[bytes, bytes]:
-    """Return the name in lower case, and the value."""
-    match = FIELD_LINE.fullmatch(line)
-    if match is None:
-        raise ValueError(f'bad field line: expected a token, ":" and a value, got {shown(line)}')
-    return match[1].lower(), match[2]
-
-
-def parse_fields(data: bytes, start: int, end: int,
-                 field_of_line: Callable[[bytes], tuple[bytes, bytes]]) -> Fields:
-    """Parse the lines from start to end, each of which is just after a line end."""
-    if start == end:
-        return ()
-    section = data[start:end - 1]
-    try:
-        return tuple(map(field_of_line, section.split(b'\n')))
-    except ValueError:
-        unfolded = OBS_FOLD.sub(b' ', section)
-        if unfolded == section:
-            raise
-        return tuple(map(field_of_line, unfolded.split(b'\n')))
-
-
-def too_long(what: str, limit: int) -> TooLong:
-    return TooLong(f'the {what} is longer than max_header_length, {limit} bytes')
-
-
-class TooLong(ValueError):
-    """Becomes an `HttpHeaderTooLong`."""
-
-
-# ------------------------------------------------------------------------ framing and body
+# --------------------------------------------------------------------------------- framing
 #
 # A head and the method of its request tell where the body ends, which decoder finds that end, and
 # how long the connection may idle afterwards. A decoder takes the bytes after the head, in pieces
@@ -3313,6 +3243,53 @@ class ChunkedDecoder(Decoder):
 
 Framing = tuple[Callable[..., Decoder], tuple[int, ...], float]
 
+
+# Parses the field lines of a head and of a trailer section, for whichever of the two has found
+# their end.
+#
+# Parses the field lines of a head and of a trailer section, for whoever has found their end.
+
+# RFC 9112 5, RFC 9110 5.5. Leading and trailing whitespace is not part of the value.
+FIELD_LINE = re.compile(
+    rb'(%b):[ \t]*+([^\r\x00]*[^\r\x00 \t]|)[ \t]*\r?' % TOKEN.pattern)
+# RFC 9112 5.2. The lookbehind makes it try a long run of spaces once, and not from each of them.
+OBS_FOLD = re.compile(rb'(?<![ \t])(?:[ \t]*+\r?\n[ \t]++)+')
+# The empty line at the end of a head or of a trailer section, with the line end before it.
+SECTION_END = re.compile(rb'\n(\r?\n)')
+
+
+def parse_field_line(line: bytes) -> tuple[bytes, bytes]:
+    """Return the name in lower case, and the value."""
+    match = FIELD_LINE.fullmatch(line)
+    if match is None:
+        raise ValueError(f'bad field line: expected a token, ":" and a value, got {shown(line)}')
+    return match[1].lower(), match[2]
+
+
+def parse_fields(data: bytes, start: int, end: int,
+                 field_of_line: Callable[[bytes], tuple[bytes, bytes]]) -> Fields:
+    """Parse the lines from start to end, each of which is just after a line end."""
+    if start == end:
+        return ()
+    section = data[start:end - 1]
+    try:
+        return tuple(map(field_of_line, section.split(b'\n')))
+    except ValueError:
+        unfolded = OBS_FOLD.sub(b' ', section)
+        if unfolded == section:
+            raise
+        return tuple(map(field_of_line, unfolded.split(b'\n')))
+
+
+def too_long(what: str, limit: int) -> TooLong:
+    return TooLong(f'the {what} is longer than max_header_length, {limit} bytes')
+
+
+class TooLong(ValueError):
+    """Becomes an `HttpHeaderTooLong`."""
+
+
+# --------------------------------------------------------------------------- response body
 
 class ReceivedBody:
     """A `ResponseBody`: the content of a response, as an async iterator of bytes.
@@ -4005,3 +3982,26 @@ class Connection:
         else:
             with contextlib.suppress(RuntimeError):
                 self.loop.call_soon_threadsafe(self.close)
+
+
+# ----------------------------------------------------------------------- what errors show
+#
+# Formats what an error shows of its request, of bytes that came, and of its cause.
+
+def shown_method(method: bytes) -> str:
+    if not isinstance(method, bytes):
+        return f'({type(method).__name__})'
+    return method.decode() if TOKEN.fullmatch(method[:MAX_SHOWN]) else shown(method)
+
+
+def shown(data: bytes) -> str:
+    """Format bytes for an error, cut short."""
+    return repr(bytes(data[:MAX_SHOWN])) + ('...' if len(data) > MAX_SHOWN else '')
+
+
+def reason(cause: BaseException) -> str:
+    text = str(cause)
+    if isinstance(cause, OSError) and cause.errno in (EMFILE, ENFILE):
+        text += ' (max_connections bounds the descriptors of a pool)'
+    return text if isinstance(cause, (ValueError, EOFError)) and text else \
+        f'{type(cause).__name__}: {text}' if text else type(cause).__name__
