@@ -1,1 +1,149 @@
-../lowhaio.py
+# Made of lowhaio.py by .ci/stubs.py.
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import Mapping, Sequence
+from ipaddress import IPv4Address, IPv6Address
+from typing import Any, ParamSpec, Protocol
+
+__version__: str
+__all__ = [
+    'Address',
+    'Close',
+    'Fields',
+    'GetConnection',
+    'GetLoggerAdapter',
+    'GetResolver',
+    'GetResolverLoggerAdapter',
+    'HttpConnectionClosedError',
+    'HttpConnectionError',
+    'HttpDataError',
+    'HttpDnsError',
+    'HttpError',
+    'HttpHeaderTooLong',
+    'HttpLoggerAdapter',
+    'HttpTlsError',
+    'Params',
+    'Pool',
+    'Request',
+    'Resolve',
+    'Response',
+    'ResponseBody',
+    'buffered',
+    'canonical_host',
+    'empty_async_iterator',
+    'encode_params',
+    'repeatable',
+    'streamed',
+    'timeout',
+]
+
+class HttpError(Exception):
+    reused: bool
+    response_started: bool
+    phase: str
+
+class HttpConnectionError(HttpError): ...
+
+class HttpDnsError(HttpConnectionError): ...
+
+class HttpTlsError(HttpConnectionError): ...
+
+class HttpDataError(HttpError): ...
+
+class HttpConnectionClosedError(HttpDataError): ...
+
+class HttpHeaderTooLong(HttpDataError): ...
+
+class HttpLoggerAdapter(logging.LoggerAdapter):
+    def log(self, level: int, msg: object, *args: object, **kwargs: Any) -> None: ...
+    def prefix(self, level: int) -> str: ...
+
+class streamed:
+    __slots__ = ('data', '__weakref__')
+    data: bytes
+    def __init__(self, data: bytes) -> None: ...
+    def __repr__(self) -> str: ...
+    def __call__(self) -> AsyncIterator[bytes]: ...
+
+empty_async_iterator: streamed
+
+def repeatable(
+    body: Callable[P, AsyncIterator[bytes]],
+    wrap: Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]] | None = None,
+) -> Callable[P, AsyncIterator[bytes]]: ...
+
+async def buffered(body: AsyncIterator[bytes]) -> bytes: ...
+
+@contextlib.contextmanager
+def timeout(loop: Loop, seconds: float) -> Iterator[Callable[[], None]]: ...
+
+Fields = tuple[tuple[bytes, bytes], ...]
+Params = Mapping[str, Any] | Sequence[tuple[str, Any]]
+Address = IPv4Address | IPv6Address
+Resolve = Callable[..., Awaitable[Iterable[Address]]]
+GetResolver = Callable[..., tuple[Resolve, Callable[..., Awaitable[None]]]]
+GetConnection = Callable[[str, str, int], Awaitable[socket.socket]]
+GetLoggerAdapter = Callable[[dict[str, Any]], logging.LoggerAdapter[Any]]
+GetResolverLoggerAdapter = Callable[[dict[str, Any]], GetLoggerAdapter]
+Loop = asyncio.AbstractEventLoop
+P = ParamSpec('P')
+
+class ResponseBody(Protocol):
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    def __anext__(self) -> Coroutine[Any, Any, bytes]: ...
+    @property
+    def trailers(self) -> Fields: ...
+    @property
+    def request_sent(self) -> bool: ...
+    def aclose(self) -> Coroutine[Any, Any, None]: ...
+
+Response = tuple[bytes, Fields, ResponseBody]
+
+class Request(Protocol):
+    def __call__(
+        self,
+        method: bytes,
+        url: str,
+        params: Params = (),
+        headers: Iterable[tuple[bytes, bytes]] = (),
+        body: Callable[..., AsyncIterator[bytes]] = ...,
+        body_args: Iterable[Any] = (),
+        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+        get_logger_adapter: GetLoggerAdapter = ...,
+        get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
+    ) -> Coroutine[Any, Any, Response]: ...
+
+class Close(Protocol):
+    def __call__(
+        self,
+        get_logger_adapter: GetLoggerAdapter = ...,
+        get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
+    ) -> Coroutine[Any, Any, None]: ...
+
+def Pool(
+    *,
+    get_dns_resolver: GetResolver = ...,
+    get_sock: Callable[[int], socket.socket] = ...,
+    get_connection: GetConnection | None = None,
+    get_ssl_context: Callable[[], ssl.SSLContext] = ...,
+    http_version: bytes = b'HTTP/1.1',
+    keep_alive_timeout: float = 15,
+    recv_bufsize: int = ...,
+    max_header_length: int = 16384,
+    socket_timeout: float = 10,
+    max_connections: int | None = None,
+    max_connections_per_origin: int | None = None,
+    pool_timeout: float | None = None,
+    max_requests_per_connection: int | None = None,
+    get_logger_adapter: GetLoggerAdapter = ...,
+    get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
+) -> tuple[Request, Close]: ...
+
+def canonical_host(host: str) -> str: ...
+
+def encode_params(params: Params, **options: Any) -> str: ...

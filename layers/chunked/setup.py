@@ -11,7 +11,7 @@ setup(
     author='the lowhaio contributors',
     license='MIT',
     py_modules=['lowhaio_chunked'],
-    # Where type checkers look for the types of a single module (PEP 561). It is a link to it.
+    # The types of a single module can be in a stub-only package only (PEP 561).
     packages=['lowhaio_chunked-stubs'],
     python_requires='>=3.11',
     install_requires=[
@@ -25,6 +25,9 @@ setup(
         'Programming Language :: Python :: 3.11',
         'Programming Language :: Python :: 3.12',
         'Programming Language :: Python :: 3.13',
+        'Programming Language :: Python :: 3.14',
+        'Programming Language :: Python :: 3.15',
         'Topic :: Internet :: WWW/HTTP',
+        'Typing :: Typed',
     ],
 )

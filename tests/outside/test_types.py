@@ -78,15 +78,19 @@ def test_the_wheel_holds_the_module_its_types_and_its_licence(distributions):
             'lowhaio.py', 'lowhaio-stubs/__init__.pyi', 'dist-info/licenses/LICENSE',
             'dist-info/METADATA', 'dist-info/RECORD', 'dist-info/WHEEL',
             'dist-info/top_level.txt'}
-        module = (ROOT / 'lowhaio.py').read_bytes()
-        assert wheel.read('lowhaio.py') == wheel.read('lowhaio-stubs/__init__.pyi') == module
+        assert wheel.read('lowhaio.py') == (ROOT / 'lowhaio.py').read_bytes()
+        # The names that it makes public, without what implements them.
+        stub = wheel.read('lowhaio-stubs/__init__.pyi')
+        assert stub == (ROOT / 'lowhaio-stubs' / '__init__.pyi').read_bytes()
+        assert len(stub) < 10_000
 
 
 def test_each_layer_is_installed_as_a_module_its_types_and_its_licence(site):
     modules = list(ROOT.glob('layers/*/lowhaio_*.py'))
     for module in modules:
         stub = site / f'{module.stem}-stubs' / '__init__.pyi'
-        assert (site / module.name).read_bytes() == stub.read_bytes() == module.read_bytes()
+        assert (site / module.name).read_bytes() == module.read_bytes()
+        assert stub.read_bytes() == (module.parent / stub.relative_to(site)).read_bytes()
         [licence] = site.glob(f'{module.stem}-*.dist-info/licenses/LICENSE')
         assert licence.read_bytes() == (ROOT / 'LICENSE').read_bytes()
         assert not stub.is_symlink()
@@ -533,6 +537,23 @@ def test_pyright_finds_the_errors_of_a_user_and_no_other(user, site):
     found = {(pathlib.Path(diagnostic['file']).name, diagnostic['range']['start']['line'] + 1)
              for diagnostic in diagnostics}
     assert found == expected_errors().keys(), diagnostics
+
+
+def test_the_stubs_are_those_of_the_modules():
+    printed = subprocess.run([sys.executable, ROOT / '.ci' / 'stubs.py', '--check'],
+                             stderr=subprocess.PIPE, text=True, check=False).stderr
+    assert printed == ''
+
+
+def test_mypy_takes_no_other_types_of_a_module_than_those_of_a_stub_only_package(
+        user, site, tmp_path):
+    """Why the distributions have such packages. `py.typed` and `lowhaio.pyi` are for others."""
+    (tmp_path / 'lowhaio.py').write_bytes((site / 'lowhaio.py').read_bytes())
+    (tmp_path / 'lowhaio.pyi').write_bytes((site / 'lowhaio-stubs/__init__.pyi').read_bytes())
+    (tmp_path / 'py.typed').touch()
+    printed, _ = run('mypy', '--config-file=', '--cache-dir', tmp_path / 'cache', '-c',
+                     'import lowhaio', cwd=user, PYTHONPATH=str(tmp_path))
+    assert 'missing library stubs or py.typed marker  [import-untyped]' in printed
 
 
 def test_the_types_agree_with_the_modules(user, site):
