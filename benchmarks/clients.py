@@ -1,15 +1,15 @@
-"""The clients, each behind the same four coroutine functions.
+"""The clients that are measured, each behind the same four coroutine functions.
 
-A client is an async context manager that is called with a `Setup`, and yields
+A client is a function that takes a `Setup` and returns an async context manager, which yields
 
-    get(url)                     all of the content at once
-    post(url, data)              the same, with a body that is in memory
-    stream(url)                  the content as it comes, chunk by chunk, nothing of it kept
+    get(url)                     GET, which reads all of the content at once
+    post(url, data)              POST of a body that is in memory
+    stream(url)                  GET, which reads the content chunk by chunk and keeps none of it
     upload(url, chunks, size)    PUT of what the async generator function yields
 
-Each makes one request and returns how many bytes the response's content had. Any other status
-than 200, 201 or 204 is an error. Limits of connections and of idle time are lifted; all else is as
-the client has it by default, but for the certificate to trust and HTTP/1.1.
+Each makes one request and returns how many bytes of content the response had. A status other than
+200, 201 or 204 is an error. The limits of connections and of idle time are lifted, the certificate
+of the server is trusted, and HTTP/1.1 is chosen. Everything else is the default of the client.
 """
 import asyncio
 import contextlib
@@ -34,7 +34,7 @@ class Setup:
         self.ca = ca
         self.nameserver = tuple(nameserver)
         self.concurrency = concurrency
-        # The server closes the connection after each response
+        # Whether the server closes the connection after each response.
         self.is_closing = is_closing
 
     @functools.cached_property
@@ -44,7 +44,8 @@ class Setup:
         return context
 
     def resolver(self, **kwargs):
-        """Of names whose records are fresh; those of the system's file of hosts never are"""
+        """A resolver that asks our nameserver, whose records stay fresh. Those of the file of
+        hosts never are."""
         from aiodnsresolver import Resolver
 
         async def get_host(*_):
@@ -60,24 +61,24 @@ def length_of(size):
     return {'content-length': str(size)}
 
 
-# The floor: what the loop and the socket cost
-# --------------------------------------------
+# The floor, which is what the loop and the socket cost
+# -----------------------------------------------------
 
 class FloorConnection:
     def __init__(self, loop, setup, url, message):
         self.loop = loop
         self.sock = connect(setup, url)
         self.message = message
-        # The first response tells how long each is
+        # All responses are as long as the first one.
         self.length, self.content = exchange_blocking(self.sock, message)
 
         self.sock.setblocking(False)
         loop.add_reader(self.sock, self.read)
 
     def read(self):
-        # In the callback, not in the coroutine: the loop polls once more before the coroutine
-        # runs, and would find the socket still readable and wake it in vain. One read a call
-        # is enough for TLS as well, while a response has no more than one record
+        # This reads in the callback and not in the coroutine. The loop polls once more before the
+        # coroutine runs, and would find the socket still readable and wake it in vain. One read
+        # for each call is enough for TLS as well, as long as a response has only one record.
         try:
             self.missing -= len(self.sock.recv(65536))
         except (BlockingIOError, ssl.SSLWantReadError):
@@ -113,7 +114,7 @@ def request_message(method, url, fields='', data=b''):
 
 
 def exchange_blocking(sock, message):
-    """The length of the response, and that of its content"""
+    """The length of the response, and the length of its content."""
     sock.sendall(message)
     data = sock.recv(65536)
     head, _, content = data.partition(b'\r\n\r\n')
@@ -134,8 +135,12 @@ def exchange_blocking(sock, message):
 
 @contextlib.asynccontextmanager
 async def floor(setup):
-    """Small requests: `add_reader` once a connection, `send`, a future and `recv`, with nothing
-    parsed. Bulk, and connections for one request: a blocking loop of `recv_into` or `sendall`"""
+    """The least that a client could do.
+
+    For small requests that is `add_reader` once for each connection, and then `send`, a future and
+    `recv`, with nothing parsed. For bulk, and for connections that serve one request, it is a
+    blocking loop of `recv_into` or `sendall`.
+    """
     loop = asyncio.get_running_loop()
     idle = defaultdict(list)
     buffer = bytearray(262144)
@@ -243,7 +248,7 @@ async def lowhaio(setup):
 
 @contextlib.asynccontextmanager
 async def lowhaio_without_turns(setup):
-    """A download never gives other tasks their turn: what that saves"""
+    """lowhaio with downloads that never give other tasks a turn, to see what that would save."""
     import lowhaio as module
     module.MAX_BURST = sys.maxsize
     async with lowhaio(setup) as client:
@@ -377,7 +382,8 @@ async def niquests(setup):
             return got
 
         async def upload(url, chunks, _):
-            # Always chunked: with a content-length it sends both, which is refused
+            # The body is always chunked. With a content-length, this client would send both, which
+            # the server refuses.
             response = await session.put(url, data=chunks())
             assert response.status_code in (201, 204), response.status_code
             return len(response.content)
@@ -518,7 +524,7 @@ async def curl_cffi(setup):
             return got
 
         async def upload(url, chunks, size):
-            # It takes iterators, but none that is async
+            # This client takes iterators, but not async ones.
             chunk = await anext(chunks())
             content = (chunk for _ in range(size // len(chunk)))
             response = await session.put(url, headers=length_of(size), content=content)
@@ -528,7 +534,7 @@ async def curl_cffi(setup):
         yield SimpleNamespace(get=get, post=post, stream=stream, upload=upload)
 
 
-# By name: the client, and what is imported for it
+# For each name, the client and the module that is imported for it.
 CLIENTS = {
     'floor': (floor, None),
     'lowhaio': (lowhaio, 'lowhaio'),

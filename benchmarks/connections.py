@@ -1,18 +1,17 @@
-"""What the number of connections and of waiting requests costs, and what a resumed TLS session
-saves.
+"""Measures what connections and waiting requests cost, and what a resumed TLS session saves.
 
     python benchmarks/connections.py
 
-at once      CPU of a small request while 1 to 1,000 are made at once: each over a connection of
-             its own; all over 10 connections, so that the others wait; and one at a time, with as
-             many connections idle, each of an origin of its own
-in turn      how many connections the requests to 20 origins need when 10 may be open, and how long
-             one waits; the server of this one is in the same process, and takes 5 to 15 ms
-resumption   CPU and time of a new connection with its request over TLS, with the session of the
-             one before and without, in TLS 1.2 and 1.3
+at once      the CPU of a small request while 1 to 1,000 are made at once: each over its own
+             connection, or all over 10 connections, so that the others wait; or one at a time,
+             with as many idle connections, each to its own origin
+in turn      how many connections are needed for requests to 20 origins if 10 may be open, and how
+             long a request waits. The server is in the same process, and takes 5 to 15 ms
+resumption   the CPU and the time of a new TLS connection and its request, with and without the
+             session of the connection before, in TLS 1.2 and 1.3
 
-The nginx of server.py serves, pinned to one core, and the client is pinned to another. What is
-compared takes turns, and medians are shown. Only numbers of one run are comparable.
+The server is the nginx of server.py. It is pinned to one core, and the client to another. The
+cases that are compared take turns, and medians are shown. Only numbers of one run are comparable.
 Needs lowhaio and trustme.
 """
 import argparse
@@ -33,7 +32,7 @@ NUMBERS = (1, 10, 100, 1000)
 
 
 async def measure_at_once(url, number, requests, **options):
-    """CPU µs of each request, when `number` workers make them."""
+    """The CPU of a request in µs, if `number` workers make requests at once."""
     request, close = Pool(**options)
 
     async def worker(number):
@@ -53,7 +52,7 @@ async def measure_at_once(url, number, requests, **options):
 
 
 async def measure_beside_idle(url, number, requests):
-    """The same of one worker, beside `number` idle connections of other origins."""
+    """The CPU of a request in µs, if `number` connections to other origins are idle."""
     request, close = Pool()
 
     async def fetch(url):
@@ -72,7 +71,7 @@ async def measure_beside_idle(url, number, requests):
 
 
 async def answer(reader, writer):
-    # Until the client or the measurement ends
+    # This ends with the client, or with the measurement.
     with contextlib.suppress(asyncio.IncompleteReadError, asyncio.CancelledError), \
             contextlib.closing(writer):
         while True:
@@ -82,7 +81,7 @@ async def answer(reader, writer):
 
 
 async def measure_in_turn(tasks, origins, requests, places):
-    """How many connections they need; and the median and longest time of a request, in ms."""
+    """How many connections are needed, and the median and longest time of a request in ms."""
     connections = 0
     times = []
 
@@ -108,13 +107,13 @@ async def measure_in_turn(tasks, origins, requests, places):
 
 
 class Forgetful(ssl.SSLSocket):
-    """Keeps no session, so that there is none to resume."""
+    """A TLS socket that tells of no session, so that there is none to resume."""
 
     session = property(lambda self: None)
 
 
 async def measure_new_connections(url, ca, version, is_resumed, number):
-    """CPU and elapsed µs of a connection with one request, and how many were resumed."""
+    """The CPU and the time of a connection with one request, in µs, and how many were resumed."""
     reused = []
 
     class Counting(ssl.SSLSocket if is_resumed else Forgetful):
@@ -142,7 +141,7 @@ async def measure_new_connections(url, ca, version, is_resumed, number):
 
 
 def medians(rounds, cases):
-    """The median of what each case gives: they take turns."""
+    """The median of each case. The cases take turns in each round."""
     results = [[] for _ in cases]
     for _ in range(rounds):
         for case, result in zip(cases, results, strict=True):

@@ -1,11 +1,12 @@
-"""What cookies cost with 3,000 of them in the jar, of 500 domains, in microseconds:
-lowhaio-cookies beside http.cookiejar and the jar of aiohttp.
+"""Measures what cookies cost, in microseconds, with 3,000 of them in the jar, of 500 domains.
+
+It compares lowhaio-cookies, http.cookiejar and the jar of aiohttp.
 
     python benchmarks/cookies.py
 
-Nothing is sent: a request means that its `cookie` field is made, and a response that its
-`set-cookie` is kept, over https or http. The longest is of responses that add cookies to a full
-jar, so that the layer has to find the ones to drop. Others have no such limit.
+Nothing is sent. For a request, the `cookie` field is made, and for a response, its `set-cookie` is
+kept, over https or http. The column "longest" is about responses that add cookies to a full jar,
+so that the layer must find those to drop. The other jars have no such limit.
 """
 import asyncio
 import gc
@@ -38,7 +39,7 @@ def url(domain, scheme='https'):
 
 
 class Message:
-    """As much of a response as http.cookiejar wants"""
+    """As much of a response as http.cookiejar needs."""
 
     def __init__(self, set_cookie):
         self.set_cookie = set_cookie
@@ -69,7 +70,7 @@ class Lowhaio:
         self.run(url)
 
     def run(self, url):
-        # As nothing waits, one step is all of it
+        # Nothing in the coroutine waits, so it ends in one step.
         try:
             self.request(b'GET', url).send(None)
         except StopIteration:
@@ -110,8 +111,11 @@ def microseconds(call, *args):
 
 
 def longest(client):
-    """Of adding so many, each of a new domain, that the jar is only of these: the least of some
-    rounds, as what disturbs one does not disturb all."""
+    """The longest time that it takes to add a cookie of a new domain to a full jar.
+
+    So many are added that the jar has only these in the end. This is done in several rounds, and
+    the least result counts, because a disturbance does not come in every round.
+    """
     maxima = []
     new = itertools.count(DOMAINS)
     for _ in range(5):
@@ -127,7 +131,7 @@ def longest(client):
 async def main():
     print(f'{platform.python_implementation()} {platform.python_version()}, {platform.machine()}')
     print(f'{"":20}{"request":>10}{"response":>10}{"of http":>10}{"longest":>10}')
-    # Or else what was imported would be looked at in the midst of a measurement
+    # Otherwise the collector would look at all that was imported in the middle of a measurement.
     gc.collect()
     gc.freeze()
     for client in (Lowhaio(), Cookiejar(), Aiohttp()):

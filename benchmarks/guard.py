@@ -1,6 +1,7 @@
-"""How many function calls and bytecode instructions of lowhaio.py a few fixed exchanges take,
-against what is recorded for this version of Python in guard.json. No time is measured: the counts
-are the same on any machine.
+"""Counts the function calls and bytecode instructions of lowhaio.py in a few fixed exchanges.
+
+They are compared with the counts in guard.json for this version of Python. No time is measured, so
+the counts are the same on any machine.
 
     python benchmarks/guard.py            exits with 1 if there are 10 % more than recorded
     python benchmarks/guard.py --record
@@ -38,7 +39,7 @@ REQUEST_END = {b'GET': b'\r\n\r\n', b'POST': b'!'}
 
 
 class Server:
-    """Its ends of socket pairs"""
+    """A server at the other ends of socket pairs."""
 
     def __init__(self):
         self.socks = []
@@ -54,7 +55,7 @@ class Server:
         request = sock.recv(65536)
         if request:
             method, path, _ = request.split(b' ', 2)
-            # Each request comes whole
+            # Each request arrives whole.
             assert request.endswith(REQUEST_END[method]), request
             sock.send(RESPONSES[path])
         else:
@@ -100,7 +101,7 @@ async def stream(request, path):
     return length
 
 
-# What is done, the path, the length of the content
+# For each exchange, the function that makes it, the path, and the length of the content.
 EXCHANGES = {
     'get': (get, '/small', 100),
     'post': (post, '/small', 100),
@@ -111,13 +112,13 @@ EXCHANGES = {
 
 
 class Counter:
-    """Of what runs in the file of lowhaio"""
+    """Counts the calls and instructions in the file of lowhaio."""
 
     def __init__(self):
         self.calls = self.instructions = 0
 
     def __enter__(self):
-        # CPython 3.12 looks for this when tracing starts, and not again
+        # CPython 3.12 looks at this only when tracing starts.
         sys._getframe().f_trace_opcodes = True
         sys.settrace(self.trace)
         return self
@@ -135,13 +136,14 @@ class Counter:
 
 
 async def count(exchange):
-    """Calls and instructions of one exchange"""
+    """The calls and instructions of one exchange."""
     call, path, length = exchange
     server = Server()
     request, close = Pool(get_connection=server.get_connection)
     try:
         with Counter() as counter:
-            # Traced as well: CPython 3.13 begins to tell of instructions in the midst of a call
+            # The warm-up is traced as well, because CPython 3.13 begins to report instructions in
+            # the middle of a call.
             for _ in range(WARM_UP):
                 await call(request, path)
             counter.calls = counter.instructions = 0
@@ -154,7 +156,7 @@ async def count(exchange):
 
 
 def compare(counts, recorded):
-    """Whether all are near enough to what is recorded"""
+    """Whether all counts are near enough to the recorded ones."""
     is_kept = True
     print(f'{"":10}{"":14}{"counted":>10}{"recorded":>10}')
     for name, figures in counts.items():

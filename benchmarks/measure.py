@@ -1,8 +1,8 @@
-"""What is measured, and one measurement of one client: `run.py` starts this in a fresh process.
+"""Makes one measurement of one client. `run.py` starts this in a fresh process each time.
 
-A measurement opens connections and warms up, then takes the CPU time of its process, all threads
-of it, around the requests. What each response had is checked, and what the server has counted: a
-client that opens connections where it should reuse them, or the reverse, has failed.
+A measurement opens connections and warms up. Then it takes the CPU time of its process, with all
+threads, around the requests. It checks the length of each response, and what the server has
+counted: a client has failed if it opens connections where it should reuse them, or the reverse.
 """
 import asyncio
 import contextlib
@@ -30,13 +30,13 @@ class Workload:
     scheme: str = 'http'
     path: str = '/small'
     concurrency: int = 1
-    # Of one measurement, and of a quick one
+    # The requests of a measurement, and those of a quick one.
     requests: int = 1
     quick: int = 1
-    # Bytes of a response's content
+    # The content of a response, in bytes.
     length: int = SMALL
     is_closing: bool = False
-    # Requests that the server counts for each one of the client
+    # How many requests the server counts for each one of the client.
     factor: int = 1
 
 
@@ -75,7 +75,7 @@ WORKLOADS = {
 
 
 class Failed(Exception):
-    """The client did not do what it should"""
+    """The client did not do what it should."""
 
 
 class Measurement:
@@ -140,7 +140,7 @@ class Measurement:
         self.result['connections'] = made
         if seen != requests:
             raise Failed(f'{seen:g} requests, not {requests}')
-        # Some open a few more than they need where many requests start at once
+        # Some clients open a few more connections than they need if many requests start at once.
         if made != requests if self.workload.is_closing else made > requests / 10:
             raise Failed(f'{made} new connections for {requests} requests')
 
@@ -190,14 +190,17 @@ class Measurement:
         ticking.cancel()
         if not waits:
             raise Failed('the other task never ran')
-        # The clock also counts when the system gave the core to somebody else
+        # This clock goes on while the system gives the core to another process.
         self.result['wait'], self.result['held'] = map(max, zip(*waits, strict=True))
 
     # Memory
 
     async def measure_idle(self, client, _):
-        """Each connection is to an address of its own, one after the other, so that no memory is
-        counted that only many requests at once need"""
+        """Measure the memory of idle connections.
+
+        They are opened one after the other, each to its own address. So memory that only many
+        requests at once need is not counted.
+        """
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
         port = self.origin.rpartition(':')[2]
@@ -220,7 +223,10 @@ class Measurement:
 
 
 def memory(field):
-    """Bytes, of this process since it was executed; ru_maxrss also has what it was forked from"""
+    """The memory of this process in bytes.
+
+    ru_maxrss would include that of the process that it was forked from.
+    """
     for line in Path('/proc/self/status').read_text().splitlines():
         if line.startswith(field + ':'):
             return int(line.split()[1]) * 1024
@@ -236,8 +242,10 @@ print(json.dumps({{'import': time.process_time() - start, 'modules': len(sys.mod
 
 
 def measure_import(module):
-    """In another fresh process: there is too much in this one. The second time counts: the
-    modules may have been compiled in the first"""
+    """Measure an import in another fresh process, since too much is imported in this one.
+
+    The second import counts, because the modules may have been compiled in the first.
+    """
     command = (sys.executable, '-c', IMPORT.format(module))
     environment = {**os.environ, 'PYTHONPATH': sys.path[0]}
     environment.pop('PYTHONDONTWRITEBYTECODE', None)
@@ -271,7 +279,7 @@ def main():
     with runner(job['uvloop']) as loop_runner:
         result = loop_runner.run(measure())
     print(json.dumps(result), flush=True)
-    # What is loaded is not taken down: with some clients that crashes, now and then
+    # The process ends without unloading anything, since some clients crash then, now and again.
     os._exit(0)
 
 

@@ -1,9 +1,9 @@
-"""What the pieces cost that a request is made of, in nanoseconds: the ground for what was tried.
+"""Measures the pieces that a request is made of, in nanoseconds.
 
     python benchmarks/pieces.py
 
-Each figure is the least of several repetitions, less what an empty loop costs. They tell what a
-piece is worth at most: a small request has some 20,000 ns and more.
+Each figure is the least of several repetitions, minus the cost of an empty loop. It tells how much
+could be saved at most if a piece were left out. A small request takes some 20,000 ns or more.
 """
 import asyncio
 import platform
@@ -49,7 +49,7 @@ def nanoseconds(statement, names, number=20_000, repeat=15):
 
 
 def in_a_coroutine(names, statement, number=20_000, repeat=15):
-    """The same for a statement that awaits."""
+    """The cost of a statement that awaits, in nanoseconds."""
     scope = {}
     exec(f'async def run():\n for _ in range({number}):\n  {statement}\n', names, scope)
 
@@ -116,7 +116,7 @@ def pieces(loop):
 
 
 def turn(loop, number=20_000, repeat=5):
-    """A turn of the loop in which one task goes on."""
+    """The cost of a turn of the loop in which one task goes on."""
     async def run():
         for _ in range(number):
             await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""What lowhaio promises of its resources, measured: exits with 1 when a promise is not kept.
+"""Measures whether lowhaio keeps its promises about resources, and exits with 1 if it does not.
 
     python benchmarks/promises.py
     python benchmarks/promises.py --only tasks,timeouts --loop asyncio
@@ -8,9 +8,9 @@ timeouts     no kind of timeout leaves the caller's task with a cancellation
 memory       a body of 1 GiB, received or sent, leaves the process below 40 MiB
 descriptors  10,000 requests, with errors, cancellations and abandoned bodies among them, leave no
              descriptor, reader, writer or timer behind once the pool is closed
-limits       the same of 3,000 requests that wait for each other's connections
+limits       the same holds for 3,000 requests that wait for each other's connections
 
-Each on asyncio, and on uvloop if it can be imported. The servers run in a process of their own.
+All run on asyncio, and on uvloop if it can be imported. The servers run in a process of their own.
 Needs trustme for a certificate.
 """
 import argparse
@@ -38,11 +38,13 @@ LIMIT_MIB = 40
 REQUESTS = 10_000
 SIZE = 1024 ** 3
 CHUNK = bytes(65536)
-TIMEOUT = 0.3  # seconds, of the pools whose requests are to time out
+TIMEOUT = 0.3  # seconds, for the pools whose requests should time out
 
 
-# The servers: in a process of their own, a thread for each connection, until stdin closes
-# ---------------------------------------------------------------------------------------
+# The servers, which run in a process of their own until its stdin closes
+# -----------------------------------------------------------------------
+#
+# Each connection has a thread.
 
 def fixed(status, *fields, body=b''):
     return b'\r\n'.join((b'HTTP/1.1 ' + status, *fields, b'', body))
@@ -55,13 +57,13 @@ RESPONSES = {
     '/chunked': fixed(b'200 OK', b'transfer-encoding: chunked',
                       body=b'2\r\nsm\r\n3\r\nall\r\n0\r\nx-sum: 5\r\n\r\n'),
     '/upload': fixed(b'201 Created', b'content-length: 0'),
-    # The connection closes after these
+    # The server closes the connection after these.
     '/close': fixed(b'200 OK', b'content-length: 5', b'connection: close', body=b'small'),
     '/to-the-end': fixed(b'200 OK', body=b'small'),
     '/short': fixed(b'200 OK', b'content-length: 9', body=b'small'),
     '/bad': b'small\r\n\r\n',
     '/hangup': b'',
-    # Silence after these
+    # The server is silent after these.
     '/early': fixed(b'413 Content Too Large', b'content-length: 0'),
     '/silent-body': fixed(b'200 OK', b'content-length: 9', body=b'small'),
 }
@@ -106,7 +108,7 @@ def serve_connection(sock, wrap):
 
 
 def serve_exchange(sock, file):
-    """Whether the connection goes on"""
+    """Answer one request. Returns whether the connection goes on."""
     head = b''.join(iter(file.readline, b'\r\n')).decode() if file.peek(1) else ''
     if not head:
         return False
@@ -149,7 +151,7 @@ def discard(file, length):
 
 
 def answer_names(sock):
-    """A nameserver that knows `name.test`, with an A record only"""
+    """A nameserver that knows `name.test`, and has only an A record for it."""
     while True:
         query, address = sock.recvfrom(512)
         is_known = query[12:].lower().startswith(b'\4name\4test\0')
@@ -161,7 +163,7 @@ def answer_names(sock):
 
 
 class Servers:
-    """Where the servers are, with sockets here that never answer"""
+    """The addresses of the servers, and of sockets in this process that never answer."""
 
     def __init__(self, stack):
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -175,21 +177,22 @@ class Servers:
         self.named = f'http://name.test:{ports["http"]}'
         self.nameserver = '127.0.0.1', ports['dns']
 
-        # Connections are made by the kernel and never accepted
+        # The kernel makes connections to this socket, but nobody accepts them.
         silent = stack.enter_context(socket.create_server(('127.0.0.1', 0), backlog=1024))
         self.silent = f'127.0.0.1:{silent.getsockname()[1]}'
         silent_dns = stack.enter_context(socket.socket(type=socket.SOCK_DGRAM))
         silent_dns.bind(('127.0.0.1', 0))
         self.silent_nameserver = silent_dns.getsockname()
 
-        # Connections are not even made: the queue of those to be accepted is full
+        # Connections to this one are not even made, because its queue is full.
         full = stack.enter_context(socket.create_server(('127.0.0.1', 0), backlog=0))
         self.full = f'http://127.0.0.1:{full.getsockname()[1]}'
         with contextlib.suppress(TimeoutError):
             while True:
                 stack.enter_context(socket.create_connection(full.getsockname(), timeout=0.2))
 
-        # Bound and not listening: refused, and nobody else gets the port
+        # This one is bound but does not listen. So connections are refused, and no other process
+        # gets the port.
         refused = stack.enter_context(socket.socket())
         refused.bind(('127.0.0.1', 0))
         self.refused = f'http://127.0.0.1:{refused.getsockname()[1]}'
@@ -208,11 +211,11 @@ class Servers:
             **options)
 
 
-# Requests, and what is expected of them
+# Requests, and what is expected of each
 # --------------------------------------
 
 async def fetch(request, url, method=b'GET', headers=(), size=0):
-    """The code and the content; sends a body of `size` bytes"""
+    """Make a request with a body of `size` bytes, and return the code and the content."""
     from lowhaio import buffered
 
     async def body():
@@ -226,7 +229,10 @@ async def fetch(request, url, method=b'GET', headers=(), size=0):
 
 
 async def fetch_and_abandon(request, url, is_closed):
-    """The code and the first bytes of a body that is left there, or closed"""
+    """Make a request, and return its code and the first bytes of a body that is not read on.
+
+    The body is closed or dropped.
+    """
     code, _, body = await request(b'GET', url)
     async for chunk in body:
         if is_closed:
@@ -236,7 +242,7 @@ async def fetch_and_abandon(request, url, is_closed):
 
 
 async def outcome_of(coroutine):
-    """What it returned or raised"""
+    """What a coroutine returned or raised."""
     try:
         return await coroutine
     except (Exception, asyncio.CancelledError) as error:
@@ -244,7 +250,7 @@ async def outcome_of(coroutine):
 
 
 def is_expected(outcome, expected):
-    """`expected` has values, and names of errors"""
+    """Whether an outcome is one of those expected, which are values and names of errors."""
     if isinstance(outcome, BaseException):
         outcome = type(outcome).__name__
     return outcome in expected
@@ -259,12 +265,15 @@ SMALL = (b'200', b'small')
 CREATED = (b'201', b'')
 
 
-# Promise: no task, thread or executor
-# ------------------------------------
+# The promise that there is no task, thread or executor
+# -----------------------------------------------------
 
 class Counts:
-    """What is made on the loop. A task that does not come from the loop's factory is seen because
-    every call of a function looks at how many tasks there are."""
+    """Counts what is made on the loop.
+
+    A task that does not come from the loop's factory is noticed, too, because each call of a
+    function looks at the number of tasks.
+    """
 
     def __init__(self, loop):
         self.loop = loop
@@ -364,8 +373,8 @@ async def check_tasks(servers):
                       f'{counts.most_tasks} task at once')
 
 
-# Promise: timeouts do not cancel
-# -------------------------------
+# The promise that timeouts leave no cancellation
+# -----------------------------------------------
 
 async def check_timeouts(servers):
     from lowhaio import HttpError
@@ -412,7 +421,7 @@ async def check_timeouts(servers):
         outcome = await outcome_of(coroutine)
         seconds = time.monotonic() - start
         cancelling = asyncio.current_task().cancelling()
-        await asyncio.sleep(0)  # would raise a cancellation that is still to be delivered
+        await asyncio.sleep(0)  # this raises a cancellation that has not been delivered yet
         is_in_time = TIMEOUT / 3 <= seconds + 0.01 < TIMEOUT * 3
         is_right = is_expected(outcome, expected) and (
             not isinstance(outcome, HttpError) or isinstance(outcome.__cause__, TimeoutError))
@@ -424,8 +433,8 @@ async def check_timeouts(servers):
         await close_pool()
 
 
-# Promise: memory
-# ---------------
+# The promise about memory
+# ------------------------
 
 TRANSFERS = {
     'download': (f'/bulk?{SIZE}', b'GET', 0),
@@ -451,8 +460,10 @@ async def check_memory(servers):
 
 
 def peak_memory():
-    """Bytes. ru_maxrss is not asked where there is better: on Linux it starts from the peak of
-    the process that started this one"""
+    """The most memory that this process has had, in bytes.
+
+    On Linux, ru_maxrss would begin with the peak of the process that started this one.
+    """
     with contextlib.suppress(FileNotFoundError):
         for line in Path('/proc/self/status').read_text().splitlines():
             if line.startswith('VmHWM:'):
@@ -466,7 +477,7 @@ def maxrss():
 
 
 async def transfer(args):
-    """In a process of its own: one request, its numbers printed as JSON"""
+    """Make one request in a process of its own, and print its numbers as JSON."""
     from lowhaio import Pool
     path, method, size = TRANSFERS[args.transfer]
     count = 0
@@ -489,11 +500,11 @@ async def transfer(args):
     await close()
 
 
-# Promise: nothing is left behind
-# -------------------------------
+# The promise that nothing is left behind
+# ---------------------------------------
 
 class Watched:
-    """The readers, writers and timers of a loop, told from the calls that make and end them"""
+    """The readers, writers and timers of a loop, known from the calls that make and end them."""
 
     def __init__(self, loop):
         self.readers, self.writers, self.timers, self.complaints = set(), set(), {}, []
@@ -530,7 +541,7 @@ class Watched:
         setattr(loop, name, watched)
 
     def pending_timers(self):
-        # One that was made by a function that calls the other is there twice
+        # A timer is there twice if it was made by a function that calls the other one.
         return {id(handle) for handle in self.timers.values() if not handle.cancelled()}
 
 
@@ -539,7 +550,7 @@ def descriptors():
 
 
 async def fetch_and_cancel(request, url, ticks):
-    """Cancelled after a number of turns of the loop"""
+    """Make a request that is cancelled after this number of turns of the loop."""
     task = asyncio.create_task(fetch(request, url))
     for _ in range(ticks):
         await asyncio.sleep(0)
@@ -551,7 +562,7 @@ async def fetch_and_cancel(request, url, ticks):
 
 
 async def one_of_many(request, servers, number):
-    """Returns what kind of request it was"""
+    """Make one request, and return its kind."""
     origin = (servers.http, servers.http, servers.https, servers.named)[number % 4]
     kind = number // 4 % 25
     outcome, expected = None, (SMALL,)
@@ -650,7 +661,7 @@ CHECKS = {
 
 
 async def run_check(loop_name, name, servers):
-    """Whether the promise was kept"""
+    """Check one promise. Returns whether it was kept."""
     start, are_kept = time.monotonic(), True
     try:
         async for is_kept, text in CHECKS[name](servers):
@@ -677,7 +688,7 @@ def main():
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('--only', type=names, default=list(CHECKS), help='of the names above')
     parser.add_argument('--loop', type=names, default=['asyncio', 'uvloop'])
-    for option in ('--serve', '--transfer', '--url', '--ca'):  # of the other processes
+    for option in ('--serve', '--transfer', '--url', '--ca'):  # for the other processes
         parser.add_argument(option, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:

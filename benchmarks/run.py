@@ -1,23 +1,22 @@
-"""lowhaio, its floor and its peers, side by side in one run.
+"""Measures lowhaio, its floor and its peers, side by side in one run.
 
     python benchmarks/run.py
     python benchmarks/run.py --quick
     python benchmarks/run.py --rounds 3 --only small,small-32 --clients floor,lowhaio,aiohttp
 
-Makes a virtual environment for the peers, starts an nginx of its own with plain and TLS listeners
-on one core, and runs the clients on another. Each measurement is a fresh process: connections are
-opened and warmed up, then CPU time of the process, all threads of it, is taken around the
-requests. The clients take turns, round by round, and medians are shown. Only numbers of one run
-are comparable.
+It makes a virtual environment for the peers, starts an nginx with plain and TLS listeners on one
+core, and runs the clients on another. Each measurement is a fresh process, which opens connections
+and warms up. Then the CPU time of the process, with all threads, is taken around the requests. The
+clients take turns, round by round, and medians are shown. Only numbers of one run are comparable.
 
-The floor is the least that any asyncio program could use: for small requests `loop.add_reader`
-once a connection, `send`, a future and `recv`, with nothing parsed; for bulk a blocking loop of
-`recv_into` or `sendall`.
+The floor is the least that any asyncio program could use. For small requests that is
+`loop.add_reader` once for each connection, and then `send`, a future and `recv`, with nothing
+parsed. For bulk it is a blocking loop of `recv_into` or `sendall`.
 
-Prints tables, and writes results.json, requests.svg and bulk.svg. Needs Python 3.11 or newer on
-Linux, nginx with its DAV module (Debian: nginx-light), and for the first run a package index. A
-client that can not be installed, or fails in a workload, is shown as failed; the exit code is 1
-if that is lowhaio or the floor.
+It prints tables, and writes results.json, requests.svg and bulk.svg. It needs Python 3.11 or newer
+on Linux, nginx with its DAV module (Debian: nginx-light), and a package index for the first run. A
+client that cannot be installed, or fails in a workload, is shown as failed. The exit code is 1 if
+that is lowhaio or the floor.
 """
 import argparse
 import importlib.metadata
@@ -42,10 +41,10 @@ from server import CPUS, nginx_version, pin, servers
 HERE = Path(__file__).resolve().parent
 OLD = 'lowhaio-0.0.89'
 WITHOUT_TURNS = 'lowhaio-without-turns'
-# A quarter of the requests tells as much of these
+# These clients are measured with a quarter of the requests, which tells as much.
 SLOW = ('httpx', 'httpcore', 'niquests', 'curl_cffi')
-# What the kernel does of a bulk transfer on loopback changes from one to the next, so these, which
-# the budget compares, are measured three times as often
+# What the kernel does in a bulk transfer on loopback changes from one transfer to the next. So
+# these clients, which the budget compares, are measured three times as often.
 COMPARED = ('floor', 'lowhaio', WITHOUT_TURNS)
 NEEDED = ('aiodnsresolver', 'matplotlib', 'trustme', 'uvloop')
 QUICK_SIZE = 64 * 1024 ** 2
@@ -54,7 +53,7 @@ REQUESTS = ('small', 'small-32', 'small-512', 'name', '64k', 'post', 'events', '
 TLS = ('tls', 'tls-32', 'tls-512', 'tls-connect')
 BULK = ('download', 'upload', 'tls-download', 'tls-upload')
 
-# The figures of a measurement: where they are in it, and the factor to the unit that is shown
+# The figures of a measurement that are shown: their keys, and the factor to the shown unit.
 TABLES = (
     ('CPU of a request, µs', [(name, name, 'cpu', 1e6) for name in REQUESTS]),
     ('CPU of a request over TLS, µs', [(name, name, 'cpu', 1e6) for name in TLS]),
@@ -66,7 +65,7 @@ TABLES = (
       ('modules', 'import', 'modules', 1)]),
 )
 
-# Of lowhaio: what, the figure, what it is divided by, and the bound
+# The budget of lowhaio: what is compared, the figure, what it is divided by, and the bound.
 BUDGET = (
     *((f'{name}, to the floor', (name, 'cpu'), ('floor', name, 'cpu'), '≤', bound)
       for name, bound in (('small', 1.4), ('small-32', 2.2), ('tls', 1.6))),
@@ -85,7 +84,7 @@ BUDGET = (
 # ---------------
 
 def use_environment(cache):
-    """Start again in the virtual environment, which is made if there is none"""
+    """Start again in the virtual environment, which is made first if it is not there."""
     directory = cache / f'python{platform.python_version()}'
     if Path(sys.prefix).resolve() == directory.resolve():
         return
@@ -97,7 +96,7 @@ def use_environment(cache):
 
 
 def install(clients, cache):
-    """What is not there yet. Returns the clients that can not be installed, with the reasons"""
+    """Install what is not there yet. Returns the clients that cannot be installed, and why."""
     for name in NEEDED:
         reason = pip_install(name)
         if reason:
@@ -128,7 +127,7 @@ def pip_install(name):
 
 
 def pip(*args):
-    """The reason why it failed, or nothing"""
+    """Run pip. Returns the reason if it failed, and otherwise an empty string."""
     print('Installing', *args, file=sys.stderr)
     result = subprocess.run(
         (sys.executable, '-m', 'pip', 'install', '--quiet', '--disable-pip-version-check', *args),
@@ -145,7 +144,10 @@ def last_line(text):
 # ---------
 
 def is_measured(client, workload):
-    """The floor has nothing to import, and blocks where a wait is measured"""
+    """Whether this workload is measured for this client.
+
+    The floor has nothing to import, and it blocks where a wait would be measured.
+    """
     return (client != 'floor' or workload not in ('wait', 'import')) and (
         client != WITHOUT_TURNS or workload in ('download', 'wait'))
 
@@ -182,7 +184,10 @@ def measure(args, client, name, origins, root):
 
 
 def measure_all(args, failures, facts):
-    """{workload: {client: [a measurement, for each round]}}, written down after each round"""
+    """All results, as `{workload: {client: [a measurement for each round]}}`.
+
+    They are written to the file after each round.
+    """
     results = {name: {client: [] for client in args.clients if is_measured(client, name)}
                for name in args.only}
     with tempfile.TemporaryDirectory() as directory:
@@ -218,7 +223,7 @@ def show_progress(args, number=0, name=''):
 
 
 def about(args):
-    """When, where and with what"""
+    """The time, the machine and the versions of a run."""
     return {
         'date': datetime.now(UTC).strftime('%Y-%m-%d %H:%M UTC'),
         'machine': f'{cpu_model()}, {os.cpu_count()} CPUs, {platform.platform()}',
@@ -262,7 +267,7 @@ def figures(results, client, name, key):
 
 
 def median(results, client, name, key):
-    """None if it was not measured, or failed in any round"""
+    """The median of a figure, or None if it was not measured or failed in any round."""
     found = figures(results, client, name, key)
     is_whole = len(found) == len(results.get(name, {}).get(client, []))
     return statistics.median(found) if found and is_whole else None
@@ -326,7 +331,7 @@ def ratio_of(results, name, key, base):
 
 
 def print_best_peers(results):
-    """In each workload, how many times as much the peer uses that uses least"""
+    """For each workload, how many times as much the best peer uses."""
     print('The best peer, to lowhaio: more CPU a request (> 1), or fewer bytes a CPU second (< 1)')
     for name in (*REQUESTS, *TLS, *BULK):
         key = 'speed' if name in BULK else 'cpu'
@@ -343,7 +348,7 @@ def print_best_peers(results):
 
 
 def failed(results):
-    """{(client, reason): [workload]}"""
+    """The failures, as `{(client, reason): [workload]}`."""
     reasons = {}
     for name, clients in results.items():
         for client, measurements in clients.items():
@@ -385,7 +390,7 @@ def draw_bars(results, names, key, factor, title, footer, path):
         values = [median(results, client, name, key) * factor for client in clients]
         colors = ['#999999' if client == 'floor' else '#d62728' if client == 'lowhaio' else
                   '#9ecae1' for client in clients]
-        # Or the longest would leave no room to tell the others apart
+        # A longer bar would leave no room to tell the others apart.
         longest = min(max(values), 5 * statistics.median(values))
         bars = axes.barh(clients, [min(value, longest) for value in values], color=colors)
         axes.bar_label(bars, [f'{value:,.0f}' + (' (cut short)' if value > longest else '')
@@ -447,7 +452,7 @@ def parse_args():
 def main():
     args = parse_args()
     use_environment(args.cache)
-    # Or nginx would be left behind
+    # Otherwise nginx would be left running.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     failures = install(args.clients, args.cache)
     facts = about(args)

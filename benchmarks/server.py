@@ -1,9 +1,10 @@
-"""What the benchmarks measure against, on loopback: an nginx of its own, and beside it a process
-of scripted answers for what nginx does not do: a chunked response of a thousand small chunks, and
-the nameserver of a host name.
+"""Starts the servers that the benchmarks measure against, on loopback.
 
-Both count connections and requests, so that a measurement can tell if its client did what it was
-meant to do. Needs trustme for a certificate.
+One is an nginx. Beside it, a process gives scripted answers for what nginx does not do: a chunked
+response of a thousand small chunks, and the nameserver of a host name.
+
+Both count connections and requests, so that a measurement can tell whether its client did what it
+should. It needs trustme for a certificate.
 """
 import asyncio
 import contextlib
@@ -97,7 +98,7 @@ http {{
 
 @contextlib.contextmanager
 def nginx(root, bulk_size):
-    """Yields the origins that a fresh nginx serves: `{'http': …, 'https': …}`"""
+    """Yield the origins that a fresh nginx serves, as `{'http': …, 'https': …}`."""
     import trustme
     ca = trustme.CA()
     ca.cert_pem.write_to_path(root / 'ca.pem')
@@ -167,14 +168,14 @@ def check_small_response(port):
 
 
 class Status:
-    """What a server has counted: connections that are open, connections made, requests"""
+    """What a server has counted: its open connections, all its connections, and requests."""
 
     def __init__(self, origin):
         self.connection = http.client.HTTPConnection(origin.removeprefix('http://'))
         self.read()
 
     def read(self):
-        """All but this connection and its requests"""
+        """The counts without this connection and its requests."""
         self.connection.request('GET', '/status')
         text = self.connection.getresponse().read().decode()
         self.connection_requests = getattr(self, 'connection_requests', 0) + 1
@@ -187,7 +188,7 @@ class Status:
 # --------------------
 
 class Events(asyncio.Protocol):
-    """Answers each GET with the events, in one write; and /status as nginx does"""
+    """Answers each GET with the events, in one write, and /status as nginx does."""
 
     active = accepted = requests = 0
 
@@ -216,7 +217,7 @@ def status_response():
 
 
 class Nameserver(asyncio.DatagramProtocol):
-    """Knows all names, by an A record that is fresh for an hour"""
+    """Has an A record for every name, which stays fresh for an hour."""
 
     def connection_made(self, transport):
         self.transport = transport
@@ -243,7 +244,7 @@ async def serve():
 
 @contextlib.contextmanager
 def servers(root, bulk_size):
-    """Yields the origins of nginx and of the events, and where the nameserver is"""
+    """Yield the origins of nginx and of the events, and the address of the nameserver."""
     with nginx(root, bulk_size) as origins:
         command = (sys.executable, Path(__file__).resolve())
         with subprocess.Popen(
@@ -259,7 +260,7 @@ CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else 
 
 
 def pin(cpu_index):
-    """This process and the ones it starts from now on"""
+    """Pin this process, and those that it starts from now on, to a core."""
     if hasattr(os, 'sched_setaffinity'):
         os.sched_setaffinity(0, {CPUS[cpu_index % len(CPUS)]})
 

@@ -3,11 +3,11 @@
     python examples/link_checker.py https://www.example.com/
     python examples/link_checker.py https://www.example.com/ --max-pages 1000 --max-depth 5
 
-It reads the pages of the site (of the scheme, host and port of the URL, or of where that redirects
-to), follows their links to other pages of it, and asks once for whatever else they link to. Each
-broken link is printed with the page and the line where it stands, and the exit code is 1.
+It reads the pages of one site: those with the scheme, host and port of the URL, or of where that
+redirects to. It follows the links between them, and asks once for everything else that they link
+to. Each broken link is printed with its page and line, and then the exit code is 1.
 
-What a robots.txt disallows is not asked for.
+It does not ask for what a robots.txt disallows.
 """
 import argparse
 import asyncio
@@ -28,7 +28,7 @@ from lowhaio import HttpConnectionError, HttpDataError, HttpError, Pool
 USER_AGENT = 'lowhaio-link-checker'
 HEADERS = ((b'user-agent', USER_AGENT.encode()), (b'accept', b'*/*'))
 
-# What is read of a page, and of a robots.txt (RFC 9309 2.5). In bytes.
+# How many bytes of a page, and of a robots.txt (RFC 9309 2.5), are read.
 MAX_PAGE = 8 * 1024 * 1024
 MAX_ROBOTS = 512 * 1024
 
@@ -38,7 +38,7 @@ NEVER_PAGES = frozenset(('img', 'script', 'source', 'audio', 'video'))
 
 
 class Disallowed(Exception):
-    """By the robots.txt of its origin."""
+    """The robots.txt of an origin disallows a URL."""
 
 
 class Page(HTMLParser):
@@ -54,27 +54,27 @@ class Page(HTMLParser):
         self.close()
 
     def handle_starttag(self, tag, attrs):
-        # The first one of a name counts.
+        # If an attribute comes twice, the first one counts.
         attrs = {name: value or '' for name, value in reversed(attrs)}
         self.anchors.add(attrs.get('id', ''))
         if tag == 'a':
             self.anchors.add(attrs.get('name', ''))
         if tag == 'base' and self.base is None:
             self.base = attrs.get('href')
-        # Of a hint only the origin has a meaning.
+        # Only the origin of a hint has a meaning.
         is_hint = tag == 'link' and attrs.get('rel', '').lower() in ('preconnect', 'dns-prefetch')
         if LINKS.get(tag) in attrs and not is_hint:
             self.found.append((tag, attrs[LINKS[tag]].strip(), self.getpos()[0]))
 
     def links(self):
-        """Tag, URL and fragment, and the line where it stands."""
+        """The tag, the URL, the fragment and the line of each link."""
         for tag, reference, line in self.found:
             try:
                 base = urljoin(self.url, (self.base or '').strip())
                 url, fragment = urldefrag(urljoin(base, reference))
                 url = normal(url)
             except ValueError:
-                # To ask for it will tell what is wrong.
+                # The request for it will fail with an error that tells what is wrong.
                 url, fragment = reference, ''
             else:
                 if urlsplit(url).scheme not in ('http', 'https'):
@@ -85,7 +85,7 @@ class Page(HTMLParser):
 class Checker:
     def __init__(self, request, args, bar):
         self.plain_request = decompressed(redirectable(request))
-        # Inside of the redirects: those may lead to what is disallowed, too.
+        # This layer is inside of the redirects, since a redirect may lead to a disallowed URL.
         self.request = decompressed(redirectable(self.obeying(request)))
         self.args = args
         self.bar = bar
@@ -99,10 +99,10 @@ class Checker:
         self.locks = defaultdict(asyncio.Lock)
 
     async def check_all(self, start):
-        """Level by level, so that each page is reached by the shortest way."""
+        """Check all URLs, level by level, so that each page is reached on the shortest path."""
         level = {start: 'a'}
         for depth in range(self.args.max_depth + 2):
-            # The last level is not read, only asked for.
+            # The pages of the last level are only asked for, and not read.
             urls = iter(level.items())
             async with asyncio.TaskGroup() as group:
                 for _ in range(self.args.concurrency):
@@ -115,7 +115,7 @@ class Checker:
         for page in (self.pages[url] for url in level if url in self.pages):
             for tag, url, fragment, line in page.links():
                 self.places[url].add((page.url, line, fragment))
-                # What one page shows as an image may be a page that another one links to.
+                # A URL that is an image in one page may be a link to a page in another one.
                 if url not in self.problems and (url not in found or tag not in NEVER_PAGES):
                     found[url] = tag
         return found
@@ -132,12 +132,12 @@ class Checker:
             self.bar.update()
 
     async def check(self, url, may_read):
-        """What is wrong with it, or None. If it is a page of the site, it is read."""
+        """What is wrong with a URL, or None. A page of the site is read, too."""
         if may_read and self.pages_left and self.site in (None, origin_of(url)):
             return await self.read(url)
         code, _, body = await self.request(b'HEAD', url, headers=HEADERS)
         if code >= b'400':
-            # There are servers that do not know HEAD.
+            # Some servers do not know HEAD.
             code, _, body = await self.request(b'GET', url, headers=HEADERS)
             await body.aclose()
         return None if code < b'400' else code.decode()
@@ -155,7 +155,7 @@ class Checker:
         return None if code < b'400' else code.decode()
 
     def obeying(self, request):
-        """A layer: asks the robots.txt first. The URLs that it asks for are added to `hops`."""
+        """A layer that looks at the robots.txt first. It adds each URL asked for to `hops`."""
         async def obeying_request(method, url, *, hops=None, **kwargs):
             if not (await self.rules_of(origin_of(url))).can_fetch(USER_AGENT, url):
                 raise Disallowed
@@ -166,7 +166,11 @@ class Checker:
         return obeying_request
 
     async def rules_of(self, origin):
-        """RFC 9309 2.3.1: without a robots.txt all is allowed. If its server fails, nothing is."""
+        """The rules of an origin (RFC 9309 2.3.1).
+
+        Without a robots.txt everything is allowed. If the server answers with an error of its own,
+        nothing is.
+        """
         async with self.locks[origin]:
             if origin not in self.robots:
                 rules = RobotFileParser()
@@ -177,18 +181,18 @@ class Checker:
                     rules.disallow_all = code >= b'500'
                     rules.parse(text.splitlines() if code < b'300' else ())
                 except HttpError:
-                    # Whatever is asked for there will tell what is wrong.
+                    # The requests to this origin will fail and tell what is wrong.
                     rules.allow_all = True
                 self.robots[origin] = rules
             return self.robots[origin]
 
     def broken(self):
-        """Page, line, link and problem of each."""
+        """The page, line, URL and problem of each broken link."""
         for url, places in self.places.items():
             for page_url, line, fragment in places:
                 problem = self.problems.get(url)
                 anchors = self.pages[url].anchors if url in self.pages else None
-                # Those that start like these are for a script, or search for a text.
+                # Fragments that start like these are for a script, or search for a text.
                 if (anchors is not None and not fragment.startswith(('/', '!', ':~:'))
                         and anchors.isdisjoint((fragment, unquote(fragment)))):
                     problem = 'there is no element with this id'
@@ -207,7 +211,7 @@ def origin_of(url):
 
 
 async def text_of(body, limit):
-    """What the tags are made of is the same in all charsets that are in use."""
+    """The text of a body. Tags have the same bytes in all charsets that are in use."""
     data = bytearray()
     async for chunk in body:
         data += chunk

@@ -24,8 +24,10 @@ CHUNK = bytes(64 * 1024)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Counts what is uploaded, and sends as much back. Tells the port of the client, by which one
-    sees that the connection is the same."""
+    """Reads what is uploaded, and sends as much back.
+
+    It tells the port of the client, which shows whether the connection is the same.
+    """
 
     protocol_version = 'HTTP/1.1'
 

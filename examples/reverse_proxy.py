@@ -3,9 +3,9 @@
     python examples/reverse_proxy.py http://127.0.0.1:8000
     python examples/reverse_proxy.py https://www.example.com --port 8080 --preserve-host
 
-Bodies are passed on as they come, in both directions and at the pace of who receives them, so
+Bodies are passed on as they come, in both directions and no faster than they are received, so
 memory does not grow with them. When the client goes away, the request to the upstream server ends.
-When that breaks off in the middle of a body, so does the response to the client.
+If the upstream server breaks off in the middle of a body, so does the response to the client.
 
 A request that fails is answered with 504 if it took too long, and with 502 otherwise. Upgrades,
 such as to WebSockets, are not passed on; nor are trailers, unless the ASGI server can send them.
@@ -27,29 +27,30 @@ from lowhaio import HttpDataError, HttpError, Pool, empty_async_iterator
 LOGGER = logging.getLogger('uvicorn.error')
 VIA = (b'via', b'1.1 lowhaio')
 
-# RFC 9110 7.6.1, and those about a proxy.
+# Fields that are for one hop only: those of RFC 9110 7.6.1, and those about a proxy.
 HOP_BY_HOP = frozenset((
     b'connection', b'keep-alive', b'proxy-authenticate', b'proxy-authorization',
     b'proxy-connection', b'te', b'trailer', b'transfer-encoding', b'upgrade'))
 
-# Told by the proxy itself. What a client tells of itself is not to be trusted. If there is a
-# proxy in front, uvicorn takes its word for scheme and address, with FORWARDED_ALLOW_IPS.
+# Fields that this proxy writes itself, because what a client says about itself cannot be trusted.
+# If there is a proxy in front of this one, FORWARDED_ALLOW_IPS makes uvicorn take the scheme and
+# the address from it.
 FORWARDED = frozenset((
     b'forwarded', b'x-forwarded-for', b'x-forwarded-host', b'x-forwarded-proto'))
 
 
 class ClientGone(Exception):
-    """Nobody waits for the response any more."""
+    """The client has gone, so nobody waits for the response any more."""
 
 
 class ReverseProxy:
-    """The ASGI application. The upstream is an origin, and perhaps the beginning of a path."""
+    """The ASGI application. `upstream` is an origin, which may be followed by a path."""
 
     def __init__(self, upstream, preserve_host=False, timeout=60):
         self.upstream = upstream.rstrip('/')
         self.preserve_host = preserve_host
         self.request, self.close = Pool(socket_timeout=timeout)
-        # A server may hang up at the very moment when its connection is used again.
+        # A server may close a connection at the very moment when it is used again.
         self.request_without_body = retry(
             self.request, ((HttpDataError, (0,)),),
             should_retry=lambda *args: if_stale(*args) and if_idempotent(*args))
@@ -81,7 +82,7 @@ class ReverseProxy:
     async def pass_on(self, scope, client, send):
         target = scope['raw_path']
         if not target.startswith(b'/'):
-            # Put after an origin, it would make another one of that.
+            # Appended to the origin, such a target would turn it into another one.
             await answer(send, 400, 'The target of a request must begin with a slash')
             return
         if scope['query_string']:
@@ -104,8 +105,8 @@ class ReverseProxy:
             return
         client.body_ended.set()
         async with contextlib.aclosing(body):
-            # An exception from here on makes the ASGI server close the connection, with the
-            # response not ended. So the client knows that it is not the whole.
+            # If this raises, the ASGI server closes the connection before the response has ended.
+            # So the client knows that the response is not whole.
             await respond(scope, code, headers, body, send)
 
     def request_headers(self, scope, client):
@@ -126,12 +127,12 @@ class ReverseProxy:
 
 
 class Client:
-    """What comes from the client: the body of its request, and then that it has gone."""
+    """What comes from the client: first the body of its request, and then that it has gone."""
 
     def __init__(self, scope, receive):
         headers = dict(scope['headers'])
         self.length = headers.get(b'content-length')
-        # In HTTP/2 a body needs neither field.
+        # In HTTP/2, a body needs neither of the two fields.
         self.is_chunked = b'transfer-encoding' in headers or (
             self.length is None and scope['http_version'] >= '2')
         self.has_body = self.is_chunked or self.length not in (None, b'0')
@@ -141,8 +142,8 @@ class Client:
             self.body_ended.set()
 
     async def body(self):
-        # The ASGI server sends 100 Continue when the first of it is asked for. As `expect` is
-        # passed on, that is when the upstream server wants it.
+        # The ASGI server sends 100 Continue when the body is first asked for. Since `expect` is
+        # passed on, that is when the upstream server wants the body.
         is_more = True
         while is_more:
             message = await self.receive()
@@ -153,7 +154,7 @@ class Client:
         self.body_ended.set()
 
     async def watch(self):
-        """Wait until it has gone. What it sends after an early response is dropped."""
+        """Wait until the client has gone. What it sends after an early response is dropped."""
         await self.body_ended.wait()
         while (await self.receive())['type'] != 'http.disconnect':
             pass
@@ -161,7 +162,7 @@ class Client:
 
 
 def end_to_end(headers):
-    """Without the fields that are meant for this hop only."""
+    """The headers without the fields that are meant for one hop only."""
     named = {name.strip().lower() for field, value in headers if field == b'connection'
              for name in value.split(b',')}
     return [field for field in headers if field[0] not in HOP_BY_HOP | named]
@@ -170,8 +171,8 @@ def end_to_end(headers):
 async def respond(scope, code, headers, body, send):
     fields = [field for field in end_to_end(headers) if field[0] != b'content-length']
     names = {name for name, _ in headers}
-    # Where there is no content, ASGI servers would miss it. With chunks a length is void (RFC
-    # 9112 6.3). Equal ones are one.
+    # ASGI servers check a length against the content, which a 204 and a 304 do not have. Beside
+    # chunks, a length has no meaning (RFC 9112 6.3). Several equal lengths count as one.
     if code not in (b'204', b'304') and b'transfer-encoding' not in names:
         fields += [field for field in headers if field[0] == b'content-length'][:1]
     if b'date' not in names:
@@ -187,7 +188,7 @@ async def respond(scope, code, headers, body, send):
 
 
 async def answer(send, code, text):
-    """Of the proxy itself."""
+    """Send a response of the proxy itself."""
     headers = ((b'content-type', b'text/plain'), (b'content-length', b'%d' % len(text)),
                (b'date', formatdate(usegmt=True).encode()))
     await send({'type': 'http.response.start', 'status': code, 'headers': headers})
@@ -209,8 +210,8 @@ def main():
     if url.scheme not in ('http', 'https') or not url.hostname or url.query or url.fragment:
         parser.error('upstream must be a URL such as http://127.0.0.1:8000')
 
-    # The fields of the upstream server are passed on as they are. And clients that do not end
-    # must not keep it from ending.
+    # uvicorn must not add fields to those of the upstream server, and clients that never end must
+    # not keep it from ending.
     uvicorn.run(
         ReverseProxy(args.upstream, args.preserve_host, args.timeout), host=args.host,
         port=args.port, ws='none', lifespan='on', server_header=False, date_header=False,

@@ -4,11 +4,11 @@
     python examples/s3_copy.py s3://bucket/photos photos
     python examples/s3_copy.py s3://bucket/photos s3://other-bucket/photos
 
-Credentials are those of AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN. A file
-that the target has in the same size, and not older, is skipped. Nothing is deleted. A file that
-fails is reported, the others go on, and the exit code is 1.
+The credentials are in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN. A file is
+skipped if the target has one of the same size that is not older. Nothing is deleted. If a file
+fails, that is reported, the others go on, and the exit code is 1.
 
-Each file is one request, and S3 takes up to 5 GiB in one.
+Each file is sent in one request, for which S3 has a limit of 5 GiB.
 """
 import argparse
 import asyncio
@@ -33,7 +33,7 @@ CHUNK = 64 * 1024
 
 
 class CopyError(Exception):
-    """A file, or all of them, can not be copied."""
+    """One file, or all of them, cannot be copied."""
 
 
 class File(NamedTuple):
@@ -42,7 +42,7 @@ class File(NamedTuple):
 
 
 class Folder:
-    """A local folder. Files have names relative to it, with slashes."""
+    """A local folder. The names of files are relative to it, and have slashes."""
 
     def __init__(self, path):
         self.path = path
@@ -63,7 +63,7 @@ class Folder:
         return files
 
     def path_of(self, name):
-        """Refuses what is no path, and what would lead out of the folder, also by a link."""
+        """The path of a file. Raises if it would be outside of the folder, also by a link."""
         path = self.path / name
         if (not {'', '.', '..'}.isdisjoint(name.split('/')) or '\0' in name
                 or not path.resolve().is_relative_to(self.path.resolve())):
@@ -72,7 +72,7 @@ class Folder:
 
 
 class Bucket:
-    """The objects of a bucket under a prefix. Files have names relative to that."""
+    """The objects of a bucket under a prefix. The names of files are relative to the prefix."""
 
     def __init__(self, request, endpoint, bucket, folder):
         self.request = request
@@ -84,9 +84,9 @@ class Bucket:
         return object_url(self.url, self.prefix + name)
 
     async def files(self, on_error):
-        """ListObjectsV2, page by page."""
+        """All files, from the pages of ListObjectsV2."""
         files = {}
-        # The encoding is for keys with characters that XML does not have.
+        # Keys are asked for URL-encoded, because XML does not have all characters.
         params = {'list-type': '2', 'prefix': self.prefix, 'encoding-type': 'url'}
         while True:
             page = ElementTree.fromstring(await self.ask(b'GET', self.url, params=params))
@@ -94,7 +94,7 @@ class Bucket:
             for entry in page.iterfind('{*}Contents'):
                 name = decoded(entry.findtext('{*}Key')).removeprefix(self.prefix)
                 modified = datetime.fromisoformat(entry.findtext('{*}LastModified'))
-                # What ends with a slash is what some programs make in place of a folder.
+                # Some programs make an object whose key ends with a slash for each folder.
                 if name and not name.endswith('/'):
                     files[name] = File(int(entry.findtext('{*}Size')), modified.timestamp())
             params['continuation-token'] = page.findtext('{*}NextContinuationToken')
@@ -102,10 +102,10 @@ class Bucket:
                 return files
 
     async def ask(self, method, url, **kwargs):
-        """The body of a response that has to be 200."""
+        """The body of a response, which must be a 200."""
         code, _, body = await self.request(method, url, **kwargs)
         data = await buffered(body)
-        # An error of a copy may come late, after 200.
+        # A copy inside S3 may fail after the 200 has been sent.
         if code != b'200' or b'<Error>' in data[:100]:
             told = re.findall(rb'<(?:Code|Message)>(.*?)</', data, re.DOTALL)
             message = b': '.join((b'S3 answered ' + code, *told)).decode(errors='replace')
@@ -126,7 +126,7 @@ async def upload(folder, bucket, name, file, moved):
 
 
 async def download(bucket, folder, name, file, moved):
-    """To a temporary name, so that what has the file's name is always the whole of it."""
+    """Write to a temporary name first, so that a file with the right name is always whole."""
     path = folder.path_of(name)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f'.{secrets.token_hex(8)}.part')
@@ -143,7 +143,7 @@ async def download(bucket, folder, name, file, moved):
 
 
 async def copy(source, target, name, file, moved):
-    """By S3 itself: nothing of it comes here."""
+    """Let S3 copy the file itself, so that its content is not transferred."""
     path = quote(f'/{source.name}/{source.prefix}{name}')
     await target.ask(b'PUT', target.url_of(name), headers=((b'x-amz-copy-source', path.encode()),))
     moved(file.size)
@@ -153,9 +153,9 @@ COPIES = {(Folder, Bucket): upload, (Bucket, Folder): download, (Bucket, Bucket)
 
 
 def to_file(request):
-    """A layer: with `to`, the content of the response is written to that file.
+    """A layer that writes the content of a response to the file that is given as `to`.
 
-    It is to be inside of `retry`: then a body that breaks off is asked for again, too.
+    It must be inside of `retry`. Then a request is also made again if its body breaks off.
     """
     async def request_to_file(method, url, *, to=None, moved=None, **kwargs):
         code, headers, body = await request(method, url, **kwargs)
@@ -171,7 +171,7 @@ def to_file(request):
 
 
 async def copy_all(request, endpoint, args):
-    """Prints what happened, and returns if all is well."""
+    """Copy all files, print what happened, and return whether all went well."""
     async def work():
         for name, file in jobs:
             try:
@@ -189,7 +189,7 @@ async def copy_all(request, endpoint, args):
         for place in (args.source, args.target))
     failed = []
     files = await source.files(on_error)
-    # The target may not be there yet.
+    # The errors of the target do not matter, because it may not be there yet.
     there = await target.files(lambda name, error: None)
     wanted = {name: file for name, file in sorted(files.items()) if name not in there
               or file.size != there[name].size or file.modified > there[name].modified}
@@ -210,13 +210,13 @@ async def run(args, credentials):
         return credentials
 
     request, close = Pool(max_connections=args.concurrency, socket_timeout=30)
-    # In TLS a body can not be changed on its way, so it is streamed from the disk to S3. Without
-    # TLS it is signed, and for that it is read to its end before it is sent.
+    # TLS protects a body on its way, so it is streamed from the disk to S3 unsigned. Without TLS
+    # it is signed, and for that it is read to its end before it is sent.
     endpoint = (args.endpoint_url or f'https://s3.{args.region}.amazonaws.com').rstrip('/')
     request = signed(
         request, get_credentials, 's3', args.region,
         body_hash='UNSIGNED-PAYLOAD' if endpoint.lower().startswith('https:') else None)
-    # Whatever is sent here has the same effect when it is sent twice.
+    # Every request here has the same effect if it is sent twice.
     request = retry(
         to_file(request), ((HttpConnectionError, (0, 1, 2)), (HttpDataError, (0, 1, 2))),
         code_intervals=[(code, (1, 2, 4)) for code in (b'429', b'500', b'502', b'503')],
@@ -228,7 +228,7 @@ async def run(args, credentials):
 
 
 def place(text):
-    """A folder, or the bucket and the folder in it."""
+    """A Path for a folder, or a pair of a bucket and the folder in it."""
     if match := re.fullmatch('s3://([A-Za-z0-9][A-Za-z0-9._-]+)(?:/(.*))?', text, re.DOTALL):
         return match.groups('')
     if text.startswith('s3:'):

@@ -1,9 +1,9 @@
-"""All layers, stacked around requests to a server of its own on the loopback interface.
+"""Stacks all layers around requests to a server that it starts on the loopback interface.
 
     python layers/stacked.py
 
-The server has no time at first, then redirects, and then answers with what it was sent. Prints
-that, with the scheme of the credentials and the cookie that came with it.
+The server answers 503 first, then redirects, and then answers with what it was sent, the scheme of
+the credentials and the cookie. This is printed, once for each kind of credentials.
 """
 import asyncio
 import gzip
