@@ -119,6 +119,9 @@ def run_on(loop_name, errors, test, *args, **kwargs):
 @contextlib.contextmanager
 def nothing_left():
     """Yields a list for the errors that loops are told of."""
+    # What is there already is none of the test's. Without this, each collection would look at all
+    # that pytest keeps of the tests before, and that would be half of the time of the whole run.
+    gc.freeze()
     before = open_descriptors()
     errors = []
     yield errors
