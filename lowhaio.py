@@ -3244,10 +3244,9 @@ class ChunkedDecoder(Decoder):
 Framing = tuple[Callable[..., Decoder], tuple[int, ...], float]
 
 
-# Parses the field lines of a head and of a trailer section, for whichever of the two has found
-# their end.
+# ---------------------------------------------------------------------- sections of fields
 #
-# Parses the field lines of a head and of a trailer section, for whoever has found their end.
+# Parses the field lines of a head and of a trailer section, whose end the caller has found.
 
 # RFC 9112 5, RFC 9110 5.5. Leading and trailing whitespace is not part of the value.
 FIELD_LINE = re.compile(
