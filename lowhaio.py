@@ -55,8 +55,8 @@ from weakref import WeakValueDictionary
 
 __version__ = '0.1.0'
 __all__ = [
-    'Address', 'Close', 'Fields', 'GetConnection', 'GetLoggerAdapter', 'GetResolver',
-    'GetResolverLoggerAdapter', 'HttpConnectionClosedError', 'HttpConnectionError',
+    'Address', 'Body', 'Close', 'Fields', 'GetConnection', 'GetLoggerAdapter', 'GetResolver',
+    'GetResolverLoggerAdapter', 'Headers', 'HttpConnectionClosedError', 'HttpConnectionError',
     'HttpDataError', 'HttpDnsError', 'HttpError', 'HttpHeaderTooLong', 'HttpLoggerAdapter',
     'HttpTlsError', 'Params', 'Pool', 'Request', 'Resolve', 'Response', 'ResponseBody',
     'buffered', 'canonical_host', 'empty_async_iterator', 'encode_params', 'repeatable',
@@ -354,16 +354,6 @@ class WatchedChunks:
             await self.chunks.aclose()
 
 
-def iterator_of(chunks: Any) -> AsyncIterator[bytes]:
-    """Return the async iterator of what a `body` function has returned."""
-    if not hasattr(chunks, '__aiter__'):
-        if isinstance(chunks, types.CoroutineType):
-            chunks.close()
-        raise TypeError('body must return an async iterator of bytes, as an async function '
-                        f'that yields does, got {type(chunks).__name__}')
-    return aiter(chunks)
-
-
 async def buffered(body: AsyncIterator[bytes]) -> bytes:
     """Return all that is left of a response body. The memory that this takes is not limited.
 
@@ -432,6 +422,12 @@ Fields = tuple[tuple[bytes, bytes], ...]
 Params = Mapping[str, Any] | Sequence[tuple[str, Any]]
 """What is added to the query of a URL, as for `urllib.parse.urlencode(params, doseq=True)`."""
 
+Headers = Iterable[tuple[bytes, bytes]]
+"""Pairs of name and value, both bytes, that a request is sent with."""
+
+Body = Callable[..., AsyncIterator[bytes]]
+"""`body(*body_args, **dict(body_kwargs))` returns the content of a request, chunk by chunk."""
+
 Address = IPv4Address | IPv6Address
 """An address of a host. If it has an attribute `expires_at`, a time of the event loop, then it is
 used for later requests until that time."""
@@ -451,6 +447,7 @@ GetLoggerAdapter = Callable[[dict[str, Any]], logging.LoggerAdapter[Any]]
 GetResolverLoggerAdapter = Callable[[dict[str, Any]], GetLoggerAdapter]
 """`get_resolver_logger_adapter(extra)` returns the `get_logger_adapter` of the resolver."""
 
+Kwargs = Mapping[str, Any] | Iterable[tuple[str, Any]]
 Loop = asyncio.AbstractEventLoop
 Adapter = logging.LoggerAdapter[Any]
 P = ParamSpec('P')
@@ -497,11 +494,9 @@ class Request(Protocol):
     """The type of `request`. A layer takes one and returns another."""
 
     def __call__(
-            self, method: bytes, url: str,
-            params: Params = (), headers: Iterable[tuple[bytes, bytes]] = (),
-            body: Callable[..., AsyncIterator[bytes]] = empty_async_iterator,
-            body_args: Iterable[Any] = (),
-            body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+            self, method: bytes, url: str, params: Params = (), headers: Headers = (),
+            body: Body = empty_async_iterator, body_args: Iterable[Any] = (),
+            body_kwargs: Kwargs = (),
             get_logger_adapter: GetLoggerAdapter = ...,
             get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
     ) -> Coroutine[Any, Any, Response]:
@@ -540,15 +535,6 @@ class Close(Protocol):
         Later requests raise an `HttpConnectionError`. So does this in another loop or thread
         than that of the pool, while the loop of the pool runs.
         """
-
-
-def dns() -> Any:
-    """Return the module of the resolver.
-
-    It takes longer to import than this one, and is not needed for addresses and `get_connection`.
-    """
-    import aiodnsresolver
-    return aiodnsresolver
 
 
 def get_dns_resolver_default(
@@ -638,18 +624,19 @@ def Pool(
         http_version, keep_alive_timeout, recv_bufsize, max_header_length, socket_timeout,
         max_requests_per_connection)
     books = Books(
-        max_connections, max_connections_per_origin, pool_timeout, Heads(max_header_length))
+        checked_limit('max_connections', max_connections),
+        checked_limit('max_connections_per_origin', max_connections_per_origin),
+        inf if pool_timeout is None else checked_seconds('pool_timeout', pool_timeout, 0),
+        Heads(max_header_length))
     names = Names(get_dns_resolver, socket_timeout)
     connector = Connector(get_sock, get_connection, get_ssl_context, settings, names, books)
     urls = parsed_urls()
     bound_loop: Loop | None = None
 
     async def request(
-            method: bytes, url: str,
-            params: Params = (), headers: Iterable[tuple[bytes, bytes]] = (),
-            body: Callable[..., AsyncIterator[bytes]] = empty_async_iterator,
-            body_args: Iterable[Any] = (),
-            body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+            method: bytes, url: str, params: Params = (), headers: Headers = (),
+            body: Body = empty_async_iterator, body_args: Iterable[Any] = (),
+            body_kwargs: Kwargs = (),
             get_logger_adapter: GetLoggerAdapter = get_logger_adapter,
             get_resolver_logger_adapter: GetResolverLoggerAdapter = get_resolver_logger_adapter,
     ) -> Response:
@@ -1068,6 +1055,15 @@ def checked_addresses(answer: Iterable[Address]) -> list[Address]:
     return addresses
 
 
+def dns() -> Any:
+    """Return the module of the resolver.
+
+    It takes longer to import than this one, and is not needed for addresses and `get_connection`.
+    """
+    import aiodnsresolver
+    return aiodnsresolver
+
+
 def timed_out(socket_timeout: float) -> TimeoutError:
     return TimeoutError(f'socket_timeout, {socket_timeout:g} seconds, passed')
 
@@ -1429,15 +1425,13 @@ class Books:
                  'places', 'idle', 'queue', 'tickets', 'sessions', 'heads', 'answered',
                  'why_closed', '__weakref__')
 
-    def __init__(self, max_connections: int | None, max_connections_per_origin: int | None,
-                 pool_timeout: float | None, heads: Heads) -> None:
+    def __init__(self, max_connections: float, max_per_origin: float, pool_timeout: float,
+                 heads: Heads) -> None:
         # The idle connections of all origins. The one that has been idle longest is the first.
         self.idle: OrderedDict[Connection, None] = OrderedDict()
-        self.max_connections = checked_limit('max_connections', max_connections)
-        self.max_per_origin = checked_limit(
-            'max_connections_per_origin', max_connections_per_origin)
-        self.pool_timeout = inf if pool_timeout is None else \
-            checked_seconds('pool_timeout', pool_timeout, 0)
+        self.max_connections = max_connections
+        self.max_per_origin = max_per_origin
+        self.pool_timeout = pool_timeout
         # Origins that have a place or a request that waits.
         self.by_origin: dict[str, OriginBooks] = {}
         # All connections, those in use too. This keeps them alive: a response body that is garbage
@@ -2119,7 +2113,7 @@ DECLARING = DECLARING_ONCE | {b'connection', b'upgrade', b'expect'}
 
 def build_head(
         urls: Parsed[str, tuple[Origin, bytes]], method: bytes, url: str, params: Params,
-        headers: Iterable[tuple[bytes, bytes]], http_version: bytes,
+        headers: Headers, http_version: bytes,
 ) -> tuple[Origin, bytes, Declared]:
     if not isinstance(method, bytes) or method not in USUAL_METHODS:
         check_method(method)
@@ -2148,8 +2142,7 @@ def check_method(method: bytes) -> None:
         raise ValueError('method must not be CONNECT: tunnels are not supported')
 
 
-def build_fields(
-        headers: Iterable[tuple[bytes, bytes]]) -> tuple[list[bytes], dict[bytes, bytes]]:
+def build_fields(headers: Headers) -> tuple[list[bytes], dict[bytes, bytes]]:
     """Return the field lines, and the values of the fields that declare something."""
     lines = []
     values: dict[bytes, bytes] = {}
@@ -2797,6 +2790,16 @@ def hear_out(connection: Connection, error: OSError) -> Exception:
     except (OSError, EOFError, ValueError) as said:
         return said if is_alert(said) else error
     return error
+
+
+def iterator_of(chunks: Any) -> AsyncIterator[bytes]:
+    """Return the async iterator of what a `body` function has returned."""
+    if not hasattr(chunks, '__aiter__'):
+        if isinstance(chunks, types.CoroutineType):
+            chunks.close()
+        raise TypeError('body must return an async iterator of bytes, as an async function '
+                        f'that yields does, got {type(chunks).__name__}')
+    return aiter(chunks)
 
 
 # --------------------------------------------------------------------------- response head
