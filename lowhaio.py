@@ -67,25 +67,24 @@ __all__ = [
 
 # Seconds until the next address is tried while the last one has not answered (RFC 8305 5).
 CONNECTION_ATTEMPT_DELAY = 0.25
-
-# Seconds for which a request body waits for 100 Continue. Some servers never send it (RFC 9110
+# Seconds for which a request body waits for 100 Continue, as some servers never send it (RFC 9110
 # 10.1.1).
 CONTINUE_TIMEOUT = 1
+# Times of more seconds than these, some thirty years, are taken for mistakes.
+MAX_SECONDS = 1e9
 
 # Interim (1xx) responses before the final one. Each of them may be as long as any head.
 MAX_INTERIM_RESPONSES = 100
-
 # Bytes of framing in a chunked body. Sane servers stay far below: even chunks of one byte have 5
 # bytes of framing for 1 of content. A server that adds a long extension to each chunk does not.
 MAX_FRAMING_OVERHEAD = 64 * 1024
 MAX_FRAMING_OVERHEAD_RATIO = 16
-
-# Bytes that one task moves before the others get a turn of the loop. More would starve them (this
-# is some 0.3 ms of copying, or 1 ms of TLS), and less would cost throughput.
-MAX_BURST = 1024 * 1024
-
-# Each send and each read counts for so many bytes more, because the call itself takes time.
-COST_OF_CALL = 4 * 1024
+# Bytes of a line of a chunked request body that does not come in one piece.
+MAX_SENT_LINE = 16 * 1024
+# Bytes of content in one TLS record (RFC 8446 5.1).
+MAX_TLS_RECORD = 16 * 1024
+# Bytes that an error shows of what the peer or the caller has given.
+MAX_SHOWN = 60
 
 # Bytes that one read asks for. From 128 KiB on, some allocators map memory for each read.
 RECV_BUFSIZE = 120 * 1024
@@ -93,10 +92,11 @@ RECV_BUFSIZE = 120 * 1024
 # (mallopt(3), M_MMAP_THRESHOLD).
 _ = bytes(1024 * 1024)
 del _
-
-# Bytes of a line of a chunked request body that does not come in one piece.
-MAX_SENT_LINE = 16 * 1024
-
+# Bytes that one task moves before the others get a turn of the loop. More would starve them (this
+# is some 0.3 ms of copying, or 1 ms of TLS), and less would cost throughput.
+MAX_BURST = 1024 * 1024
+# Each send and each read counts for so many bytes more, because the call itself takes time.
+COST_OF_CALL = 4 * 1024
 # Bytes of a first chunk that are copied, so that they leave in one send with the head.
 MAX_JOINED_CHUNK = 64 * 1024
 
@@ -108,7 +108,6 @@ MAX_OVERTAKING = 10
 
 # Host names whose addresses a pool remembers, and origins whose TLS sessions it remembers.
 MAX_NAMES = 1024
-
 # A pool remembers so many parsed URLs, origins and lines of response heads, and the last heads of
 # so many origins. Longer ones are parsed each time, which makes this a limit in bytes too: it is
 # some hundreds of kilobytes, and a few megabytes if servers make it as much as they can.
@@ -124,15 +123,6 @@ SESSIONS_ARE_LOST = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info
 # never resumes one costs 10 sessions for the first 1,000 connections, and 1 for each 1,000 more.
 WORTHWHILE_USES = 16
 MAX_SESSION_PAUSE = 1023
-
-# Bytes of content in one TLS record (RFC 8446 5.1).
-MAX_TLS_RECORD = 16 * 1024
-
-# Times of more seconds than these, some thirty years, are taken for mistakes.
-MAX_SECONDS = 1e9
-
-# Bytes that an error shows of what the peer or the caller has given.
-MAX_SHOWN = 60
 
 
 # ---------------------------------------------------------------------------------- errors
@@ -2126,7 +2116,7 @@ def build_head(
         return origin, b'%b %b %b\r\nhost: %b\r\n\r\n' % (
             method, target, http_version, origin.field), NOTHING_DECLARED
     lines, values = build_fields(headers)
-    declared = declare(values, http_version) if values else NOTHING_DECLARED
+    declared = Declared(values, http_version) if values else NOTHING_DECLARED
     if b'host' not in values:
         lines.insert(0, b'host: ' + origin.field)
     return origin, b'%b %b %b\r\n%b\r\n\r\n' % (
@@ -2180,43 +2170,41 @@ def bad_field(field: object, headers: object) -> TypeError:
     return TypeError(f'headers must be pairs of name and value, both bytes, got {got}')
 
 
-def declare(values: dict[bytes, bytes], http_version: bytes) -> Declared:
-    declared = Declared()
-    if b'host' in values:
-        check_host_field(values[b'host'])
-    if b'content-length' in values:
-        declared.length = checked_length(values[b'content-length'])
-        declared.has_body = declared.length > 0
-    if b'transfer-encoding' in values:
-        check_codings(values[b'transfer-encoding'])
-        if declared.length is not None:
-            raise ValueError(
-                'headers must not have content-length and transfer-encoding together')
-        if http_version == b'HTTP/1.0':
-            raise ValueError('headers must not have transfer-encoding in an HTTP/1.0 request')
-        declared.is_coded = declared.has_body = True
-    if b'connection' in values:
-        declared.close = has_token(values[b'connection'], b'close')
-    if b'upgrade' in values:
-        declared.upgrade = True
-    if b'expect' in values and has_token(values[b'expect'], b'100-continue'):
-        if not declared.has_body:
-            raise ValueError('headers must not have expect: 100-continue without content')
-        declared.expects = True
-    return declared
-
-
 class Declared:
     """What the fields of a request declare about its body and its connection."""
 
-    length: int | None = None
-    is_coded = has_body = close = upgrade = expects = False
+    __slots__ = ('length', 'is_coded', 'has_body', 'close', 'upgrade', 'expects')
+
+    def __init__(self, values: dict[bytes, bytes], http_version: bytes) -> None:
+        if b'host' in values:
+            check_host_field(values[b'host'])
+        self.length: int | None = None
+        if b'content-length' in values:
+            digits = values[b'content-length']
+            if not is_length(digits):
+                raise ValueError(
+                    f'headers must have 1 to 20 digits as content-length, got {shown(digits)}')
+            self.length = int(digits)
+        self.is_coded = b'transfer-encoding' in values
+        if self.is_coded:
+            check_codings(values[b'transfer-encoding'])
+            if self.length is not None:
+                raise ValueError(
+                    'headers must not have content-length and transfer-encoding together')
+            if http_version == b'HTTP/1.0':
+                raise ValueError('headers must not have transfer-encoding in an HTTP/1.0 request')
+        self.has_body = self.is_coded or bool(self.length)
+        self.close = b'connection' in values and has_token(values[b'connection'], b'close')
+        self.upgrade = b'upgrade' in values
+        self.expects = b'expect' in values and has_token(values[b'expect'], b'100-continue')
+        if self.expects and not self.has_body:
+            raise ValueError('headers must not have expect: 100-continue without content')
 
     def __repr__(self) -> str:
-        return f'<Declared {" ".join(f"{name}={value}" for name, value in vars(self).items())}>'
+        return f'<Declared {" ".join(name for name in self.__slots__ if getattr(self, name))}>'
 
 
-NOTHING_DECLARED = Declared()
+NOTHING_DECLARED = Declared({}, b'')
 
 
 def check_host_field(value: bytes) -> None:
@@ -2226,13 +2214,6 @@ def check_host_field(value: bytes) -> None:
             return
     raise ValueError('headers must have as host a name, an IPv4 address or an IPv6 address in '
                      'brackets, and a port of digits if any')
-
-
-def checked_length(value: bytes) -> int:
-    if not is_length(value):
-        raise ValueError(
-            f'headers must have 1 to 20 digits as content-length, got {shown(value)}')
-    return int(value)
 
 
 def check_codings(value: bytes) -> None:
@@ -3129,13 +3110,9 @@ class LengthDecoder(Decoder):
 
     def feed(self, data: bytes) -> bytes:
         self.left -= len(data)
-        if self.left > 0:
-            return data
-        self.is_done = True
-        if self.left:
-            self.has_surplus = True
-            data = data[:self.left]
-        return data
+        self.is_done = self.left <= 0
+        self.has_surplus = self.left < 0
+        return data[:self.left] if self.has_surplus else data
 
     def feed_end(self) -> bytes:
         raise EOFError(f'the peer closed the connection, {self.left} bytes before the end that '
