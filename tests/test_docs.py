@@ -222,7 +222,17 @@ def terminating(asked):
     return hello(asked)
 
 
+
+def items(asked):
+    return [
+        (200, {'link': '</items?page=2>; rel="next", </items?page=9>; rel="last"'},
+         b'[{"id": 1}, {"id": 2}]'),
+        (200, {}, b'[{"id": 3}]'),
+    ][asked.before]
+
+
 ANSWERS = {
+    '/items': items,
     '/documents': documents,
     '/missing': missing,
     '/archive.zip': archive,
@@ -574,6 +584,14 @@ ROWS = {
         ['65536', '100000', "b'200' 100012"], [('PUT', '/numbers.bin', bytes(100_000))],
         lambda site, logged: site.asked[0].fields['expect'] == '100-continue'),
     'recipes/web-application': Row([HELLO], [get('/')]),
+    'recipes/pagination': Row(["{'id': 1}", "{'id': 2}", "{'id': 3}"],
+                              [get('/items'), get('/items?page=2')]),
+    'recipes/s3-objects': Row(
+        ["b'<p>Hello</p>'"],
+        [('PUT', '/reports/2026%20%231.txt', b'hello world'), get('/reports/2026%20%231.txt')],
+        lambda site, logged: all('Signature=' in asked.fields['authorization']
+                                 for asked in site.asked)),
+    'recipes/waiting-until-up': Row(["b'200'"], [get('/busy')] * 2),
     **{f'coming-from/{client}': Row(
         ['200 <p>Hello</p>', '7'],
         [get('/search?name=Zo%C3%AB'), ('POST', '/documents', b'{"title": "Zo\\u00eb"}'),
