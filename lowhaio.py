@@ -618,7 +618,7 @@ def Pool(
         checked_limit('max_connections_per_origin', max_connections_per_origin),
         inf if pool_timeout is None else checked_seconds('pool_timeout', pool_timeout, 0),
         Heads(max_header_length))
-    names = Names(get_dns_resolver, socket_timeout)
+    names = Names(get_dns_resolver)
     connector = Connector(get_sock, get_connection, get_ssl_context, settings, names, books)
     urls = parsed_urls()
     bound_loop: Loop | None = None
@@ -876,10 +876,10 @@ CLOSED = (EOFError, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError,
 
 # ----------------------------------------------------------------------------------- names
 #
-# Host name -> addresses. They are remembered as long as their records are fresh; addresses
-# without `expires_at`, as a resolver of the caller's may return, are asked for each time.
-# AAAA records are asked for when there is no A, when no A has connected (see connecting), and
-# when the connection to be reused has an IPv6 address.
+# From the name of a host to its addresses. This part owns the resolver, and what it has said for
+# as long as that is fresh. Addresses without `expires_at`, which a resolver of the caller's may
+# return, are asked for each time. `Acquisition` and `Race` decide which records are asked for,
+# and get the addresses as `Peers`.
 
 class Peers:
     """The current addresses of one host, by their text, in the order in which they are tried."""
@@ -890,7 +890,7 @@ class Peers:
         self.addresses: dict[str, Address] = {}
         # So many of them came with the first answer. They are tried before the others.
         self.first_count = 0
-        # Those that were current before these, only for their order.
+        # The addresses that were current before these, for their order.
         self.before: dict[str, Address] = {}
         self.expires_at = inf
         # The AAAA records are among them, or there are none.
@@ -917,14 +917,13 @@ class Peers:
         """
         new = {text: address for address in answer
                if (text := str(address)) not in self.addresses}
-        ordered = {text: new[text] for text in self.before if text in new} | new
-        self.addresses.update(ordered)
+        self.addresses |= {text: new[text] for text in self.before if text in new} | new
         self.first_count = self.first_count or len(self.addresses)
-        self.expires_at = min([
-            self.expires_at, *(getattr(address, 'expires_at', 0) for address in new.values())])
+        for address in new.values():
+            self.expires_at = min(self.expires_at, getattr(address, 'expires_at', 0))
 
     def in_turn(self, turn: int) -> list[Address]:
-        """All addresses. With each turn an answer begins one later, so that all are used."""
+        """All addresses. In each turn an answer begins one later, so that all of it are used."""
         addresses = list(self.addresses.values())
         return [group[(turn + index) % len(group)]
                 for group in (addresses[:self.first_count], addresses[self.first_count:])
@@ -939,55 +938,28 @@ def fixed_peers(address: Address) -> Peers:
 
 
 class Names:
-    __slots__ = ('get_dns_resolver', 'socket_timeout', 'resolver', 'known', 'asking')
+    __slots__ = ('get_dns_resolver', 'resolver', 'known', 'asking')
 
-    def __init__(self, get_dns_resolver: GetResolver, socket_timeout: float) -> None:
+    def __init__(self, get_dns_resolver: GetResolver) -> None:
         self.get_dns_resolver = get_dns_resolver
-        self.socket_timeout = socket_timeout
         self.resolver: tuple[Resolve, Callable[..., Awaitable[None]]] | None = None
         self.known: dict[str, Peers] = {}
-        # Those who wait for an answer that another request has asked for.
+        # What the resolver is being asked, and the other requests that wait for the same answer.
         self.asking: dict[tuple[str, int], list[asyncio.Future[Any]]] = {}
+
+    def __repr__(self) -> str:
+        return f'<Names: {len(self.known)} known, {len(self.asking)} being asked for>'
 
     def fresh(self, host: str, now: float) -> Peers | None:
         peers = self.known.get(host)
         return peers if peers is not None and now < peers.expires_at else None
 
-    async def lookup(self, loop: Loop, host: str,
-                     get_resolver_adapter: Callable[[], GetLoggerAdapter],
-                     deadline: float, is_ipv6_wanted: bool) -> Peers:
-        """The addresses of its A records, and of its AAAA records if wanted or without A."""
-        answers: list[list[Address]] = []
-        has_all = False
-        failure: Exception = LookupError('the resolver returned no address')
-        for record_type in (dns().TYPES.A, dns().TYPES.AAAA):
-            if any(answers) and not is_ipv6_wanted:
-                break
-            has_all = record_type == dns().TYPES.AAAA
-            if any(answers):
-                # There is somewhere to connect to: no more time than an attempt gets.
-                deadline = min(deadline, loop.time() + CONNECTION_ATTEMPT_DELAY)
-            try:
-                steps = self.ask(loop, host, record_type, get_resolver_adapter)
-                answers.append(await steps.run_until(deadline))
-            except dns().DnsRecordDoesNotExist as cause:
-                failure = cause
-            except Exception:
-                if not any(answers):
-                    raise
-                has_all = False
-        if not any(answers):
-            raise failure
-        # All requests to the host go by one object, so that they take turns.
+    def store(self, host: str, answers: list[list[Address]], has_all: bool) -> Peers:
+        # All requests to the host share one object, so that they take turns.
         peers = self.known.get(host) or Peers()
         peers.renew(answers, has_all)
         store_latest(self.known, host, peers)
         return peers
-
-    def ask(self, loop: Loop, host: str, record_type: int,
-            get_resolver_adapter: Callable[[], GetLoggerAdapter]) -> Resolving:
-        return Resolving(loop, self.answer(loop, host, record_type, get_resolver_adapter),
-                         self.socket_timeout)
 
     async def answer(self, loop: Loop, host: str, record_type: int,
                      get_resolver_adapter: Callable[[], GetLoggerAdapter]) -> list[Address]:
@@ -1002,18 +974,11 @@ class Names:
                 raise answer
             if answer is not None:
                 return answer
-            # Who had asked was cancelled: now somebody else has to.
+            # The request that was asking was cancelled, so the next one asks.
         waiters = self.asking[key] = []
         try:
-            get_logger_adapter = get_resolver_adapter()
-            if self.resolver is None:
-                self.resolver = self.get_dns_resolver(get_logger_adapter=get_logger_adapter)
-            answer = checked_addresses(await self.resolver[0](
-                host, record_type, get_logger_adapter=get_logger_adapter))
+            answer = await self.resolve(host, record_type, get_resolver_adapter())
             return answer
-        except dns().DnsTimeout as cause:
-            answer = TimeoutError('no nameserver answered in the time that the resolver gives')
-            raise answer from cause
         except Exception as error:
             answer = error
             raise
@@ -1022,6 +987,22 @@ class Names:
             for waiter in waiters:
                 give_to(waiter, answer)
 
+    async def resolve(self, host: str, record_type: int,
+                      get_logger_adapter: GetLoggerAdapter) -> list[Address]:
+        if self.resolver is None:
+            self.resolver = self.get_dns_resolver(get_logger_adapter=get_logger_adapter)
+        try:
+            addresses = list(await self.resolver[0](
+                host, record_type, get_logger_adapter=get_logger_adapter))
+        except dns().DnsTimeout as cause:
+            raise TimeoutError(
+                'no nameserver answered in the time that the resolver gives') from cause
+        for address in addresses:
+            if not isinstance(address, (IPv4Address, IPv6Address)):
+                raise TypeError('the resolver must return IPv4Address and IPv6Address objects, '
+                                f'got {type(address).__name__}')
+        return addresses
+
     async def clear(self, get_resolver_adapter: GetResolverLoggerAdapter) -> None:
         self.known.clear()
         if self.resolver is not None:
@@ -1029,20 +1010,11 @@ class Names:
 
 
 def store_latest(known: dict[str, Any], name: str, value: Any, limit: int = MAX_NAMES) -> None:
-    """As the latest. The one that was remembered first makes room."""
+    """Store it as the latest. If there are too many, the one that was stored first is dropped."""
     known.pop(name, None)
     if len(known) >= limit:
         del known[next(iter(known))]
     known[name] = value
-
-
-def checked_addresses(answer: Iterable[Address]) -> list[Address]:
-    addresses = list(answer)
-    for address in addresses:
-        if not isinstance(address, (IPv4Address, IPv6Address)):
-            raise TypeError('the resolver must return IPv4Address and IPv6Address objects, got '
-                            f'{type(address).__name__}')
-    return addresses
 
 
 def dns() -> Any:
@@ -1657,12 +1629,13 @@ def pass_on_unused(given: object) -> None:
 
 # ------------------------------------------------------------------------------ connecting
 #
-# Owns what it opens, and the place of it, until the connection is usable: all within one
-# deadline, from the lookup to the end of the TLS handshake.
-
+# From an origin to a connection that an exchange can use. An idle one is taken from the books if
+# that is possible. Otherwise this part takes a place, opens sockets, and makes TLS. It owns all
+# of these until the connection is usable, and hands that to the exchange. The lookup of the host,
+# connecting and the TLS handshake share one deadline.
 
 class Connector:
-    """What the connections of a pool are made with."""
+    """What all connections of a pool are made with."""
 
     __slots__ = ('get_sock', 'get_connection', 'get_ssl_context', 'ssl_context', 'settings',
                  'names', 'books')
@@ -1679,8 +1652,11 @@ class Connector:
         self.names = names
         self.books = books
 
+    def __repr__(self) -> str:
+        return f'<Connector with {"names" if self.get_connection is None else "get_connection"}>'
+
     def take_idle(self, origin: Origin, now: float) -> Connection | None:
-        """An idle connection of the origin, if none has to be looked up before."""
+        """Take an idle connection of the origin, unless its name has to be looked up first."""
         if self.get_connection is not None:
             return self.books.take_idle(origin, None, now)
         peers = self.known_peers(origin, now)
@@ -1703,10 +1679,16 @@ class Acquisition:
         self.loop = loop
         self.method = method
         self.origin = origin
-        # None if nobody listens.
+        # None if what it logs would go nowhere.
         self.logger = logger
         self.get_resolver_adapter = get_resolver_adapter
         self.deadline = inf
+
+    def __repr__(self) -> str:
+        return f'<Acquisition for {self.describe()}>'
+
+    def describe(self) -> str:
+        return f'{shown_method(self.method)} {self.origin.name}'
 
     async def run(self) -> Connection:
         books = self.connector.books
@@ -1718,7 +1700,8 @@ class Acquisition:
         try:
             given = books.take_place(self.origin)
             if given is None:
-                given = await self.wait()
+                given = await self.wait_for_place()
+                # That may have taken long.
                 peers = await self.find_peers()
             if isinstance(given, Connection):
                 if given.is_reusable(peers, self.loop.time()):
@@ -1731,32 +1714,62 @@ class Acquisition:
             pass_on_unused(given)
             raise
 
+    # Names
+
     async def find_peers(self) -> Peers | None:
-        """Where a connection may lead. None: that is the business of `get_connection`."""
+        """The addresses that a connection may lead to, or None if `get_connection` decides that.
+
+        The time of the attempt begins here.
+        """
         now = self.loop.time()
         self.deadline = now + self.connector.settings.socket_timeout
         if self.connector.get_connection is not None:
             return None
-        return self.connector.known_peers(self.origin, now) or await self.lookup()
-
-    async def lookup(self) -> Peers:
         try:
-            return await self.connector.names.lookup(
-                self.loop, self.origin.host, self.get_resolver_adapter, self.deadline,
-                self.connector.books.is_ipv6_next(self.origin))
+            return self.connector.known_peers(self.origin, now) or await self.look_up()
         except Exception as cause:
             raise HttpDnsError(f'{self.describe()}: resolving {self.origin.host} failed: '
                                f'{reason(cause)}') from cause
 
-    def ask_ipv6(self) -> Resolving:
-        return self.connector.names.ask(
-            self.loop, self.origin.host, dns().TYPES.AAAA, self.get_resolver_adapter)
+    async def look_up(self) -> Peers:
+        """Ask for the A records. Ask for the AAAA records, too, if there are no others, or if the
+        idle connection that comes next has an IPv6 address. Otherwise a race may ask for them."""
+        answers: list[list[Address]] = []
+        has_all = False
+        failure: Exception = LookupError('the resolver returned no address')
+        deadline = self.deadline
+        for record_type in (dns().TYPES.A, dns().TYPES.AAAA):
+            if any(answers):
+                if not self.connector.books.is_ipv6_next(self.origin):
+                    break
+                # There are addresses to connect to, so this gets only the time of one attempt.
+                deadline = min(deadline, self.loop.time() + CONNECTION_ATTEMPT_DELAY)
+            has_all = record_type == dns().TYPES.AAAA
+            try:
+                answers.append(await self.ask(record_type).run_until(deadline))
+            except dns().DnsRecordDoesNotExist as cause:
+                failure = cause
+            except Exception:
+                if not any(answers):
+                    raise
+                has_all = False
+        if not any(answers):
+            raise failure
+        return self.connector.names.store(self.origin.host, answers, has_all)
 
-    async def wait(self) -> OriginBooks | Connection:
+    def ask(self, record_type: int) -> Resolving:
+        return Resolving(
+            self.loop, self.connector.names.answer(
+                self.loop, self.origin.host, record_type, self.get_resolver_adapter),
+            self.connector.settings.socket_timeout)
+
+    # Places
+
+    async def wait_for_place(self) -> OriginBooks | Connection:
         books = self.connector.books
         try:
             if self.logger is not None:
-                # What waits for ever raises nothing: this line is all that there is of it.
+                # A request that waits for ever raises nothing. Only this line tells of it.
                 self.logger.info('Waiting for a connection: %s', books.why_none(self.origin))
             return await books.wait_for_place(self.loop, self.origin)
         except Exception as cause:
@@ -1764,6 +1777,8 @@ class Acquisition:
                 f'{self.describe()}: waiting for a connection failed: {reason(cause)}')
             error.phase = 'pool'
             raise error from cause
+
+    # Sockets
 
     async def connect(self, peers: Peers | None) -> Connection:
         connection = await (self.connect_elsewhere() if peers is None else
@@ -1781,21 +1796,19 @@ class Acquisition:
         return connection
 
     async def connect_elsewhere(self) -> Connection:
-        origin = self.origin
-
-        async def get() -> socket.socket:
-            assert self.connector.get_connection is not None
-            return await self.connector.get_connection(origin.scheme, origin.host, origin.port)
-
+        origin, get_connection = self.origin, self.connector.get_connection
+        assert get_connection is not None
         sock = None
         try:
-            steps = InTime(self.loop, get(), self.connector.settings.socket_timeout)
+            coroutine = awaited(get_connection(origin.scheme, origin.host, origin.port))
+            steps = InTime(self.loop, coroutine, self.connector.settings.socket_timeout)
             sock = await steps.run_until(self.deadline)
             if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
                 raise TypeError('it must return a connected socket.socket, without TLS, got '
                                 f'{type(sock).__name__}')
             if sock.family in (socket.AF_INET, socket.AF_INET6):
-                # As ours: or what follows the head would wait until that is acknowledged.
+                # Our own sockets have this, too. Without it, the second send of a request waits
+                # until the peer has acknowledged the first.
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             return self.made(sock, '', shown_peer(sock))
         except Exception as cause:
@@ -1821,67 +1834,76 @@ class Acquisition:
                           self.connector.books)
 
     async def secure(self, connection: Connection) -> None:
-        """TLS. A handshake that fails is not tried again on another address."""
-        if self.connector.ssl_context is None:
-            self.connector.ssl_context = self.connector.get_ssl_context()
-        sessions = self.connector.books.sessions
+        """Make TLS. If the handshake fails, it is not tried again on another address."""
+        connector = self.connector
+        if connector.ssl_context is None:
+            connector.ssl_context = connector.get_ssl_context()
+        sessions = connector.books.sessions
         session = sessions.get(self.origin.name)
         if session is None:
             session = TlsSession()
             store_latest(sessions, self.origin.name, session)
         try:
-            await connection.start_tls(self.connector.ssl_context, session, self.deadline)
+            await connection.start_tls(connector.ssl_context, session, self.deadline)
         except Exception:
             sessions.pop(self.origin.name, None)
             raise
 
-    def describe(self) -> str:
-        return f'{shown_method(self.method)} {self.origin.name}'
-
 
 class Race:
-    """Connects to the first of a host's addresses that accepts (RFC 8305 5).
+    """Connects to the first address of a host that accepts (RFC 8305 5), without tasks.
 
-    Without tasks: all attempts, and the lookup of more addresses, wake one future.
+    It tries the next address when the last one has failed, or has not answered in time, while the
+    earlier attempts go on. After the last address it asks for AAAA records. All attempts, and that
+    lookup, wake one future. Then `advance` looks at what has happened.
     """
 
-    __slots__ = ('acquisition', 'loop', 'peers', 'turn', 'addresses', 'has_asked', 'attempts',
-                 'lookup', 'next_at', 'failures')
+    __slots__ = ('acquisition', 'peers', 'turn', 'addresses', 'attempts', 'lookup', 'has_asked',
+                 'next_at', 'failures')
 
     def __init__(self, acquisition: Acquisition, peers: Peers) -> None:
         self.acquisition = acquisition
-        self.loop = acquisition.loop
         self.peers = peers
         self.turn = peers.turn
         peers.turn += 1
-        # Whether they have been tried. Another request may renew the peers meanwhile: then those
-        # of both are tried.
+        # Which addresses have been tried. Another request may renew the peers in the meantime:
+        # then those from before and after that are tried.
         self.addresses: dict[Address, bool] = {}
-        self.has_asked = False
         self.attempts: list[Connection] = []
+        # The lookup of AAAA records, while it goes on.
         self.lookup: Resolving | None = None
+        self.has_asked = False
+        # When the next address is tried, or asked for.
         self.next_at = 0.0
+        # What has failed, and why.
         self.failures: list[tuple[str, Exception]] = []
 
+    def __repr__(self) -> str:
+        return (f'<Race for {self.acquisition.describe()}: '
+                f'{", ".join(self.pending()) or "nothing"} pending, '
+                f'{", ".join(what for what, _ in self.failures) or "nothing"} failed>')
+
+    def pending(self) -> list[str]:
+        """What may still succeed."""
+        lookups = [] if self.lookup is None else ['AAAA records']
+        return [connection.peer for connection in self.attempts] + lookups
+
     async def run(self) -> Connection:
-        winner: Connection | None = None
         try:
-            while winner is None:
-                winner = self.advance(self.loop.time())
-                if winner is None:
-                    await self.wait()
-            self.close_attempts(but=winner)
+            while (winner := self.advance(self.acquisition.loop.time())) is None:
+                await self.wait()
             await self.stop_lookup()
-            self.attempts.clear()
+            self.attempts.remove(winner)
             return winner
         finally:
-            self.close_attempts()
+            for connection in self.attempts:
+                connection.close()
             await self.stop_lookup()
 
     def advance(self, now: float) -> Connection | None:
-        """The connection, if it has been made, or else start what is due."""
+        """The connection, if it has been made. Otherwise start what is due."""
         for connection in self.attempts.copy():
-            # Its writer, for which we waited, has been woken.
+            # Once its writer has been woken, it has none.
             if connection.writer is None and self.is_connected(connection, now):
                 return connection
         if self.lookup is not None and self.lookup.is_ready():
@@ -1916,7 +1938,8 @@ class Race:
             self.next_at = inf
             if not self.peers.has_all and not self.has_asked:
                 self.has_asked = True
-                self.start_lookup(now)
+                self.lookup = self.acquisition.ask(dns().TYPES.AAAA)
+                self.step_lookup(self.lookup, now)
             return None
         self.addresses[address] = True
         try:
@@ -1925,18 +1948,13 @@ class Race:
             self.failures.append((str(address), cause))
             return None
         self.attempts.append(connection)
-        self.next_at = now + CONNECTION_ATTEMPT_DELAY
         try:
             is_made = connection.start_connecting(sockaddr(address, self.acquisition.origin.port))
         except Exception as cause:
             self.fail(connection, cause)
-            self.next_at = now
             return None
+        self.next_at = now + CONNECTION_ATTEMPT_DELAY
         return connection if is_made else None
-
-    def start_lookup(self, now: float) -> None:
-        self.lookup = self.acquisition.ask_ipv6()
-        self.step_lookup(self.lookup, now)
 
     def step_lookup(self, lookup: Resolving, now: float) -> None:
         try:
@@ -1952,12 +1970,17 @@ class Race:
         self.lookup = None
         self.next_at = now
 
+    async def stop_lookup(self) -> None:
+        if self.lookup is not None:
+            await self.lookup.stop()
+
     async def wait(self) -> None:
-        """Until an attempt has succeeded or failed, the lookup can go on, or it is time."""
-        woken = self.loop.create_future()
+        """Wait until an attempt has succeeded or failed, the lookup can go on, or it is time."""
+        loop = self.acquisition.loop
+        woken = loop.create_future()
         for connection in self.attempts:
             connection.writer = woken
-        timer = self.loop.call_at(min(self.next_at, self.acquisition.deadline), wake, woken)
+        timer = loop.call_at(min(self.next_at, self.acquisition.deadline), wake, woken)
         try:
             if self.lookup is None:
                 await woken
@@ -1967,46 +1990,36 @@ class Race:
             timer.cancel()
 
     def check_over(self, now: float) -> None:
-        """Raise, if no attempt is left, or no time."""
-        if now >= self.acquisition.deadline:
+        """Raise if there is no time left, or nothing that may still succeed."""
+        is_late = now >= self.acquisition.deadline
+        pending = self.pending()
+        if pending and not is_late:
+            return
+        causes = [cause for _, cause in self.failures]
+        cause: Exception | None = ExceptionGroup('no address accepted a connection', causes) \
+            if len(causes) > 1 else causes[0] if causes else None
+        if is_late:
             late = timed_out(self.acquisition.connector.settings.socket_timeout)
-            late.__cause__ = connect_cause(self.failures)
-            for connection in self.attempts.copy():
-                self.fail(connection, late)
-            if self.lookup is not None:
-                self.failures.append(('AAAA records', late))
-            if not self.failures:
-                self.failures.append(('no address was tried', late))
-            raise self.error() from late
-        if not self.attempts and self.lookup is None:
-            raise self.error() from connect_cause(self.failures)
-
-    def error(self) -> HttpConnectionError:
+            late.__cause__, cause = cause, late
+            if not pending and not causes:
+                pending = ['no address was tried']
+            self.failures += [(what, late) for what in pending]
         reasons = '; '.join(f'{what}: {reason(cause)}' for what, cause in self.failures)
-        return HttpConnectionError(f'{self.acquisition.describe()}: connecting failed: {reasons}')
-
-    def close_attempts(self, but: Connection | None = None) -> None:
-        for connection in self.attempts:
-            if connection is not but:
-                connection.close()
-
-    async def stop_lookup(self) -> None:
-        if self.lookup is not None:
-            await self.lookup.stop()
+        raise HttpConnectionError(
+            f'{self.acquisition.describe()}: connecting failed: {reasons}') from cause
 
 
-def connect_cause(failures: list[tuple[str, Exception]]) -> Exception | None:
-    causes = [cause for _, cause in failures]
-    return ExceptionGroup('no address accepted a connection', causes) if len(causes) > 1 else \
-        causes[0] if causes else None
+async def awaited(awaitable: Awaitable[Any]) -> Any:
+    return await awaitable
 
 
-# OpenSSL's codes for what a certificate lacks only where X509_V_FLAG_X509_STRICT is set, from
+# OpenSSL's codes for what a certificate must have only if X509_V_FLAG_X509_STRICT is set, from
 # X509_V_ERR_PATHLEN_INVALID_FOR_NON_CA to X509_V_ERR_EXTENSIONS_REQUIRE_VERSION_3.
 STRICT_VERDICTS = range(80, 94)
 
-# What OpenSSL's reason for an error ends with, and what it does not tell. The alert for a failed
-# handshake is the same for nothing in common and, up to TLS 1.2, for a missing certificate.
+# What OpenSSL's reason for an error ends with, and what it does not tell. A peer sends the alert
+# for a failed handshake when the two have nothing in common, and, up to TLS 1.2, also when it
+# misses a certificate.
 TLS_HINTS = {
     'WRONG_VERSION_NUMBER': 'the peer does not speak TLS',
     'HANDSHAKE_FAILURE': 'the peer refused the handshake: it may share no version, cipher or '
@@ -2020,7 +2033,7 @@ TLS_HINTS = {
 
 
 def tls_hint(cause: BaseException) -> str:
-    """What OpenSSL's words for it do not tell."""
+    """What OpenSSL's words for the error do not tell."""
     if not isinstance(cause, ssl.SSLError):
         return ''
     if getattr(cause, 'verify_code', 0) in STRICT_VERDICTS:
