@@ -13,12 +13,14 @@ from typing import Any, ParamSpec, Protocol
 __version__: str
 __all__ = [
     'Address',
+    'Body',
     'Close',
     'Fields',
     'GetConnection',
     'GetLoggerAdapter',
     'GetResolver',
     'GetResolverLoggerAdapter',
+    'Headers',
     'HttpConnectionClosedError',
     'HttpConnectionError',
     'HttpDataError',
@@ -84,12 +86,15 @@ def timeout(loop: Loop, seconds: float) -> Iterator[Callable[[], None]]: ...
 
 Fields = tuple[tuple[bytes, bytes], ...]
 Params = Mapping[str, Any] | Sequence[tuple[str, Any]]
+Headers = Iterable[tuple[bytes, bytes]]
+Body = Callable[..., AsyncIterator[bytes]]
 Address = IPv4Address | IPv6Address
 Resolve = Callable[..., Awaitable[Iterable[Address]]]
 GetResolver = Callable[..., tuple[Resolve, Callable[..., Awaitable[None]]]]
 GetConnection = Callable[[str, str, int], Awaitable[socket.socket]]
 GetLoggerAdapter = Callable[[dict[str, Any]], logging.LoggerAdapter[Any]]
 GetResolverLoggerAdapter = Callable[[dict[str, Any]], GetLoggerAdapter]
+Kwargs = Mapping[str, Any] | Iterable[tuple[str, Any]]
 Loop = asyncio.AbstractEventLoop
 P = ParamSpec('P')
 
@@ -110,10 +115,10 @@ class Request(Protocol):
         method: bytes,
         url: str,
         params: Params = (),
-        headers: Iterable[tuple[bytes, bytes]] = (),
-        body: Callable[..., AsyncIterator[bytes]] = ...,
+        headers: Headers = (),
+        body: Body = ...,
         body_args: Iterable[Any] = (),
-        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]] = (),
+        body_kwargs: Kwargs = (),
         get_logger_adapter: GetLoggerAdapter = ...,
         get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
     ) -> Coroutine[Any, Any, Response]: ...
