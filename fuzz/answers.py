@@ -31,7 +31,6 @@ import struct
 import sys
 import time
 
-import trustme
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -42,24 +41,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from lowhaio import HttpError, Pool, buffered
+from strategies import Broken, check  # and the path to what follows
 
-try:
-    import uvloop
-except ImportError:
-    uvloop = None
+from lowhaio import HttpError, Pool, buffered
+from tests.harness import certified, trusting, turns, uvloop
 
 TRANSPORTS = ('unix', 'tcp', 'tls')
 COUNTS = collections.Counter()
-
-
-class Broken(AssertionError):
-    """A promise that was not kept."""
-
-
-def check(is_kept, broken):
-    if not is_kept:
-        raise Broken(broken)
 
 
 class MovableClock(asyncio.SelectorEventLoop):
@@ -75,21 +63,11 @@ def new_loop(name):
     return MovableClock() if name == 'asyncio' else uvloop.new_event_loop()
 
 
-async def turns(number):
-    for _ in range(number):
-        await asyncio.sleep(0)
-
-
 # -------------------------------------------------------------------------------- transports
 
 @functools.cache
 def contexts():
-    authority = trustme.CA()
-    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert('name.test').configure_cert(server)
-    client = ssl.create_default_context()
-    authority.configure_trust(client)
-    return client, server
+    return trusting(), certified('name.test')
 
 
 def socket_pair(transport):

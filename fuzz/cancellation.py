@@ -31,18 +31,17 @@ from scripted import (
     Watch,
     answering,
     check,
-    client_context,
     full_backlog,
     main,
     ok,
     run_case,
     server_context,
     turning,
-    turns,
 )
 
 import lowhaio
 from lowhaio import HttpConnectionError, HttpDataError, HttpError, Pool, buffered
+from tests.harness import trusting, turns
 
 SEND_BUFFER = 32768  # of the client: smaller ones make the kernel wait for its delayed ACKs
 
@@ -1211,7 +1210,7 @@ class Case:
         return self.end.is_done
 
     def pool(self):
-        options = {'max_connections': 1, 'get_ssl_context': client_context,
+        options = {'max_connections': 1, 'get_ssl_context': trusting,
                    'socket_timeout': LONG, 'keep_alive_timeout': LONG,
                    **self.scenario.options(self)}
         self.is_hasty = LONG not in (options['socket_timeout'], options.get('pool_timeout', LONG))

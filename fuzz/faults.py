@@ -36,7 +36,6 @@ from scripted import (
     Watch,
     answering,
     check,
-    client_context,
     full_backlog,
     main,
     observed,
@@ -45,10 +44,10 @@ from scripted import (
     run_case,
     server_context,
     turning,
-    turns,
 )
 
 from lowhaio import HttpError, Pool, buffered
+from tests.harness import trusting, turns
 
 TLS_1_2 = ssl.TLSVersion.TLSv1_2
 
@@ -154,7 +153,8 @@ def get_slow_sock(connects, family):
 
 
 def get_ssl_context():
-    return plan.call('get_ssl_context', None, lambda: client_context(ObservedSSLSocket), ())
+    get = functools.partial(trusting, sslsocket_class=ObservedSSLSocket)
+    return plan.call('get_ssl_context', None, get, ())
 
 
 # -------------------------------------------------------------------------------- exchanges

@@ -16,6 +16,7 @@ import heapq
 import itertools
 import math
 import os
+import pathlib
 import random
 import socket
 import ssl
@@ -26,15 +27,13 @@ import traceback
 import types
 import warnings
 
-import trustme
+# For the harness of the tests, wherever lowhaio comes from.
+sys.path.insert(1, str(pathlib.Path(__file__).parents[1]))
 
-import lowhaio
-from lowhaio import HttpConnectionError
-
-try:
-    import uvloop
-except ImportError:
-    uvloop = None
+import lowhaio  # noqa: E402
+from lowhaio import HttpConnectionError  # noqa: E402
+from tests.harness import certified, uvloop  # noqa: E402
+from tests.harness import full_backlog as with_full_backlog  # noqa: E402
 
 TURN = 0.05  # seconds of the loop's clock: the next address is tried after five turns
 LONG = 1000  # seconds that no case is to wait for
@@ -160,7 +159,6 @@ if uvloop is not None:
         pass
 
     LOOPS['uvloop'] = DrivenUvloop
-    uvloop.new_event_loop().close()  # the first one opens descriptors that stay
 
 
 @contextlib.contextmanager
@@ -189,34 +187,11 @@ def turning(loop, function, is_event=False):
             is_over = True
 
 
-async def turns(number):
-    for _ in range(number):
-        await asyncio.sleep(0)
-
-
 # ---------------------------------------------------------------------------------- servers
 
 @functools.cache
-def authority():
-    return trustme.CA()
-
-
-@functools.cache
 def server_context(version=None):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority().issue_cert('127.0.0.1', 'name.test').configure_cert(context)
-    if version is not None:
-        context.minimum_version = context.maximum_version = version
-    return context
-
-
-@functools.cache
-def client_context(sslsocket_class=ssl.SSLSocket):
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.set_alpn_protocols(['http/1.1'])
-    authority().configure_trust(context)
-    context.sslsocket_class = sslsocket_class
-    return context
+    return certified('127.0.0.1', 'name.test', version=version)
 
 
 class Gone(Exception):
@@ -469,13 +444,8 @@ def ok(content):
 @contextlib.contextmanager
 def full_backlog(address='127.0.0.1', port=0):
     """A port to which connecting hangs."""
-    with contextlib.ExitStack() as stack:
-        listener = stack.enter_context(listening(address, port, backlog=0))
-        for _ in range(4):
-            filler = stack.enter_context(socket.socket())
-            filler.setblocking(False)
-            filler.connect_ex(listener.getsockname())
-        yield listener.getsockname()[1]
+    with listening(address, port) as listener, with_full_backlog(listener) as hanging_port:
+        yield hanging_port
 
 
 class SlowConnects:

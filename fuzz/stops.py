@@ -32,7 +32,6 @@ from scripted import (
     Watch,
     answering,
     check,
-    client_context,
     main,
     observed,
     ok,
@@ -40,10 +39,10 @@ from scripted import (
     run_case,
     server_context,
     turning,
-    turns,
 )
 
 from lowhaio import HttpConnectionClosedError, HttpDataError, HttpError, Pool
+from tests.harness import trusting, turns
 
 MAX_EVENTS = 60  # of lowhaio's readers and writers, while a silent server is waited for
 
@@ -221,7 +220,8 @@ class Case:
                              stop=self.stop)
         self.request, close = Pool(
             max_connections=1, keep_alive_timeout=LONG,
-            get_ssl_context=functools.partial(client_context, ObservedSSLSocket),
+            get_ssl_context=functools.partial(
+                trusting, sslsocket_class=ObservedSSLSocket),
             get_sock=functools.partial(get_sock, exchange.is_tls))
         with contextlib.closing(self.server), turning(loop, self.step):
             try:

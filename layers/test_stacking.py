@@ -13,12 +13,21 @@ from datetime import UTC, datetime
 from http.cookiejar import CookieJar
 from urllib.parse import unquote
 
+import pytest
+
 import lowhaio_auth
 import lowhaio_aws_sigv4
 import lowhaio_redirect
 import lowhaio_retry
-import pytest
-from harness import (
+from lowhaio import HttpConnectionError, HttpDataError, HttpError, buffered, streamed
+from lowhaio_auth import basic, bearer, digest
+from lowhaio_aws_sigv4 import aws_sigv4_headers, signed
+from lowhaio_chunked import chunked
+from lowhaio_compression import compressed, decompressed
+from lowhaio_cookies import with_cookies
+from lowhaio_redirect import redirectable
+from lowhaio_retry import retry
+from tests.harness import (
     OK,
     Answering,
     Server,
@@ -34,15 +43,6 @@ from harness import (
     value,
     values_of,
 )
-from lowhaio_auth import basic, bearer, digest
-from lowhaio_aws_sigv4 import aws_sigv4_headers, signed
-from lowhaio_chunked import chunked
-from lowhaio_compression import compressed, decompressed
-from lowhaio_cookies import with_cookies
-from lowhaio_redirect import redirectable
-from lowhaio_retry import retry
-
-from lowhaio import HttpConnectionError, HttpDataError, HttpError, buffered, streamed
 
 README = pathlib.Path(__file__).with_name('README.md')
 BLOCKS = python_blocks(README)

@@ -99,18 +99,30 @@ def on_loops_at_once(test: Callable[..., Awaitable[None]]) -> Callable[..., None
     return wrapper
 
 
-def run_on(loop_name, errors, test, *args, **kwargs):
+def run_on(loop_name, errors, test, /, *args, **kwargs):
     def on_error(loop, context):
         # In debug mode, asyncio's servers report the clients that refuse their handshake.
         if context['message'] != 'Error on transport creation for incoming connection':
             errors.append(context)
 
+    def make_task(loop, coro, **kwargs):
+        # A generator that was dropped unfinished is closed by the loop, in a task.
+        if type(coro).__name__.startswith('async_generator'):
+            errors.append(f'a task for {coro!r}')
+        return asyncio.Task(coro, loop=loop, **kwargs)
+
     async def main():
-        asyncio.get_running_loop().set_exception_handler(on_error)
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(on_error)
+        loop.set_task_factory(make_task)
         async with asyncio.timeout(PATIENCE):
             await test(*args, **kwargs)
+        gc.collect()
         # What is done by callbacks of what has just ended is part of the test.
         await turns(5)
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        # At its end the loop closes generators, in tasks, that an exception of the test refers to.
+        loop.set_task_factory(None)
 
     with row(loop_name), asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner:
         runner.run(main())
@@ -286,6 +298,12 @@ def head(*lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> bytes:
     return b'\r\n'.join((start, *lines, b'', b''))
 
 
+def response(code: int = 200, body: bytes = b'', *fields: bytes) -> bytes:
+    """A whole response, with its fields as lines."""
+    lines = [b'HTTP/1.1 %d Reason' % code, *fields, b'content-length: %d' % len(body)]
+    return b'\r\n'.join(lines) + b'\r\n\r\n' + body
+
+
 def with_length(*lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> bytes:
     return head(*lines, b'content-length: 2', start=start) + b'ok'
 
@@ -442,6 +460,21 @@ class Peer:
     async def read(self, length: int) -> bytes:
         return await self.reader.readexactly(length)
 
+    async def read_body(self, head: bytes) -> bytes:
+        """As it is sent: with the framing of its chunks, if it is chunked."""
+        if value(head, b'transfer-encoding') == b'chunked':
+            return await self.read_chunked()
+        return await self.read(int(value(head, b'content-length') or 0))
+
+    async def read_chunked(self) -> bytes:
+        body = b''
+        while not re.match(rb'0+\r\n', line := await self.reader.readline()):
+            body += line + await self.read(int(line.partition(b';')[0], 16) + 2)
+        while line != b'\r\n':
+            body += line
+            line = await self.reader.readline()
+        return body + line
+
     async def send(self, *pieces: bytes) -> None:
         """Send each piece so that the client, on the same loop, sees one after the other."""
         for piece in pieces:
@@ -511,9 +544,10 @@ class Server:
 
 class Answering:
     """A script that answers the requests, over whatever connections, with one raw response
-    after the other, the last one again and again, and keeps what was asked."""
+    after the other, the last one again and again, and keeps what was asked. A response may be
+    a function of the request's head and body; None closes the connection instead."""
 
-    def __init__(self, *responses: bytes, close_after: bool = False):
+    def __init__(self, *responses, close_after: bool = False):
         self.responses = list(responses)
         self.close_after = close_after
         self.heads: list[bytes] = []
@@ -523,15 +557,34 @@ class Answering:
     async def __call__(self, peer):
         while True:
             head = await peer.read_head()
-            length = [line for line in head.lower().split(b'\r\n')
-                      if line.startswith(b'content-length:')]
-            self.bodies.append(await peer.read(int(length[0][15:])) if length else b'')
+            body = await peer.read_body(head)
             self.heads.append(head)
+            self.bodies.append(body)
             self.connections.append(peer.index)
             response = self.responses.pop(0) if len(self.responses) > 1 else self.responses[0]
+            if callable(response):
+                response = response(head, body)
+            if response is None:
+                return
             await peer.send(response)
             if self.close_after:
                 return
+
+    @property
+    def lines(self) -> list[str]:
+        """Method and target of each request."""
+        return [head.partition(b' HTTP/')[0].decode() for head in self.heads]
+
+
+def value(head: bytes, name: bytes) -> bytes | None:
+    """Of the request's only field of that name, in lower case."""
+    values = values_of(head, name)
+    assert len(values) <= 1
+    return values[0] if values else None
+
+
+def values_of(head: bytes, name: bytes) -> list[bytes]:
+    return re.findall(rb'(?im)^' + re.escape(name) + rb': *(.*?)\r$', head)
 
 
 class Uploads:
@@ -573,6 +626,14 @@ async def socket_to(family, address):
         sock.close()
         raise
     return sock
+
+
+def connecting_to(**ports: int):
+    """A `get_connection` for which all hosts are here: the port is that of the scheme."""
+    async def get_connection(scheme, host, port):
+        return await socket_to(socket.AF_INET, ('127.0.0.1', ports[scheme]))
+
+    return get_connection
 
 
 def through_unix_socket(path):
@@ -927,9 +988,7 @@ class WantingToWrite(ssl.SSLSocket):
 
 
 def wanting_to_write():
-    context = trusting()
-    context.sslsocket_class = WantingToWrite
-    return context
+    return trusting(sslsocket_class=WantingToWrite)
 
 
 class Socks:
@@ -1102,11 +1161,12 @@ def certified(*names, version=None, **options):
 
 
 @functools.cache
-def trusting(*protocols):
+def trusting(*protocols, sslsocket_class=ssl.SSLSocket):
     """A client's context that trusts the authority of the tests."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.set_alpn_protocols(protocols or ['http/1.1'])
     authority().configure_trust(context)
+    context.sslsocket_class = sslsocket_class
     return context
 
 
@@ -1199,3 +1259,56 @@ def as_printed(error):
     """The last line of a traceback, but for what differs between systems and between tests."""
     text = f'{type(error).__name__}: {error}'.splitlines()[0].replace('0.05 seconds', '10 seconds')
     return re.sub(r' \(_ssl\.c:\d+\)|\[Errno \d+\] ', '', text)
+
+
+def python_blocks(readme: pathlib.Path) -> list[str]:
+    return re.findall(r'(?<=^```python\n).*?(?=^```$)', readme.read_text(encoding='utf-8'),
+                      re.MULTILINE | re.DOTALL)
+
+
+def run_block(block: str) -> None:
+    exec(compile(block, 'README.md', 'exec'), {'__name__': '__main__'})
+
+
+@contextlib.contextmanager
+def internet(script, *hosts: str):
+    """All hosts, over http and https, are servers that run the script, in a thread.
+
+    Those of https have certificates for the hosts. For all who import `Pool` from now on.
+    """
+    context = certified(*hosts or ('*.example.com',))
+    ports = {}
+    started = threading.Event()
+    stop = None
+    failures = []
+
+    async def serve():
+        nonlocal stop
+        stopped = asyncio.Event()
+        stop = functools.partial(asyncio.get_running_loop().call_soon_threadsafe, stopped.set)
+        async with Server(script) as http, Server(script, context) as https:
+            ports.update(http=http.port, https=https.port)
+            started.set()
+            await stopped.wait()
+
+    def run():
+        try:
+            asyncio.run(serve())
+        except BaseException as error:
+            failures.append(error)
+            started.set()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    started.wait()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(lowhaio, 'Pool', functools.partial(
+            Pool, get_connection=connecting_to(**ports), get_ssl_context=trusting))
+        try:
+            yield
+        finally:
+            if stop is not None:
+                stop()
+            thread.join()
+    if failures:
+        raise failures[0]

@@ -3,7 +3,7 @@ leads somewhere, and the recipes keep their word when something goes wrong.
 
 In the first part www.example.com is a server in a thread, and what a block prints and asks for is
 in a table. In the second one the functions of the recipes are called, on both loops, and servers
-are scripted in bytes by the harness of the layers' tests.
+are scripted in bytes.
 """
 
 import ast
@@ -44,12 +44,9 @@ from lowhaio import (
     empty_async_iterator,
     streamed,
 )
-
-ROOT = pathlib.Path(__file__).parent.parent
-sys.path[:0] = [
-    str(ROOT / 'layers'), *(str(path.parent) for path in ROOT.glob('layers/*/lowhaio_*.py'))]
-
-from harness import (  # noqa: E402
+from lowhaio_redirect import redirectable
+from lowhaio_retry import retry
+from tests.harness import (
     OK,
     PATIENCE,
     Answering,
@@ -62,9 +59,8 @@ from harness import (  # noqa: E402
     until,
     value,
 )
-from lowhaio_redirect import redirectable  # noqa: E402
-from lowhaio_retry import retry  # noqa: E402
 
+ROOT = pathlib.Path(__file__).parent.parent
 README = ROOT / 'README.md'
 PAGES = {
     path: path.read_text(encoding='utf-8')

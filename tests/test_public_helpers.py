@@ -188,6 +188,7 @@ async def test_repeatable_refuses_at_the_call_what_was_returned_before_or_has_en
             body()
     assert await anext(before) == b'b'
     await before.aclose()
+    await chunks.aclose()
     with pytest.raises(ValueError, match=f'^{HAS_ENDED}$'):
         repeatable(returning(await ended_generator()))()
 

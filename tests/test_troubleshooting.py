@@ -23,6 +23,9 @@ import pytest
 from cryptography import x509
 
 from lowhaio import HttpLoggerAdapter, Pool, buffered, streamed
+from lowhaio_compression import decompressed  # noqa: E402
+from lowhaio_redirect import redirectable  # noqa: E402
+from lowhaio_retry import retry  # noqa: E402
 from tests.harness import (
     LOOPS,
     OK,
@@ -55,13 +58,6 @@ from tests.harness import (
     turns,
     url_of_proxy,
 )
-
-sys.path[:0] = [str(path.parent) for path in ROOT.glob('layers/*/lowhaio_*.py')]
-
-from lowhaio_compression import decompressed  # noqa: E402
-from lowhaio_redirect import redirectable  # noqa: E402
-from lowhaio_retry import retry  # noqa: E402
-
 
 TROUBLES = re.findall(
     r'^> `(.+)`$', (ROOT / 'docs' / 'troubleshooting.md').read_text(encoding='utf-8'),

@@ -18,12 +18,17 @@ import time
 import flask
 import flask_httpauth
 import httpx
-import lowhaio_auth
 import pytest
-from harness import (
+from werkzeug.serving import make_server
+
+import lowhaio_auth
+from lowhaio import HttpConnectionError, HttpDataError, buffered, repeatable, streamed
+from lowhaio_auth import basic, bearer, digest
+from tests.harness import (
     OK,
     Answering,
     Server,
+    certified,
     connecting_to,
     get,
     internet,
@@ -32,15 +37,10 @@ from harness import (
     python_blocks,
     response,
     run_block,
-    server_context,
-    trusting_context,
+    trusting,
     value,
     values_of,
 )
-from werkzeug.serving import make_server
-
-from lowhaio import HttpConnectionError, HttpDataError, buffered, repeatable, streamed
-from lowhaio_auth import basic, bearer, digest
 
 URL = 'http://a.example/'
 
@@ -386,10 +386,10 @@ def asking(head, body):
 @on_loops
 async def test_credentials_go_to_one_origin(layer, origin, url, is_ours):
     script = Answering(asking)
-    context = server_context('a.example')
+    context = certified('a.example')
     async with Server(script) as http, Server(script, context) as https, pool(
             get_connection=connecting_to(http=http.port, https=https.port),
-            get_ssl_context=trusting_context) as request:
+            get_ssl_context=trusting) as request:
         code, _, body = await layer(request, origin=origin)(b'GET', url)
         await buffered(body)
     assert code == (b'200' if is_ours else b'401')

@@ -20,21 +20,6 @@ import botocore.auth
 import botocore.awsrequest
 import botocore.credentials
 import pytest
-from harness import (
-    OK,
-    Answering,
-    Server,
-    connecting_to,
-    internet,
-    on_loops,
-    pool,
-    python_blocks,
-    response,
-    run_block,
-    turns,
-    value,
-    values_of,
-)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -53,6 +38,21 @@ from lowhaio_aws_sigv4 import (
     object_url,
     signed,
     split_url,
+)
+from tests.harness import (
+    OK,
+    Answering,
+    Server,
+    connecting_to,
+    internet,
+    on_loops,
+    pool,
+    python_blocks,
+    response,
+    run_block,
+    turns,
+    value,
+    values_of,
 )
 
 # Thousands of them take a minute: 200 are a share, the same in each run.

@@ -4,7 +4,12 @@ import asyncio
 import pathlib
 
 import pytest
-from harness import (
+
+import lowhaio_aws_sigv4
+import lowhaio_aws_sigv4_unsigned_payload
+from lowhaio import HttpConnectionError, streamed
+from lowhaio_aws_sigv4_unsigned_payload import signed
+from tests.harness import (
     OK,
     Answering,
     Server,
@@ -16,11 +21,6 @@ from harness import (
     run_block,
     value,
 )
-
-import lowhaio_aws_sigv4
-import lowhaio_aws_sigv4_unsigned_payload
-from lowhaio import HttpConnectionError, streamed
-from lowhaio_aws_sigv4_unsigned_payload import signed
 
 
 async def credentials():

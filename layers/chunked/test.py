@@ -9,7 +9,12 @@ import pathlib
 
 import h11
 import pytest
-from harness import (
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lowhaio import HttpDataError, HttpError, buffered, streamed
+from lowhaio_chunked import chunked
+from tests.harness import (
     OK,
     Answering,
     Server,
@@ -21,11 +26,6 @@ from harness import (
     run_block,
     turns,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
-from lowhaio import HttpDataError, HttpError, buffered, streamed
-from lowhaio_chunked import chunked
 
 CHUNKED = ((b'transfer-encoding', b'chunked'),)
 

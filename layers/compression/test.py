@@ -13,7 +13,17 @@ import zlib
 
 import brotli
 import pytest
-from harness import (
+import lowhaio_compression
+from lowhaio import (
+    HttpConnectionClosedError,
+    HttpConnectionError,
+    HttpDataError,
+    buffered,
+    streamed,
+)
+from lowhaio_chunked import chunked as chunked_body
+from lowhaio_compression import compressed, decompressed
+from tests.harness import (
     Answering,
     Server,
     internet,
@@ -27,17 +37,6 @@ from harness import (
     value,
     values_of,
 )
-
-import lowhaio_compression
-from lowhaio import (
-    HttpConnectionClosedError,
-    HttpConnectionError,
-    HttpDataError,
-    buffered,
-    streamed,
-)
-from lowhaio_chunked import chunked as chunked_body
-from lowhaio_compression import compressed, decompressed
 
 if sys.version_info >= (3, 14):
     from compression import zstd

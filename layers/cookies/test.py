@@ -10,9 +10,16 @@ import time
 from http.cookiejar import Cookie, CookieJar, DefaultCookiePolicy, LWPCookieJar, MozillaCookieJar
 
 import pytest
-from harness import (
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+import lowhaio_cookies
+from lowhaio import HttpConnectionError, streamed
+from lowhaio_cookies import with_cookies
+from tests.harness import (
     Answering,
     Server,
+    certified,
     connecting_to,
     internet,
     on_loops,
@@ -20,16 +27,9 @@ from harness import (
     python_blocks,
     response,
     run_block,
-    server_context,
-    trusting_context,
+    trusting,
     value,
 )
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
-
-import lowhaio_cookies
-from lowhaio import HttpConnectionError, streamed
-from lowhaio_cookies import with_cookies
 
 # Thousands of them take a minute: 200 are a share, the same in each run.
 EXAMPLES = int(os.environ.get('LOWHAIO_EXAMPLES', '200'))
@@ -48,9 +48,9 @@ async def web(jar, **options):
 
     fields = []
     script = Answering(lambda head, body: response(*fields))
-    async with Server(script) as server, Server(script, server_context(*HOSTS)) as tls_server:
+    async with Server(script) as server, Server(script, certified(*HOSTS)) as tls_server:
         async with pool(get_connection=connecting_to(http=server.port, https=tls_server.port),
-                        get_ssl_context=trusting_context) as request:
+                        get_ssl_context=trusting) as request:
             request_with_cookies = with_cookies(request, jar, **options)
             yield visit
 

@@ -8,23 +8,6 @@ import logging
 import pathlib
 
 import pytest
-from harness import (
-    OK,
-    Answering,
-    Server,
-    connecting_to,
-    get,
-    internet,
-    on_loops,
-    pool,
-    python_blocks,
-    response,
-    run_block,
-    server_context,
-    trusting_context,
-    turns,
-    values_of,
-)
 
 import lowhaio_redirect
 from lowhaio import (
@@ -42,6 +25,23 @@ from lowhaio_redirect import (
     hops,
     redirectable,
     unchanged,
+)
+from tests.harness import (
+    OK,
+    Answering,
+    Server,
+    certified,
+    connecting_to,
+    get,
+    internet,
+    on_loops,
+    pool,
+    python_blocks,
+    response,
+    run_block,
+    trusting,
+    turns,
+    values_of,
 )
 
 
@@ -420,10 +420,10 @@ def names(head: bytes) -> set[bytes]:
 @on_loops
 async def test_another_origin_gets_harmless_fields_only(location, is_same):
     script = Answering(redirect(location), OK)
-    context = server_context('a.example')
+    context = certified('a.example')
     async with Server(script) as http, Server(script, context) as https, pool(
             get_connection=connecting_to(http=http.port, https=https.port),
-            get_ssl_context=trusting_context) as request:
+            get_ssl_context=trusting) as request:
         await get(redirectable(request), 'http://a.example/', headers=(
             (b'Host', b'a.example'), *SECRET, *HARMLESS))
     first, second = script.heads
@@ -521,10 +521,10 @@ ALL_SCHEMES = (('http', 'http'), ('http', 'https'), ('https', 'https'), ('https'
 @on_loops
 async def test_https_to_http_is_refused_unless_asked_for():
     script = Answering(redirect(b'http://a.example/'), OK)
-    context = server_context('a.example')
+    context = certified('a.example')
     async with Server(script) as http, Server(script, context) as https, pool(
             get_connection=connecting_to(http=http.port, https=https.port),
-            get_ssl_context=trusting_context) as request:
+            get_ssl_context=trusting) as request:
         with pytest.raises(HttpRedirectError, match=r'^POST https://a\.example:443: the redirect '
                            r"to 'http://a\.example:80' is refused, for its scheme$"):
             await redirectable(request)(b'POST', 'https://a.example/')

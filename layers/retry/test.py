@@ -11,20 +11,6 @@ import time
 from email.utils import formatdate
 
 import pytest
-from harness import (
-    OK,
-    Answering,
-    Server,
-    get,
-    internet,
-    on_loops,
-    pool,
-    python_blocks,
-    response,
-    run_block,
-    server_context,
-    turns,
-)
 
 import lowhaio_retry
 from lowhaio import (
@@ -40,6 +26,20 @@ from lowhaio import (
 )
 from lowhaio_redirect import redirectable
 from lowhaio_retry import always, if_idempotent, if_stale, is_lasting, retry
+from tests.harness import (
+    OK,
+    Answering,
+    Server,
+    certified,
+    get,
+    internet,
+    on_loops,
+    pool,
+    python_blocks,
+    response,
+    run_block,
+    turns,
+)
 
 NOW = 1_800_000_000
 ANSWER = (b'200', (), None)
@@ -499,7 +499,7 @@ async def test_an_exception_may_say_itself_that_it_lasts(slept):
 
 @on_loops
 async def test_a_certificate_that_is_not_accepted_is_tried_again(slept):
-    async with Server(None, server_context('a.example')) as server, pool() as request:
+    async with Server(None, certified('a.example')) as server, pool() as request:
         with pytest.raises(HttpTlsError) as raised:
             await retry(request)(b'GET', server.url)
     assert isinstance(raised.value.__cause__, ValueError)

@@ -32,32 +32,8 @@ import aiodnsresolver
 import pytest
 import trustme
 
-HERE = pathlib.Path(__file__).parent
-ROOT = HERE.parents[1]
-sys.path.insert(0, str(ROOT / 'layers'))
-pytest.register_assert_rewrite('harness')
-
-from harness import (  # noqa: E402
-    OK,
-    PATIENCE,
-    Answering,
-    Server,
-    authority,
-    connecting_to,
-    get,
-    on_loops,
-    pool,
-    python_blocks,
-    response,
-    server_context,
-    trusting_context,
-    turns,
-    until,
-    value,
-)
-
-import lowhaio  # noqa: E402
-from lowhaio import (  # noqa: E402
+import lowhaio
+from lowhaio import (
     HttpConnectionError,
     HttpDataError,
     HttpLoggerAdapter,
@@ -66,6 +42,27 @@ from lowhaio import (  # noqa: E402
     streamed,
     timeout,
 )
+from tests.harness import (
+    OK,
+    PATIENCE,
+    Answering,
+    Server,
+    authority,
+    certified,
+    connecting_to,
+    get,
+    on_loops,
+    pool,
+    python_blocks,
+    response,
+    trusting,
+    turns,
+    until,
+    value,
+)
+
+HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parents[1]
 
 BEFORE = 'lowhaio==0.0.89'
 LAYERS = (
@@ -786,7 +783,7 @@ def resolver_of(asked, **addresses):
 async def is_over_in_time(script, url, **options):
     """If a request ends, and how, once `socket_timeout` has passed many times."""
     async with Server(script) as server:
-        request, close = Pool(socket_timeout=1, get_ssl_context=trusting_context, **options)
+        request, close = Pool(socket_timeout=1, get_ssl_context=trusting, **options)
         task = asyncio.create_task(outcome(request(b'GET', url.format(port=server.port))))
         await pass_time(0)
         for _ in range(20):
@@ -1127,8 +1124,8 @@ async def see_cut_off():
         await turns(20)
         peer.writer.transport.abort()
 
-    async with Server(script, server_context('127.0.0.1')) as server:
-        request, close = Pool(get_ssl_context=trusting_context)
+    async with Server(script, certified('127.0.0.1')) as server:
+        request, close = Pool(get_ssl_context=trusting)
         result = await outcome(request(b'GET', server.url))
         await close()
         return result
@@ -1263,7 +1260,7 @@ async def see_lookups():
 
 @difference('TLS sessions', [False, False], [False, True])
 async def see_tls_sessions():
-    context = server_context('127.0.0.1')
+    context = certified('127.0.0.1')
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     resumed = []
 
@@ -1274,7 +1271,7 @@ async def see_tls_sessions():
         await peer.closed()
 
     async with Server(script, context) as server:
-        request, close = Pool(get_ssl_context=trusting_context, keep_alive_timeout=0)
+        request, close = Pool(get_ssl_context=trusting, keep_alive_timeout=0)
         for _ in range(2):
             await outcome(request(b'GET', server.url))
         await close()
@@ -1283,7 +1280,7 @@ async def see_tls_sessions():
 
 @difference('ALPN', None, 'http/1.1')
 async def see_alpn():
-    context = server_context('127.0.0.1')
+    context = certified('127.0.0.1')
     context.set_alpn_protocols(['h2', 'http/1.1'])
     protocols = []
 
@@ -1486,9 +1483,9 @@ async def see_when_options_are_called():
 
     def get_ssl_context():
         calls.append('context')
-        return trusting_context()
+        return trusting()
 
-    async with Server(Answering(OK), server_context('a.example')) as server:
+    async with Server(Answering(OK), certified('a.example')) as server:
         request, close = Pool(get_dns_resolver=get_dns_resolver, get_ssl_context=get_ssl_context)
         calls.append('Pool()')
         assert await outcome(request(b'GET', f'https://a.example:{server.port}/')) == (

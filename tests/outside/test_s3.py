@@ -14,18 +14,30 @@ import urllib.parse
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[2]
-LAYER = ROOT / 'layers' / 'aws_sigv4'
-sys.path[:0] = [str(ROOT), str(ROOT / 'layers'), str(LAYER)]
-pytest.register_assert_rewrite('harness')
+from lowhaio import buffered, streamed
+from lowhaio_aws_sigv4 import object_url, signed
+from tests.harness import on_loops, pool
+from tests.test_docs import recipe, silent_bars
 
-from harness import on_loops, pool, rclone_serving  # noqa: E402
-
-from lowhaio import buffered, streamed  # noqa: E402
-from lowhaio_aws_sigv4 import object_url, signed  # noqa: E402
-from tests.test_docs import recipe, silent_bars  # noqa: E402
-
+LAYER = pathlib.Path(__file__).parents[2] / 'layers' / 'aws_sigv4'
 KEYS = json.loads((LAYER / 'keys.json').read_text(encoding='utf-8'))
+
+
+@contextlib.contextmanager
+def rclone_serving(folder: pathlib.Path, *options: str):
+    """The URL of a server of S3's protocol, whose buckets are in the folder."""
+    program = pathlib.Path(sys.executable).with_name('rclone')
+    with subprocess.Popen(
+            [program, 'serve', 's3', '--addr', '127.0.0.1:0', *options, folder],
+            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            for line in process.stderr:
+                if match := re.search(r'Starting s3 server on \[(http://.*)/\]', line):
+                    break
+            yield match[1]
+        finally:
+            process.kill()
+            process.stderr.read()
 
 
 async def credentials():
