@@ -13,6 +13,7 @@ import zlib
 
 import brotli
 import pytest
+
 import lowhaio_compression
 from lowhaio import (
     HttpConnectionClosedError,
