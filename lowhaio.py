@@ -950,8 +950,11 @@ class Names:
     def __repr__(self) -> str:
         return f'<Names: {len(self.known)} known, {len(self.asking)} being asked for>'
 
-    def fresh(self, host: str, now: float) -> Peers | None:
-        peers = self.known.get(host)
+    def fresh(self, origin: Origin, now: float) -> Peers | None:
+        """The addresses of the origin, unless they have to be asked for."""
+        if origin.peers is not None:
+            return origin.peers
+        peers = self.known.get(origin.host)
         return peers if peers is not None and now < peers.expires_at else None
 
     def store(self, host: str, answers: list[list[Address]], has_all: bool) -> Peers:
@@ -1036,13 +1039,13 @@ def timed_out(socket_timeout: float) -> TimeoutError:
 # simply be awaited. One is stepped, by hand, where something else may have to happen while it
 # waits: a response, another connection, the end of its time. It must not notice, so what
 # asyncio.Task does for its coroutine is done here. The owner of the steps gets what the coroutine
-# returns or raises, and the one that has to wait is the owner's task.
+# returns or raises, and waits in its place.
 
 class Steps:
     """Runs a coroutine in the current task, one step at a time."""
 
     __slots__ = ('loop', 'coroutine', 'waited_for', 'is_bare', 'to_throw', 'cancel_args',
-                 'is_over', 'woken')
+                 'is_over')
 
     def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any]) -> None:
         self.loop = loop
@@ -1050,13 +1053,13 @@ class Steps:
         # What the coroutine waits for, unless that is only the next turn of the loop.
         self.waited_for: asyncio.Future[Any] | None = None
         self.is_bare = False
-        # The next step throws this into the coroutine.
-        self.to_throw: BaseException | None = None
+        # What the next step throws into the coroutine, if anything. A variable in the frame that
+        # throws it would be in a cycle with its traceback, so it is popped from this list.
+        self.to_throw: list[BaseException] = []
         # The arguments of the last CancelledError that the task got, or None if it got none. Who
         # cancelled a task may recognise the cancellation by them.
         self.cancel_args: tuple[Any, ...] | None = None
         self.is_over = False
-        self.woken: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         state = 'over' if self.is_over else 'ready' if self.is_ready() else \
@@ -1073,37 +1076,29 @@ class Steps:
         except BaseException:
             self.is_over = True
             raise
-        # After a bare yield, as that of sleep(0), it goes on in the next turn of the loop. It
-        # does, too, when it has to hear that it can not wait for this: it may try again and again.
-        self.is_bare = True
-        if waited_for is not None:
-            error = not_awaitable(waited_for, self.loop)
-            if error is not None:
-                self.to_throw = error
-                return
+        error = None if waited_for is None else not_awaitable(waited_for, self.loop)
+        if error is not None:
+            self.to_throw = [error]
+        # After a bare yield, as that of sleep(0), it goes on in the next turn of the loop. So it
+        # does when it has to hear that it can not wait for this: it may try again and again.
+        self.is_bare = waited_for is None or error is not None
+        if not self.is_bare:
             waited_for._asyncio_future_blocking = False
             self.waited_for = waited_for
-            self.is_bare = False
 
     def resume(self) -> Any:
-        return self.coroutine.send(None) if self.to_throw is None else \
-            self.coroutine.throw(self.take_to_throw())
-
-    def take_to_throw(self) -> BaseException:
-        # In a variable of `resume` it would be in a cycle with its own traceback.
-        to_throw, self.to_throw = self.to_throw, None
-        assert to_throw is not None
-        return to_throw
+        return self.coroutine.throw(self.to_throw.pop()) if self.to_throw else \
+            self.coroutine.send(None)
 
     def is_ready(self) -> bool:
         """A step would get it further."""
         return not self.is_bare and (
-            self.to_throw is not None or self.waited_for is None or self.waited_for.done())
+            bool(self.to_throw) or self.waited_for is None or self.waited_for.done())
 
     def interrupt(self, args: tuple[Any, ...] = ()) -> None:
         """Cancel what it waits for. Where that can not be, the next step cancels the coroutine."""
         if self.waited_for is None or not self.waited_for.cancel(*args[:1]):
-            self.to_throw = CancelledError(*args)
+            self.to_throw = [CancelledError(*args)]
             self.is_bare = False
 
     async def wait(self, woken: asyncio.Future[None]) -> None:
@@ -1111,28 +1106,26 @@ class Steps:
 
         A cancellation of the task is passed on to it: what that means is told by its next step.
         """
+        def on_ready(_: object) -> None:
+            wake(woken)
+
         waited_for = self.waited_for
-        self.woken = woken
         try:
             if waited_for is None:
                 await asyncio.sleep(0)
                 self.is_bare = False
                 return
-            waited_for.add_done_callback(self.on_ready)
+            waited_for.add_done_callback(on_ready)
             try:
                 await woken
             finally:
-                waited_for.remove_done_callback(self.on_ready)
+                waited_for.remove_done_callback(on_ready)
         except CancelledError as error:
             self.cancel_args = error.args
             self.interrupt(error.args)
         except GeneratorExit:
             self.abandon()
             raise
-
-    def on_ready(self, _: asyncio.Future[Any]) -> None:
-        assert self.woken is not None
-        wake(self.woken)
 
     async def run(self) -> Any:
         """Run it to its end."""
@@ -1148,10 +1141,10 @@ class Steps:
         """Cancel it where nothing can be awaited, again if it goes on, but not for ever."""
         for _ in range(10):
             if not self.is_over:
-                self.to_throw = CancelledError()
                 with contextlib.suppress(CancelledError, Exception):
                     # The loop may be closed.
                     self.interrupt()
+                self.to_throw = [CancelledError()]
                 with contextlib.suppress(CancelledError, Exception):
                     self.step()
         self.is_over = True
@@ -1659,11 +1652,8 @@ class Connector:
         """Take an idle connection of the origin, unless its name has to be looked up first."""
         if self.get_connection is not None:
             return self.books.take_idle(origin, None, now)
-        peers = self.known_peers(origin, now)
+        peers = self.names.fresh(origin, now)
         return None if peers is None else self.books.take_idle(origin, peers, now)
-
-    def known_peers(self, origin: Origin, now: float) -> Peers | None:
-        return origin.peers or self.names.fresh(origin.host, now)
 
 
 class Acquisition:
@@ -1726,7 +1716,7 @@ class Acquisition:
         if self.connector.get_connection is not None:
             return None
         try:
-            return self.connector.known_peers(self.origin, now) or await self.look_up()
+            return self.connector.names.fresh(self.origin, now) or await self.look_up()
         except Exception as cause:
             raise HttpDnsError(f'{self.describe()}: resolving {self.origin.host} failed: '
                                f'{reason(cause)}') from cause
@@ -1823,15 +1813,15 @@ class Acquisition:
         if not isinstance(sock, socket.socket):
             raise TypeError(f'get_sock must return a socket.socket, got {type(sock).__name__}')
         peer = str(address)
+        return self.made(sock, peer, shown_address(peer, self.origin.port))
+
+    def made(self, sock: socket.socket, peer: str, where: str) -> Connection:
         try:
-            return self.made(sock, peer, shown_address(peer, self.origin.port))
+            return Connection(self.loop, sock, self.origin, peer, where, self.connector.settings,
+                              self.connector.books)
         except BaseException:
             close_socket(sock)
             raise
-
-    def made(self, sock: socket.socket, peer: str, where: str) -> Connection:
-        return Connection(self.loop, sock, self.origin, peer, where, self.connector.settings,
-                          self.connector.books)
 
     async def secure(self, connection: Connection) -> None:
         """Make TLS. If the handshake fails, it is not tried again on another address."""
