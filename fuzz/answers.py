@@ -1,4 +1,4 @@
-"""Searches for an answer to the wrong question.
+"""Searches for a response that is given to the wrong request.
 
     python fuzz/answers.py --seed 1
     python fuzz/answers.py --minutes 60 --transports tls --loop uvloop
@@ -8,13 +8,14 @@ early, too late or not at all, and closes or resets when it likes. Bytes are cut
 response repeats the number of its request, and these promises are kept:
 
 - a response that is returned is the whole answer that the server gave to this request;
-- once unasked bytes are in the client's kernel, no other request goes over their connection;
-- what arrives at the server are whole requests, one after the other;
+- once bytes that nobody asked for are in the client's kernel, no other request uses their
+  connection;
+- the server receives whole requests, one after the other;
 - in the end, every request has ended, and the pool serves a request as if nothing had happened.
 
-A response forged while a request is outstanding can not be told from its answer by any client, so
-there is none. Everything happens in one thread, in an order that hypothesis chooses, so unasked
-bytes never race with the next request, and a failure is shown with the fewest steps.
+The server never forges a response while a request is outstanding, because no client could tell
+that from the answer. Everything happens in one thread, in an order that hypothesis chooses. So
+unasked bytes never race with the next request, and a failure is shown with the fewest steps.
 """
 import argparse
 import asyncio
@@ -51,7 +52,7 @@ COUNTS = collections.Counter()
 
 
 class MovableClock(asyncio.SelectorEventLoop):
-    """Its time passes when told to, beside the time that passes."""
+    """A loop whose clock can also be moved forward."""
 
     offset = 0
 
@@ -71,7 +72,7 @@ def contexts():
 
 
 def socket_pair(transport):
-    """The client's end and the server's."""
+    """A connection's two ends: the client's and the server's."""
     if transport != 'tcp':
         return socket.socketpair()
     with socket.create_server(('127.0.0.1', 0)) as listener:
@@ -80,10 +81,13 @@ def socket_pair(transport):
 
 
 class Sent:
-    """Waits until the bytes sent through a TCP socket have left: on one machine, have arrived."""
+    """Waits until the bytes sent through a TCP socket have left, so that they have arrived.
 
-    # Of the bytes to be sent, those that have not been sent at all; TIOCOUTQ would wait for the
-    # acknowledgement of the others, which may be late.
+    The other end is on the same machine.
+    """
+
+    # Tells how many bytes have not left yet. TIOCOUTQ would include those that have not been
+    # acknowledged, and an acknowledgement may be late.
     SIOCOUTQNSD = 0x894B
 
     def __init__(self, sock):
@@ -94,14 +98,14 @@ class Sent:
         poller = select.poll()
         poller.register(self.fd, 0)
         with contextlib.suppress(OSError):
-            # Its number may be another one's by now. After an error there is nobody to wait for.
+            # By now the number may be that of another socket, and after an error nothing leaves.
             while os.fstat(self.fd).st_ino == self.inode and not poller.poll(0) and struct.unpack(
                     'i', fcntl.ioctl(self.fd, self.SIOCOUTQNSD, bytes(4)))[0]:
                 time.sleep(0)
 
 
 class Peer:
-    """The server's end of a connection: it listens always, and says what it is told to."""
+    """The server's end of a connection. It always listens, and says what it is told to say."""
 
     def __init__(self, index, transport):
         self.index = index
@@ -110,12 +114,13 @@ class Peer:
         self.sock.setblocking(False)
         self.sent = [Sent(end) for end in (self.client_end, self.sock) if transport == 'tcp']
         self.is_open = True
-        # What is still to be said: pairs of the bytes and whether they were asked for.
+        # What is left to say: pairs of bytes and whether these were asked for.
         self.script = collections.deque()
-        # The rest of it that is encrypted already.
+        # The bytes of it that are encrypted already.
         self.record = b''
         self.heard = b''
-        # The request that was heard last: its number, its method, and what its body still lacks.
+        # The last request that was heard: its number, its method, and how much of its body is
+        # missing.
         self.number = None
         self.method = b''
         self.body_left = 0
@@ -174,7 +179,7 @@ class Peer:
             while more := self.tls.read(2 ** 16):
                 heard += more
         if outgoing.pending:
-            # Of the handshake. It is not cut: that is another search's.
+            # The bytes of a handshake are not cut, since another search does that.
             self.sock.send(outgoing.read())
         return heard
 
@@ -195,7 +200,7 @@ class Peer:
         length = re.search(rb'\r\ncontent-length: ([0-9]+)', head)
         self.body_left = int(length[1]) if length else 0
         self.is_outstanding = True
-        # Surplus that was not said in time would now be a forged answer.
+        # Unasked bytes that were not said in time would be a forged answer now.
         self.script.clear()
 
     # Saying
@@ -204,7 +209,10 @@ class Peer:
         self.script.append((data, was_asked))
 
     def send(self, length=2 ** 20, record_length=2 ** 20):
-        """That many bytes of the script, at most; in TLS in a record, of which so many bytes."""
+        """Say up to `length` bytes of the script.
+
+        In TLS these are one record, of which up to `record_length` bytes are sent.
+        """
         data = self.record or self.take(length)
         if self.tls is not None:
             if not self.record and data:
@@ -260,7 +268,7 @@ def in_chunks(content, size):
 
 
 def answer_to(number, method, code, framing, length):
-    """The answer, the content it has, and if it ends with the connection."""
+    """An answer, its content, and whether it ends with the connection."""
     content = content_of(number, length)
     if framing == 'length':
         fields, data = b'content-length: %d\r\n' % length, content
@@ -296,7 +304,7 @@ UNASKED = {
 # ---------------------------------------------------------------------------------- the search
 
 class Answers(RuleBasedStateMachine):
-    """A pool, its server and their requests. The rules are what may happen next."""
+    """A pool, its server and their requests. Each rule is something that may happen next."""
 
     transport = 'unix'
     loop_name = 'asyncio'
@@ -308,11 +316,11 @@ class Answers(RuleBasedStateMachine):
         self.failures = []
         self.loop.set_exception_handler(lambda _, context: self.failures.append(context))
         self.peers = []
-        # Until it is open. What comes after a failure says nothing.
+        # True until the pool is open, and after a failure, since nothing can be checked then.
         self.is_broken = True
         self.last_number = 0
         self.tasks = {}
-        # By number: the content of the whole answer, and whether less of it may look whole.
+        # For each number, the content of the answer, and whether a part of it may look whole.
         self.answers = {}
         self.gates = []
 
@@ -327,7 +335,7 @@ class Answers(RuleBasedStateMachine):
     async def get_connection(self, scheme, host, port):
         peer = Peer(len(self.peers), self.transport)
         self.peers.append(peer)
-        # Kept by the peer, the client's end would never be closed.
+        # If the peer kept the client's end, that would never be closed.
         client_end, peer.client_end = peer.client_end, None
         return client_end
 
@@ -422,7 +430,7 @@ class Answers(RuleBasedStateMachine):
     def serve(self, what, turns, data):
         able = [peer for peer in self.peers if peer.is_open and (
             peer.is_outstanding if what in ('answer', 'interim') else
-            # All that was asked has been answered.
+            # Everything that was asked for has been answered.
             peer.number is not None and not peer.is_outstanding if what == 'unasked' else
             peer.is_talking() if what == 'send' else True)]
         if able:
@@ -440,7 +448,7 @@ class Answers(RuleBasedStateMachine):
         self.answers[peer.number] = content, is_to_the_end
         peer.say(answer, True)
         peer.is_outstanding = False
-        # Some servers send what a 204 declares.
+        # Some servers send the content that a 204 declares.
         peer.is_last = framing == 'close' or code == 204 and (
             framing == 'chunked' or framing == 'length' and length > 0)
         if is_to_the_end:
@@ -456,7 +464,7 @@ class Answers(RuleBasedStateMachine):
             peer.send()
         else:
             self.send(peer, draw)
-        # What the search is about, so let it not be rare.
+        # A request after unasked bytes is what this search is about, so it must not be rare.
         if draw(st.booleans()):
             self.ask()
 
@@ -488,7 +496,7 @@ class Answers(RuleBasedStateMachine):
             self.loop.close()
 
     def finish(self):
-        """The server behaves: everything ends, and the pool serves another request."""
+        """Let the server behave. Then everything ends, and the pool serves another request."""
         self.go_well()
         before = COUNTS['answered']
         self.ask()
@@ -516,7 +524,7 @@ class Answers(RuleBasedStateMachine):
 
 
 def search(transport, loop_name, examples, steps, number=None):
-    """One run of hypothesis. The number is the seed, or None for always the same schedules."""
+    """Run hypothesis once. The number is the seed. With None the schedules are always the same."""
     machine = type('Answers', (Answers,), {'transport': transport, 'loop_name': loop_name})
     if number is not None:
         machine = seed(number)(machine)

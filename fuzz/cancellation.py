@@ -1,10 +1,11 @@
-"""Ends requests in each turn of the loop, until they complete, in each way that there is.
+"""Ends requests in every way, and in each turn of the loop until they would complete.
 
-A series is LOOP/SCENARIO/END/ORDER, and the number of a case in it is the turn.
+A series is LOOP/SCENARIO/END/ORDER, and the number of a case in it is that of the turn.
 
-Afterwards nothing is left of the request: no descriptor, reader, writer, timer or waiter, nothing
-for the loop to complain of. A cancellation is never lost, and is taken back only by who made it.
-The next request gets the one place in the pool. Exits with 1 if a promise was not kept.
+Afterwards nothing is left of the request: no descriptor, reader, writer, timer or waiter, and
+nothing that the loop complains about. No cancellation is lost, and only the code that made one
+takes it back. The next request gets the one place in the pool. Exits with 1 if a promise was not
+kept.
 """
 
 import asyncio
@@ -43,25 +44,26 @@ import lowhaio
 from lowhaio import HttpConnectionError, HttpDataError, HttpError, Pool, buffered
 from tests.harness import trusting, turns
 
-SEND_BUFFER = 32768  # of the client: smaller ones make the kernel wait for its delayed ACKs
+SEND_BUFFER = 32768  # of the client; a smaller one makes the kernel wait for its delayed ACKs
 
 TLS_1_2 = {'is_tls': True, 'version': ssl.TLSVersion.TLSv1_2}
 
 
 # -------------------------------------------------------------------------------- scenarios
 #
-# Each has servers, options of a pool, and a client: an async function of the case that does the
-# requests, and returns what they got. `expected` is what that has to be if nothing happens.
+# Each scenario has servers, options of a pool, and a client: an async function that is called with
+# the case, makes the requests, and returns what they got. `expected` is what it returns if nothing
+# ends it.
 
 class Scenario:
     expected = b'/'
-    errors = ()  # what the client may fail with on its own
-    cancels_itself = False  # as the real resolver does for its time-outs
-    idle = 1  # connections that may be left
+    errors = ()  # what the client may raise without having been ended
+    cancels_itself = False  # whether its task is cancelled from inside, as by the real resolver
+    idle = 1  # how many connections may be left
     is_tls = False
     version = None
-    pauses = 0  # turns between the steps of the server's handshake
-    ends = frozenset()  # those that are for some scenarios only
+    pauses = 0  # how many turns pass between the steps of the server's handshake
+    ends = frozenset()  # the ends of this scenario that others do not have
 
     def __init__(self, **changes):
         for name, value in changes.items():
@@ -86,14 +88,14 @@ class Scenario:
         return f'{scheme}://{host}:{case.server.port}{path}'
 
     async def prepare(self, case):
-        """What comes before, and beside."""
+        """Do what has to be done before the client starts, or what goes on beside it."""
 
     async def client(self, case):
         _, _, body = await case.request(b'GET', self.url(case))
         return await buffered(body)
 
     async def others(self, case):
-        """What was begun beside, and must work whatever happens to the client."""
+        """Check what goes on beside the client. It must work whatever happens to the client."""
 
 
 SCENARIOS = {}
@@ -197,7 +199,7 @@ class DnsFails(Named):
 
 @scenario('dns-cleans-up')
 class DnsCleansUp(Named):
-    """A resolver that waits for futures, and awaits in its `finally`."""
+    """The resolver waits for futures, and awaits in its `finally`."""
     async def ask(self, case):
         loop = asyncio.get_running_loop()
         for delay in (2 * TURN, 0):
@@ -212,7 +214,7 @@ class DnsCleansUp(Named):
 
 @scenario('dns-times-out')
 class DnsTimesOut(Named):
-    """A resolver that goes on after time-outs of its own, made as asyncio's are."""
+    """The resolver has time-outs of its own, made as asyncio's are, and goes on after them."""
     cancels_itself = True
 
     async def ask(self, case):
@@ -223,7 +225,7 @@ class DnsTimesOut(Named):
 
 
 class Nameserver:
-    """Answers queries for A records over UDP, or does not."""
+    """A nameserver that answers queries for A records over UDP, or is silent."""
 
     def __init__(self, is_silent):
         self.is_silent = is_silent
@@ -280,7 +282,7 @@ class RealResolver(Named):
 
 
 class Shared(Scenario):
-    """Of three that ask for the same name, one is ended: who asks, or who waits for that."""
+    """Three requests need the same name. The one that asks, or one that waits, is ended."""
     place = 0
     idle = 3
 
@@ -316,7 +318,7 @@ class SharedRealResolver(Shared, RealResolver):
 # Racing connects
 
 class Racing(Named):
-    """All addresses but 127.0.0.1 have the port of that one. Most are of this kind."""
+    """A race in which the other addresses listen at the same port as 127.0.0.1."""
     hanging = ()
     refusing = ()
 
@@ -327,7 +329,7 @@ class Racing(Named):
                 try:
                     servers += self.more_servers(case, stack)
                 except OSError:
-                    continue  # somebody else has the port there
+                    continue  # another process has the port there
                 yield servers
                 return
 
@@ -372,7 +374,7 @@ TWO = {'addresses': ('127.0.0.2', '127.0.0.1')}
 @scenario('race-slow-both-tls', delays={'127.0.0.2': 8, '127.0.0.1': 2}, is_tls=True, **TWO)
 @scenario('race-slow-refused', delays={'127.0.0.2': 7, '127.0.0.1': 4}, **REFUSED | TWO)
 class SlowRace(Racing):
-    """An attempt takes more than five turns, or fewer: then there is no second one."""
+    """Connecting takes some turns. If it takes fewer than five, there is no second attempt."""
     delays = {}
 
     @contextlib.contextmanager
@@ -391,7 +393,7 @@ class SlowRace(Racing):
 @scenario('race-slow-ipv6-too-late', socket_timeout=18 * TURN, errors=(HttpConnectionError,),
           ipv6_addresses=('::1',), **HANGING)
 class SlowIpv6(Racing):
-    """The lookup of more addresses takes its time, and its cleaning up, too."""
+    """The lookup of more addresses takes some turns, and so does its cleaning up."""
     socket_timeout = LONG
 
     def options(self, case):
@@ -406,7 +408,7 @@ class SlowIpv6(Racing):
 
 @scenario('race-aiodnsresolver')
 class RaceRealResolver(RealResolver):
-    """A hangs; the AAAA lookup is that of the real resolver, its first nameserver silent."""
+    """Connecting hangs. The real resolver looks up AAAA, and its first server is silent."""
     silent = 1
 
     @contextlib.contextmanager
@@ -427,7 +429,7 @@ class RaceRealResolver(RealResolver):
 @scenario('connection-handed', is_ended=True)
 @scenario('connection-handed-tls', is_ended=True, is_tls=True)
 class Waiting(Scenario):
-    """Waits for the only place, which becomes free after some turns."""
+    """The client waits for the only place, which becomes free after some turns."""
     is_ended = False
 
     def routes(self, case):
@@ -459,7 +461,7 @@ class Waiting(Scenario):
 @scenario('two-wait')
 @scenario('two-wait-ended', is_ended=True)
 class TwoWait(Waiting):
-    """Another one waits behind."""
+    """Another request waits behind the client."""
 
     async def prepare(self, case):
         await super().prepare(case)
@@ -475,7 +477,7 @@ class TwoWait(Waiting):
 @scenario('other-origin-waits')
 @scenario('other-origin-waits-ended', is_ended=True)
 class OtherOrigin(Waiting):
-    """Waits for the place of another origin."""
+    """The client waits for a place that a request to another origin has."""
 
     @contextlib.contextmanager
     def servers(self, case):
@@ -491,7 +493,7 @@ class OtherOrigin(Waiting):
 
 @scenario('place-too-late')
 class PlaceTooLate(Waiting):
-    """pool_timeout passes, perhaps in the turn in which the place is given."""
+    """pool_timeout passes, perhaps in the very turn in which the client gets the place."""
     errors = (HttpConnectionError,)
 
     def options(self, case):
@@ -551,7 +553,7 @@ class SendBody(Sending):
 @scenario('send-at-once')
 @scenario('send-at-once-tls', is_tls=True)
 class SendAtOnce(Sending):
-    """More than is sent without a turn for others, and none of it is waited for."""
+    """A body that is sent without waiting, but is too long to be sent in one turn."""
     length = 600_000
 
     def options(self, case):
@@ -588,7 +590,7 @@ class SendHead(Sending):
 @scenario('generator-blocked-tls', length=300_000, is_tls=True)
 @scenario('generator-blocked-and-cleans-up', length=300_000, cleanup=2)
 class GeneratorWaits(Sending):
-    """Whatever happens, the generator has been closed."""
+    """The generator waits. Whatever happens, it is closed."""
     length = 20
     cleanup = 0
 
@@ -622,7 +624,7 @@ class GeneratorFailsToClose(GeneratorWaits):
 
 
 class Swallowing(Sending):
-    """The generator goes on after cancellations. But it is not sent what it yields in the end."""
+    """The generator goes on after cancellations. What it yields in the end is not sent."""
     length = 30
 
     async def chunks(self, case):
@@ -639,7 +641,7 @@ class Swallowing(Sending):
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or not task.cancelling():
-                    letter = b'!'  # it is not the task that was cancelled
+                    letter = b'!'  # the task itself was not cancelled
                 case.has_swallowed = True
         return letter
 
@@ -800,7 +802,7 @@ class InPieces(Scenario):
 @scenario('large-body')
 @scenario('large-body-tls', is_tls=True)
 class Large(Scenario):
-    """Longer than is read without a turn for others."""
+    """A body that is too long to be read in one turn."""
     expected = 600_000
 
     def routes(self, case):
@@ -814,7 +816,7 @@ class Large(Scenario):
 @scenario('body-closed')
 @scenario('body-closed-tls', is_tls=True)
 class BodyClosed(InPieces):
-    """The body is closed by the client, and another request made."""
+    """The client closes the body, and makes another request."""
     pieces = LENGTH
     expected = b'/next'
     ends = frozenset()
@@ -827,7 +829,7 @@ class BodyClosed(InPieces):
         return await buffered(body)
 
 
-# Functions of the caller's, with time-outs of their own inside
+# Functions of the caller that have time-outs of their own
 
 @scenario('get-connection')
 @scenario('get-connection-tls', is_tls=True)
@@ -882,7 +884,7 @@ class InsideSecondLookup(Racing, InsideResolver):
 
 @scenario('inside-resolver-escaping')
 class InsideEscaping(Named):
-    """Its time-out is that of the lookup."""
+    """The function's time-out ends the lookup."""
     ends = ENDS_INSIDE
     errors = (HttpConnectionError,)
 
@@ -906,7 +908,7 @@ class InsideGenerator(Sending):
 
 @scenario('inside-generator-around')
 class InsideGeneratorAround(Sending):
-    """Its time-out passes while lowhaio sends, too: then it is that of the request."""
+    """The function's time-out may pass while lowhaio sends. Then it ends the request."""
     ends = ENDS_INSIDE
     errors = (HttpError,)
 
@@ -921,7 +923,7 @@ class InsideGeneratorAround(Sending):
 
 @scenario('closing')
 class Closing(Dns):
-    """The pool is closed by the client itself."""
+    """The client itself closes the pool."""
     expected = None
 
     async def client(self, case):
@@ -934,7 +936,7 @@ class Closing(Dns):
 
 # ------------------------------------------------------------------------------------- ends
 #
-# What is done to the client at the k-th turn, and what has to come of it.
+# What is done to the client in the k-th turn, and what must come of it.
 
 MESSAGE = 'of the end'
 
@@ -951,7 +953,7 @@ class Cancel:
         return False
 
     def act(self):
-        """At the k-th turn and after it, until the client has ended."""
+        """Called in the k-th turn and in all later ones, until the client has ended."""
         if not self.is_done:
             self.is_done = True
             for _ in range(self.count):
@@ -959,7 +961,7 @@ class Cancel:
 
     def check(self, result, error):
         self.check_cancelled(result, error, self.count)
-        # Of several in one turn, a task is told the message of the first.
+        # If there are several in one turn, a task gets the message of the first.
         check(error is None or error.args == (MESSAGE,) or self.case.scenario.cancels_itself,
               'a cancellation without its message')
 
@@ -969,12 +971,12 @@ class Cancel:
         check(self.case.cancelling == count, 'cancelling() is', self.case.cancelling)
 
     def is_swallowed(self, result, error):
-        """The caller's own function went on after it."""
+        """Whether the caller's own function has caught the cancellation and gone on."""
         return (self.case.has_swallowed and error is None
                 and result == self.case.scenario.expected)
 
     def check_own(self, result, error):
-        """It comes to what it comes to without an end."""
+        """Check that the client got what it gets if nothing ends it."""
         expected, errors = self.case.scenario.expected, self.case.scenario.errors
         check(isinstance(error, errors) if error else result == expected, 'got',
               repr(error or result))
@@ -986,7 +988,7 @@ class CancelTwice(Cancel):
 
 
 class CancelInARow(Cancel):
-    """In this turn and in the next, if there is one."""
+    """The task is cancelled in this turn, and in the next if there is one."""
     count = 0
 
     def act(self):
@@ -997,7 +999,7 @@ class CancelInARow(Cancel):
 
 
 class Deadlines(Cancel):
-    """Those that pass at once, in this order, of: `outside`, `inside`, and a cancellation."""
+    """Several ends in one turn, in this order: of `outside`, `inside`, and `cancel`."""
 
     def __init__(self, *what, case):
         super().__init__(case)
@@ -1040,7 +1042,7 @@ def scope_is_open(scope):
 
 
 class Close(Cancel):
-    """The coroutine is closed, where no task runs."""
+    """The coroutine of the client is closed, outside of any task."""
 
     def act(self):
         if not self.is_done:
@@ -1052,7 +1054,7 @@ class Close(Cancel):
 
 
 class ClosePool(Cancel):
-    """The pool is closed beside it. Whatever comes of it, it is an answer or an HttpError."""
+    """Another task closes the pool. The client gets an answer or an HttpError."""
 
     def act(self):
         if not self.is_done:
@@ -1066,7 +1068,7 @@ class ClosePool(Cancel):
 
 
 class Drop(Cancel):
-    """The body is dropped after so many chunks, or is held until the turn comes."""
+    """The body is dropped after so many chunks, or is held until the turn has come."""
 
     def __init__(self, chunks, is_in_cycle, case):
         super().__init__(case)
@@ -1102,7 +1104,7 @@ def deadlines(*what):
     return functools.partial(lambda case: Deadlines(*what, case=case))
 
 
-# Those without a mark are for all scenarios.
+# All scenarios have these ends, but for those in ENDS_OF_SOME.
 ENDS = {
     'cancel': Cancel,
     'cancel-twice': CancelTwice,
@@ -1126,7 +1128,7 @@ ENDS_OF_SOME = ENDS_INSIDE | InPieces.ends
 
 
 class Closable:
-    """Awaits a coroutine, that can be closed from outside."""
+    """Awaits a coroutine, which can be closed from outside."""
 
     def __init__(self, coroutine):
         self.coroutine = coroutine
@@ -1158,13 +1160,13 @@ class Closable:
         return None
 
     def retrieve(self, woken, future):
-        # As a task does: an exception that nobody gets is nothing to complain of.
+        # A task does this, too, so that the loop does not complain about the exception.
         if not future.cancelled():
             future.exception()
         lowhaio.wake(woken)
 
     def close(self):
-        """False if it has not started."""
+        """Close the coroutine. Returns False if it has not started."""
         if self.woken is None:
             return False
         self.is_closed = True
@@ -1178,8 +1180,8 @@ class Closable:
 
 # ------------------------------------------------------------------------------------ cases
 
-# When it happens: before or after the steps of the servers and the timers, each either among what
-# was due in the turn, or as an event.
+# When the end happens in its turn: before or after the steps of the servers and the timers, and
+# either as a callback that was due in the turn or as an event of a descriptor.
 ORDERS = {'before': (True, False), 'after': (False, False),
           'event-before': (True, True), 'event-after': (False, True)}
 
@@ -1197,7 +1199,7 @@ class Case:
         self.is_open = self.has_swallowed = False
 
     async def run(self, loop):
-        """True if the client was ended. Otherwise it had completed before."""
+        """Run the case. Returns False if the client completed before it was to be ended."""
         self.loop = loop
         with self.scenario.servers(self) as self.running:
             self.request, self.close = self.pool()
@@ -1255,7 +1257,7 @@ class Case:
         self.cancelling = asyncio.current_task().cancelling()
 
     async def inside(self, coroutine):
-        """With a time-out that the caller's function expects and goes on after."""
+        """Await the coroutine with a time-out that the caller's function expects."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(None) as self.scope_inside:
                 await coroutine
@@ -1270,7 +1272,7 @@ class Case:
         self.check_outcome()
         self.error = None
         if isinstance(self.end, Close):
-            # What has been left would be closed in a task.
+            # A generator that was left behind would be closed in a task now.
             self.closable = None
             gc.collect()
             await turns(2)
@@ -1296,7 +1298,7 @@ class Case:
                     and isinstance(self.end, (Deadlines, ClosePool))):
                 self.end.check(self.result, self.error)
             else:
-                # Or it had failed in the turn in which its time was up.
+                # The client was not ended, or failed in the turn in which its time was up.
                 self.end.check_own(self.result, self.error)
         except Broken as broken:
             raise broken from self.error
@@ -1307,7 +1309,7 @@ class Case:
                 _, _, body = await self.request(b'GET', self.scenario.url(self, '/next'))
                 break
             except HttpError as error:
-                # A time-out that passes in the scenario is too short for this.
+                # The short time-out of some scenarios passes here, too.
                 if not self.is_hasty or not isinstance(error.__cause__, TimeoutError):
                     raise Broken('the next request failed') from error
         answer = await buffered(body)

@@ -1,14 +1,13 @@
-"""Makes each system call of an exchange fail, block or do a part, one after the other.
+"""Makes each system call of an exchange fail, block, or do only a part, one after the other.
 
-A series is LOOP/EXCHANGE/single, and the number of a case in it is that of a fault: each call of
-the exchange has some. Case 0 does all in parts. In LOOP/EXCHANGE/several a case has two or three
-faults, which are drawn at random from its number.
+A series is LOOP/EXCHANGE/single. The number of a case in it is that of a fault, and each call of
+the exchange has several faults. In case 0 all calls do only a part. A case of
+LOOP/EXCHANGE/several has two or three faults, which are drawn at random from its number.
 
-Whatever a call does, nothing but HttpError comes of it, and of a call that only would block, or
-does a part, no error at all. The error tells truly whether a byte had left, whether one had come,
-and whether the connection was reused; an answer is the right one. Nothing is left behind, and the
-next request has the one place in the pool, and gets its own answer. Exits with 1 if a promise was
-not kept.
+Whatever a call does, only an HttpError is raised. If a call only blocks, or does only a part,
+there is no error at all. An error tells truly whether a byte had left, whether one had come, and
+whether the connection was reused. An answer is the right one. Nothing is left behind, and the next
+request gets the one place in the pool and its own answer. Exits with 1 if a promise was not kept.
 """
 
 import asyncio
@@ -54,16 +53,16 @@ TLS_1_2 = ssl.TLSVersion.TLSv1_2
 
 # ----------------------------------------------------------------------------------- faults
 
-PART = 'part'  # one byte is sent or received
+PART = 'part'  # only one byte is sent or received
 ERRNOS = (errno.ECONNRESET, errno.EPIPE, errno.ETIMEDOUT, errno.ENETUNREACH, errno.ENOBUFS)
 TLS_ERRORS = (ssl.SSLError, ssl.SSLEOFError, ssl.SSLZeroReturnError)
 TLS_WANTS = (ssl.SSLWantReadError, ssl.SSLWantWriteError)
-# None of these is a failure: the call is to be made again, or to be gone on with.
+# These are no failures, because the call can be made again or continued.
 HARMLESS = {PART, BlockingIOError, *TLS_WANTS}
 
 
 def possible_faults(name, is_tls):
-    """Those that can happen to a call: numbers are errors of the system."""
+    """The faults that can happen to a call. Numbers are error codes of the system."""
     if name == 'getsockopt':
         return [errno.ECONNREFUSED]
     if name in ('setblocking', 'getpeername', 'close'):
@@ -83,9 +82,9 @@ def possible_faults(name, is_tls):
 
 
 class Plan:
-    """What happens at which of the calls, of which all are counted.
+    """What happens to the calls of a case, which it counts.
 
-    `choose` picks one of the faults that are possible.
+    `numbers` are those of the calls that have a fault. `choose` picks one of the possible ones.
     """
 
     def __init__(self, numbers=(), choose=None, is_partial=False):
@@ -116,18 +115,18 @@ class Plan:
         if fault is PART:
             return function(1 if name == 'recv' else args[0][:1])
         if name == 'getsockopt':
-            return fault  # that is what SO_ERROR is
+            return fault  # SO_ERROR is an error code
         if fault is ssl.SSLWantReadError and name == 'recv' and sock.pending():
-            return function(*args)  # TLS wants to read only when it holds nothing
+            return function(*args)  # TLS wants to read only if it holds nothing
         if isinstance(fault, int):
             raise OSError(fault, os.strerror(fault))
         error = fault('made up')
-        # As those that ssl raises have it: they are made in C.
+        # The errors that ssl makes in C have this attribute.
         error.reason = None
         raise error
 
 
-# That of the case that runs.
+# The plan of the case that runs now.
 plan = Plan()
 
 
@@ -162,8 +161,8 @@ def get_ssl_context():
 class Exchange:
     response = ok(b'/')
     expected = b'/'
-    has_facts = True  # those of its errors are known
-    delays = None  # turns until an address is connected; None: at once
+    has_facts = True  # whether it is known what its errors must tell
+    delays = None  # how many turns connecting takes, by address; None for none
     is_to_the_end = False
     is_tls = False
     version = None
@@ -238,7 +237,7 @@ class Reused(Exchange):
 
 @exchange('closed-early')
 class ClosedEarly(InPieces):
-    """A body that is closed before its end, and another request."""
+    """A body is closed before its end, and another request is made."""
     expected = b'/b'
 
     async def client(self, case):
@@ -251,7 +250,7 @@ class ClosedEarly(InPieces):
 
 @exchange('three-at-once')
 class Limited(Exchange):
-    """For the one place. A fault fails the request that it happens to, and no other."""
+    """Several requests wait for the one place. A fault ends only the one that it happens to."""
     expected = [b'/a', b'/b', b'/c']
     has_facts = False
 
@@ -309,7 +308,7 @@ class Upload(Exchange):
 @exchange('early')
 @exchange('early-expecting', is_expecting=True)
 class Early(Upload):
-    """All the same the server reads on: only if it was sent whole is the connection used again."""
+    """The server answers early and reads on. A connection is reused only after a whole request."""
     expected = b'no'
 
     def answer(self, peer, head):
@@ -328,8 +327,11 @@ class Early(Upload):
 @exchange('welcome', fields=b'')
 @exchange('welcome-last', fields=b'connection: close\r\n')
 class Welcome(Upload):
-    """Answers early, below 300: for a part of the request there is no answer, unless it is the
-    last of the connection, which then ends."""
+    """The server answers early, below 300.
+
+    A request that was not sent whole gets no answer then, unless the response is the last one of
+    its connection, which ends after it.
+    """
     fields = b''
     expected = b'ok'
 
@@ -348,7 +350,8 @@ class Welcome(Upload):
             yield chunk
 
     def check(self, body):
-        # Two may fall together: an end is what a read says that finds a reset.
+        # A fault and the end of the connection may come together: a read that finds a reset may
+        # report an end.
         check(body.request_sent or self.fields and plan.struck, 'an answer to a part')
         check(not body.request_sent or self.is_tls or plan.ledger.sent > self.length, 'sent whole')
 
@@ -362,7 +365,7 @@ class SlowConnect(Exchange):
 @exchange('two-slow-addresses', delays={'127.0.0.2': 3, '127.0.0.1': 3})
 @exchange('two-slower-addresses', delays={'127.0.0.2': 8, '127.0.0.1': 2})
 class TwoAddresses(Exchange):
-    """Nobody listens at the first."""
+    """Nobody listens at the first address."""
 
     def options(self):
         async def resolve(host, record_type, get_logger_adapter):
@@ -452,7 +455,7 @@ class Case:
 
     def check_error(self, error):
         try:
-            # What there is not to be read is waited for in vain.
+            # After a made-up want-read, the client waits for data that never comes.
             is_in_vain = isinstance(error.__cause__, TimeoutError) and any(
                 fault is ssl.SSLWantReadError for _, fault in plan.struck)
             check(is_in_vain or any(fault not in HARMLESS for _, fault in plan.struck),
@@ -479,7 +482,7 @@ def calls_without_fault(loop_name, exchange_name):
 
 
 def run_single(loop_name, exchange_name, number):
-    """Case 0 has none, but does all in parts."""
+    """Run the case of one fault. Case 0 has none, but all calls do only a part."""
     faults = [(call, index)
               for call, kind in enumerate(calls_without_fault(loop_name, exchange_name))
               for index in range(len(possible_faults(*kind)))]
@@ -503,7 +506,7 @@ def run_several(loop_name, exchange_name, number):
     return True
 
 
-SEVERAL = 1000  # cases of each series
+SEVERAL = 1000  # how many cases each series has
 
 
 def all_series():

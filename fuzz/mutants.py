@@ -1,13 +1,13 @@
-"""Changes lowhaio.py in one place at a time, and looks if a test notices.
+"""Changes lowhaio.py in one place at a time, and sees whether a test notices.
 
-A change that no test notices, a survivor, is behaviour that nothing holds in place: a test is
-missing, or the code is. Each is printed as a diff. Survivors that make no difference to a user
-are listed in MUTANTS.md, with the reason, and are not printed again. Exits with 1 if there are
-others. With `--all` it tells, too, what is listed there and is no change of lowhaio.py any more.
+A change that no test notices is called a survivor. Either a test is missing, or the code can go.
+Each survivor is printed as a diff. Those that make no difference to a user are listed in
+MUTANTS.md, with the reason, and are not printed again. Exits with 1 if there are others. With
+`--all` it also tells which of those listed are no longer a change of lowhaio.py.
 
 The tests run in a copy of the tree, on asyncio's loop. They are measured first, unless neither
-they nor lowhaio.py have changed since the last time: what is run for a change are the tests that
-run its lines, the quickest first, until one fails.
+they nor lowhaio.py have changed since the last time. For each change, the tests that run its lines
+are run, the quickest first, until one fails.
 """
 
 import argparse
@@ -34,12 +34,12 @@ from functools import cache
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 
-# Parts of the module, by the names of their banners.
+# The parts of the module that are changed, by the names of their banners.
 TARGETS = ('names', 'stepping what the caller gave us', 'the connections of one pool',
            'connecting', 'sending', 'response head', 'framing and body', 'connection and waiting')
 
-# What is done to them, beside what is defined below. Of all that cosmic-ray can do, this leaves
-# out operators that differ only in how absurd their result is.
+# The operators of cosmic-ray that are used, beside our own below. Operators that differ from these
+# only in how absurd their result is are left out.
 OPERATORS = tuple('core/' + name for name in (
     'AddNot', 'NumberReplacer', 'RemoveDecorator', 'ZeroIterationForLoop',
     'ReplaceAndWithOr', 'ReplaceOrWithAnd', 'ReplaceBreakWithContinue',
@@ -51,7 +51,8 @@ OPERATORS = tuple('core/' + name for name in (
     'ReplaceComparisonOperator_Lt_LtE', 'ReplaceComparisonOperator_LtE_Lt',
     'ReplaceComparisonOperator_Gt_GtE', 'ReplaceComparisonOperator_GtE_Gt'))
 
-# Seconds for a test: a change may make it hang. Bytes for all: or make it fill the memory.
+# A change may make a test hang or fill the memory. So each test gets this many seconds, and all
+# together this many bytes.
 TIME_LIMIT = 20
 MEMORY_LIMIT = 4 * 1024 ** 3
 
@@ -80,7 +81,7 @@ def own_operators():
             return ()
 
     class ReplaceException(Operator):
-        """That of cosmic-ray is for names without a dot."""
+        """Like the operator of cosmic-ray, which does not know names with a dot."""
 
         def mutation_positions(self, node):
             for caught in self.caught(node):
@@ -142,7 +143,7 @@ def own_operators():
 
 
 class Places:
-    """Where in the source a line is."""
+    """Tells which part, function and statement of the source a line belongs to."""
 
     def __init__(self, source):
         self.tree = ast.parse(source)
@@ -167,7 +168,7 @@ class Places:
         return next((name for number, name in reversed(self.banners) if number < line), '')
 
     def scope(self, line):
-        """The function or class, the innermost, and its name."""
+        """The innermost function or class of a line, and its name."""
         return next(((node, name) for node, name in reversed(self.scopes)
                      if first_line(node) <= line <= node.end_lineno), (None, ''))
 
@@ -176,7 +177,7 @@ class Places:
         return target in (self.section(line), name) or name.startswith(target + '.')
 
     def lines_to_run(self, line):
-        """Lines of which a test has to run one, to notice a change of this one."""
+        """The lines of which a test must run at least one to notice a change of this line."""
         scope, _ = self.scope(line)
         if scope is None:
             names = {node.id for statement, _ in self.statements
@@ -205,13 +206,13 @@ class Mutant:
         diff = [line for line in difflib.unified_diff(
             source.splitlines(), changed.splitlines(), lineterm='', n=1)
             if not line.startswith(('---', '+++', '@@'))]
-        # What it is known by in MUTANTS.md: line numbers change too often.
+        # MUTANTS.md names a mutant by this diff, because line numbers change too often.
         self.diff = '\n'.join(f'{line[0]} {line[1:].strip()}'.rstrip() for line in diff)
         self.diff = f'@@ {name or "module"}\n{self.diff}'.rstrip()
 
 
 def find_mutants(source, targets, choose):
-    """Of each place and operator in the targets, those that `choose` takes of the list."""
+    """The mutants of all places and operators in the targets that `choose` picks."""
     from cosmic_ray.ast import ast_nodes, get_ast
     from cosmic_ray.plugins import get_operator
 
@@ -232,7 +233,7 @@ def find_mutants(source, targets, choose):
         before += part
     mutants = {}
     for before, part, number, operator, index in choose(found):
-        # Parsed each time, as an operator may change more than it returns.
+        # The source is parsed each time, because an operator may change more than it returns.
         node = next(itertools.islice(ast_nodes(get_ast(part)), number, None))
         start, end = offset(part, node.get_start_pos_of_prefix()), offset(part, node.end_pos)
         line = before.count('\n') + node.start_pos[0]
@@ -256,7 +257,7 @@ def offset(source, position):
 # --------------------------------------------------------------------------------- the tests
 
 class Measuring:
-    """A plugin of pytest: which lines each test runs, and how long it takes."""
+    """A plugin of pytest that notes which lines each test runs, and how long it takes."""
 
     def __init__(self, coverage):
         self.coverage = coverage
@@ -279,7 +280,7 @@ class Measuring:
 
 
 class Running:
-    """A plugin of pytest: these tests, in this order, none for too long."""
+    """A plugin of pytest that runs these tests in this order, none of them for too long."""
 
     def __init__(self, chosen):
         self.chosen = {nodeid: index for index, nodeid in enumerate(chosen)}
@@ -298,8 +299,10 @@ def on_asyncio(items):
 
 
 def in_copy(what):
-    """In a process of its own: measure the tests, or run some of them. The current directory is
-    the copy."""
+    """Measure the tests, or run some of them, in a process of its own.
+
+    The current directory is the copy.
+    """
     import pytest
 
     sys.path[0] = os.getcwd()  # not the directory of this file: its modules have common names
@@ -325,7 +328,7 @@ def in_copy(what):
 
 
 class Copy:
-    """A copy of the tree, kept until the tests or lowhaio.py change, and its tests."""
+    """A copy of the tree and its tests, which is kept until the tests or lowhaio.py change."""
 
     def __init__(self):
         content = b''.join(path.read_bytes() for path in (
@@ -347,7 +350,7 @@ class Copy:
 
     def run(self, what, stdin, timeout=3600):
         env = {**os.environ, 'PYTEST_DISABLE_PLUGIN_AUTOLOAD': '1', 'PYTHONPATH': str(self.path)}
-        # The tests are compiled once. A mutant must not be taken for the one before it.
+        # The tests are compiled only once. A mutant must not be mistaken for the one before it.
         env.pop('PYTHONDONTWRITEBYTECODE', None)
         if what == 'run':
             env['PYTHONDONTWRITEBYTECODE'] = '1'
@@ -359,8 +362,10 @@ class Copy:
             check=False)
 
     def choose(self, lines, limit):
-        """The tests that run them, as many as take this time: those that have noticed the most
-        first, then the quickest."""
+        """The tests that run these lines, as many as fit into this time.
+
+        Those that have noticed the most changes come first, and then the quickest.
+        """
         chosen = {nodeid: seconds for nodeid, (seconds, run) in self.tests.items()
                   if not lines.isdisjoint(run)}
         for nodeid in sorted(chosen, key=lambda nodeid: (-self.noticed[nodeid], chosen[nodeid])):
@@ -370,7 +375,7 @@ class Copy:
             yield nodeid
 
     def killer(self, mutant, limit):
-        """What noticed the change, or None."""
+        """The test that noticed the change, or None."""
         chosen = list(self.choose(mutant.lines, limit))
         if not chosen:
             return None
@@ -391,7 +396,7 @@ class Copy:
 # ------------------------------------------------------------------------------- the command
 
 def read_known():
-    """The diffs of MUTANTS.md."""
+    """The diffs that MUTANTS.md lists."""
     blocks = re.findall('^```diff\n(.*?)^```$', (HERE / 'MUTANTS.md').read_text(encoding='utf-8'),
                         re.MULTILINE | re.DOTALL)
     return {'@@ ' + diff.strip() for block in blocks

@@ -1,16 +1,15 @@
-"""Searches for a request that arrives as something else than what was asked for.
+"""Searches for a request that is sent as something else than what the caller gave.
 
     python fuzz/outgoing.py --seed 1
     python fuzz/outgoing.py --minutes 60
 
-Methods, URLs, params, headers and bodies are anything and almost right, and these promises are
-kept:
+Methods, URLs, params, headers and bodies are random or almost right, and these promises are kept:
 
-- what is accepted is, to h11 as a server, exactly one request with exactly these fields, in their
-  order and case, duplicates too, and this body; and the bytes are those that the caller gave;
+- what is accepted is exactly one request to h11 as a server, with exactly these fields, in their
+  order and case, including duplicates, and this body. Its bytes are those that the caller gave;
 - what is refused is refused with HttpConnectionError, and not one byte is sent;
-- the host that is resolved or connected to, that of the `host` field, that of TLS and that of the
-  pool's key are one, and the one that `urllib.parse` finds in the URL;
+- the host is the same for the lookup, the connection, the `host` field, TLS and the key of the
+  pool, and it is the one that `urllib.parse` finds in the URL;
 - a URL twice as long takes at most three times the CPU.
 """
 import argparse

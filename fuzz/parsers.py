@@ -1,20 +1,21 @@
-"""Searches for bytes of a server that are not read as they should be.
+"""Searches for bytes of a server that are read in a wrong way.
 
     python fuzz/parsers.py --seed 1
     python fuzz/parsers.py --minutes 60
     python fuzz/parsers.py --minutes 60 --atheris
 
-Bytes that are anything, almost a response, or a response changed in a few places are given to a
-request at arbitrary cuts, and these promises are kept:
+The bytes are random, almost a response, or a response that was changed in a few places. They are
+given to a request in arbitrary pieces, and these promises are kept:
 
-- they become a response or an HttpError, the same however they are cut;
-- nothing spins while the rest of a response is waited for;
-- what is accepted is what h11 and httptools read, but for a list of differences with their
-  reasons, which is printed with how often each was met;
-- twice the bytes take at most three times the CPU, with the limits raised so that all is read;
+- they become a response or an HttpError, which is the same however they are cut;
+- nothing spins while the client waits for the rest of a response;
+- what is accepted is read in the same way by h11 and httptools, except for a list of differences
+  with their reasons, which is printed with how often each was met;
+- twice as many bytes take at most three times the CPU, with the limits raised so that all is read;
 - the memory that a response takes is bounded, whatever it repeats without end.
 
-With --atheris, which has wheels for CPython 3.11, the bytes are led by the lines that they reach.
+With --atheris, which has wheels for CPython 3.11, the choice of bytes is guided by the lines of
+lowhaio.py that they reach.
 """
 import argparse
 import collections
@@ -83,7 +84,7 @@ def report():
 
 
 def led_by_lines(client, number, end):
-    """Does not return: only the process ends libFuzzer."""
+    """Let atheris choose the bytes. This does not return, since libFuzzer ends the process."""
     def is_parsed(raw):
         try:
             check_parsed(client, raw[3:], raw[1:3], b'HEAD' if raw[:1] == b'\1' else b'GET', SEEN)

@@ -1,7 +1,7 @@
 """Runs a share of each search, in some two minutes. Which share depends on the seed.
 
-Prints what each has tried, in a line. At the first promise that was not kept it prints what that
-search says, and how to repeat it, and exits with 1.
+It prints a line about what each search has tried. At the first promise that was not kept, it
+prints what that search says and how to repeat it, and exits with 1.
 """
 
 import argparse
@@ -10,10 +10,11 @@ import subprocess
 import sys
 import time
 
-# Name, arguments of a share, arguments of all of it. The share of the soak leaves CPU out: that
-# can not be told in a short time, on a machine that does other things. mutants.py has no share: it
-# runs all tests once before its first change, and of a few changes, which are others with each
-# commit, one may survive that the commit has nothing to do with.
+# The name of each search, its arguments for a share, and those for all of it. The share of the
+# soak leaves out the CPU, which cannot be measured in a short time on a machine that does other
+# things. mutants.py has no share. It runs all tests once before its first change. And a share
+# would have other changes at each commit, one of which might survive that has nothing to do with
+# the commit.
 SEARCHES = (
     ('cancellation', '--every 36 --seed {seed}', ''),
     ('faults', '--every 81 --seed {seed}', ''),
@@ -26,7 +27,10 @@ SEARCHES = (
 
 
 def run(name, arguments):
-    """True if all promises were kept. The last line that a search prints tells what it tried."""
+    """Run a search, and return whether all promises were kept.
+
+    The last line that a search prints tells what it has tried.
+    """
     start = time.monotonic()
     path = pathlib.Path(__file__).with_name(f'{name}.py')
     done = subprocess.run(

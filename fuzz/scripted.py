@@ -1,8 +1,8 @@
-"""What the searches share: loops that they drive, scripted servers, and what must not be left.
+"""Loops that the searches drive, scripted servers, and checks that nothing is left behind.
 
-A case is the same in each run, to the turn. The loop never sleeps, and its clock moves by the
-same step in each turn, so that timers pass without being waited for. The servers are generators
-over non-blocking sockets in the same thread: in each turn they go on until they `yield`.
+A case does the same in the same turn of the loop in each run. The loop never sleeps, and its clock
+moves by the same step in each turn, so no timer takes real time. The servers are generators over
+non-blocking sockets in the same thread. In each turn they run until they `yield`.
 """
 
 import argparse
@@ -35,10 +35,13 @@ from lowhaio import HttpConnectionError  # noqa: E402
 from tests.harness import certified, uvloop  # noqa: E402
 from tests.harness import full_backlog as with_full_backlog  # noqa: E402
 
-TURN = 0.05  # seconds of the loop's clock: the next address is tried after five turns
-LONG = 1000  # seconds that no case is to wait for
-MAX_TURNS = 5000  # and
-MAX_SECONDS = 10  # of a real clock, since kernels take their time: a longer case has hung
+TURN = 0.05  # seconds of the loop's clock, so that the next address is tried after five turns
+LONG = 1000  # seconds of the loop's clock that no case should wait for
+
+# A case has hung after more turns than these and more seconds of a real clock, since the kernel
+# needs some time.
+MAX_TURNS = 5000
+MAX_SECONDS = 10
 
 
 class Broken(Exception):
@@ -53,7 +56,7 @@ def check(is_true, *what):
 # ------------------------------------------------------------------------------------ loops
 
 class Driven:
-    """Mixed into an event loop: a clock to be moved by hand, and an eye on what lowhaio leaves."""
+    """Gives an event loop a clock that is moved by hand, and notes what lowhaio leaves behind."""
 
     def __init__(self):
         super().__init__()
@@ -63,13 +66,13 @@ class Driven:
         self.registered = {}
         self.events = 0
         self.complaints = complaints = []
-        # No method: uvloop's loops are not collected from a cycle.
+        # This must not be a method, because a loop of uvloop in a cycle is never collected.
         self.set_exception_handler(lambda _, context: complaints.append(
             f'{context["message"]}: {context.get("exception")!r}'))
 
     def create_task(self, coroutine, **kwargs):
         if not isinstance(coroutine, types.CoroutineType):
-            # That of a hook of the loop.
+            # A hook of the loop makes such a task for a generator that was dropped.
             self.complaints.append(f'a generator was left to be closed in a task: {coroutine!r}')
         return super().create_task(coroutine, **kwargs)
 
@@ -87,10 +90,10 @@ class Driven:
         return timer
 
     def _timer_handle_cancelled(self, timer):
-        """A cancelled timer is dropped when it is due."""
+        """Do nothing, because a cancelled timer is dropped when it is due."""
 
     def pass_time(self):
-        """One turn's worth."""
+        """Move the clock by one turn, and run the timers that are due."""
         self.now += TURN
         while self.timers and self.timers[0][0] <= self.now:
             _, _, timer = heapq.heappop(self.timers)
@@ -98,7 +101,7 @@ class Driven:
                 timer._run()
 
     def pending(self):
-        """lowhaio's timers."""
+        """The timers of lowhaio that have not been cancelled."""
         return [timer for _, _, timer in self.timers
                 if not timer.cancelled() and is_lowhaio(timer._callback)]
 
@@ -130,7 +133,10 @@ class Driven:
         callback(*args)
 
     def check_registered(self):
-        """A descriptor that was closed first may be that of another socket by now."""
+        """Complain if a descriptor was closed before its reader or writer was removed.
+
+        By now it may be the descriptor of another socket.
+        """
         for (kind, fd), number in list(self.registered.items()):
             if inode(fd) != number:
                 del self.registered[kind, fd]
@@ -163,7 +169,7 @@ if uvloop is not None:
 
 @contextlib.contextmanager
 def turning(loop, function, is_event=False):
-    """Calls the function in each turn of the loop: with what was due, or as one of its events."""
+    """Call the function in each turn, as a callback that is due or as an event of a descriptor."""
     is_over = False
 
     def turn():
@@ -199,7 +205,7 @@ class Gone(Exception):
 
 
 class Stop:
-    """Where a server stops, in bytes on the wire that it sent or received, and how."""
+    """How a server stops, and after how many bytes that it has sent or received on the wire."""
 
     WAYS = ('close', 'shut', 'reset', 'silence')
 
@@ -220,7 +226,7 @@ class Stop:
         if self.way == 'reset':
             peer.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
         else:
-            # What has not been read would make a reset of it.
+            # Data that has not been read would turn the close into a reset.
             with contextlib.suppress(OSError):
                 while peer.sock.recv(65536):
                     pass
@@ -228,14 +234,14 @@ class Stop:
 
 
 class Peer:
-    """The server's end of a connection, for a script: a generator function of it."""
+    """The server's end of a connection. A script is a generator function that gets one."""
 
     def __init__(self, sock, context, stop):
         self.sock = sock
         self.stop = stop
         self.sent = self.received = 0
         self.data = b''
-        # Where the response will be whole on the wire, once its last piece is being sent.
+        # The offset at which the response is whole on the wire, once its last piece is being sent.
         self.is_last = False
         self.whole_at = sys.maxsize
         self.tls = None
@@ -246,7 +252,7 @@ class Peer:
     # The wire
 
     def pull(self):
-        """Receive some bytes."""
+        """Receive some bytes of the wire."""
         while True:
             try:
                 data = self.sock.recv(min(65536, self.stop.received - self.received))
@@ -300,7 +306,7 @@ class Peer:
                 raise Gone from None
 
     def receive(self):
-        """More of the data."""
+        """Receive some data, decrypted if it is TLS."""
         if self.tls is None:
             yield from self.pull()
             return
@@ -332,13 +338,13 @@ class Peer:
         return data
 
     def skip(self, length):
-        """Read as slowly as makes the client wait."""
+        """Read so slowly that the client has to wait."""
         while length:
             length -= len((yield from self.read(min(length, 30000))))
             yield
 
     def send(self, *pieces, is_last=False, pauses=2):
-        """Each piece so that the client may see it alone."""
+        """Send the pieces with pauses, so that the client may see each of them alone."""
         for index, piece in enumerate(pieces):
             self.is_last = is_last and index == len(pieces) - 1
             if self.tls is None:
@@ -349,7 +355,7 @@ class Peer:
             yield from self.pause(pauses)
 
     def end(self):
-        """close_notify, if it is TLS, and the end."""
+        """End the connection, after a close_notify if it is TLS."""
         if self.tls is not None:
             with contextlib.suppress(ssl.SSLError):
                 self.tls.unwrap()
@@ -363,7 +369,7 @@ class Peer:
 
 
 class Server:
-    """Runs a script for each connection, a step of each a turn. The first of them may stop."""
+    """Runs a script for each connection, one step in each turn. The first one may stop."""
 
     def __init__(self, script, context=None, address='127.0.0.1', port=0, pauses=0, stop=None):
         self.script = script
@@ -404,7 +410,7 @@ class Server:
 
 
 def prompt(sock):
-    """Without the kernel's delays, since the loop's clock does not wait for them."""
+    """A socket without the delays of the kernel, which the loop's clock does not wait for."""
     socket.socket.setblocking(sock, False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
@@ -424,7 +430,7 @@ def listening(address='127.0.0.1', port=0, backlog=64):
 
 
 def answering(routes):
-    """A script that answers by the path of each request: with the path, unless told otherwise."""
+    """A script that answers each request with its path, or as `routes` says for that path."""
     def script(peer):
         while True:
             head = yield from peer.head()
@@ -443,16 +449,16 @@ def ok(content):
 
 @contextlib.contextmanager
 def full_backlog(address='127.0.0.1', port=0):
-    """A port to which connecting hangs."""
+    """Yield a port at which connecting hangs."""
     with listening(address, port) as listener, with_full_backlog(listener) as hanging_port:
         yield hanging_port
 
 
 class SlowConnects:
-    """Makes sockets whose connecting takes some turns, and steps them.
+    """Makes sockets whose connecting takes some turns.
 
-    On one machine a connection is made, or refused, at once. So these begin at a port where they
-    hang, and are led to where they were to go when it is time.
+    On one machine a connection is made or refused at once. So these sockets begin to connect to a
+    port where that hangs, and connect to the right one when it is time.
     """
 
     def __init__(self, hanging_port, delays):
@@ -475,7 +481,7 @@ class SlowConnects:
             if sock.fileno() < 0 or not turns_left:
                 del self.under_way[sock]
             if sock.fileno() >= 0 and not turns_left:
-                # To connect to no family ends the first attempt, with an error that nobody sees.
+                # Connecting to no address family ends the first attempt. Its error is taken away.
                 LIBC.connect(sock.fileno(), bytes(16), 16)
                 socket.socket.getsockopt(sock, socket.SOL_SOCKET, socket.SO_ERROR)
                 socket.socket.connect_ex(sock, address)
@@ -492,7 +498,7 @@ class SlowSocket(socket.socket):
 # ------------------------------------------------------------------------ the client's sockets
 
 def observed(base, names, observe):
-    """A socket class that calls `observe(name, sock, function, args)` for these methods."""
+    """A socket class whose methods of these names call `observe(name, sock, function, args)`."""
     def method(name):
         function = getattr(base, name)
 
@@ -507,7 +513,7 @@ def observed(base, names, observe):
 
 
 class Ledger:
-    """What has gone over the client's sockets for one request, to be compared with its error."""
+    """Counts what goes over the client's sockets for a request, to check what its error tells."""
 
     def __init__(self):
         self.number = 0
@@ -520,7 +526,7 @@ class Ledger:
 
     def call(self, name, sock, function, args):
         if name == 'send':
-            # Where it first sent, for a later request to see.
+            # The request that first used the socket. For any later one, the socket is reused.
             sock.first_request = getattr(sock, 'first_request', self.number)
             self.is_reused = sock.first_request != self.number
         result = function(*args)
@@ -534,7 +540,7 @@ class Ledger:
         if isinstance(error, HttpConnectionError):
             check(self.sent == 0, self.sent, 'bytes had left:', repr(error))
         elif not is_tls:
-            # A TLS write that fails may have sent a part of its record.
+            # In TLS, a write that fails may have sent a part of a record, so nothing is certain.
             check(self.sent > 0, 'no byte had left:', repr(error))
         check(error.reused == self.is_reused, 'reused is', error.reused)
         check(error.response_started == (self.received > 0),
@@ -544,7 +550,7 @@ class Ledger:
 # ------------------------------------------------------------------------------------- cases
 
 def run_case(loop_name, case):
-    """Run a coroutine function of the loop, and look at what is left of it."""
+    """Run `case(loop)`, a coroutine, and check that nothing is left behind."""
     before = open_descriptors()
     with asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner:
         loop = runner.get_loop()
@@ -567,7 +573,7 @@ def run_case(loop_name, case):
 
 
 def open_descriptors():
-    """With what each leads to, so that a number used again is not taken for the same."""
+    """The open descriptors and what each leads to, by which a reused number is recognised."""
     found = {}
     for name in os.listdir('/dev/fd'):
         with contextlib.suppress(OSError):
@@ -607,7 +613,7 @@ class Watch:
 # ----------------------------------------------------------------------------------- command
 
 class Series:
-    """Cases that differ in a number. `run` takes it, and returns False once there is no such."""
+    """Cases that differ in a number. `run(number)` returns False if there is no such case."""
 
     def __init__(self, name, run):
         self.name = name
@@ -620,9 +626,9 @@ class Series:
 
 
 def main(description, all_series):
-    """The command of a search. `all_series` is a function that returns its Series."""
+    """Run the command of a search. `all_series` is a function that returns its Series."""
     args = parsed_arguments(description)
-    # Each collection looks only at what is made from now on.
+    # From here on, each collection looks only at new objects.
     warnings.simplefilter('error')
     for version in (None, ssl.TLSVersion.TLSv1_2):
         server_context(version)
@@ -675,7 +681,8 @@ def parsed_arguments(description):
 def numbers(args, series):
     if args.case is not None:
         return [args.case]
-    # Of a series that is begun at least one case is run: so some series are left out, too.
+    # At least one case of a series is run once the series has begun. So a small share must also
+    # leave out whole series.
     chance = random.Random(f'{args.seed} {series.name}')
     step = math.isqrt(args.every)
     if chance.randrange(args.every // step):

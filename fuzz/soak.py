@@ -4,19 +4,19 @@
     python fuzz/soak.py --minutes 480 --loop uvloop
     python fuzz/soak.py --decks 3 --intervals 6
 
-One pool asks servers in another process, plain and with TLS, for small and large responses and
-uploads. Some requests fail, some are cancelled, some of their bodies are dropped; names move to
-other addresses every second and new names come; once an interval a thousand connections are open
-at once. After each interval, when the idle connections have expired, these are measured:
+One pool makes small and large requests and uploads to servers in another process, plain and with
+TLS. Some requests fail, some are cancelled, and some bodies are dropped. Every second the names
+move to other addresses, and new names come. Once in each interval a thousand connections are open
+at once. After each interval, when the idle connections have expired, this is measured:
 
-- memory of the process, and blocks of it that Python's objects have;
-- open descriptors;
-- CPU, user and system, of a request of the mix, unless the load is a number of decks.
+- the memory of the process, and the blocks of it that Python's objects have;
+- the open descriptors;
+- the CPU of an average request, user and system, unless the load is a number of decks.
 
-It exits with 1 if the mean of the last third of the intervals exceeds that of the first by more
-than is tolerated. Before the first, all that is remembered up to a limit is filled to its limit.
-A deck of requests has each kind of them five times, in any order. With `--decks` the load is the
-same on any machine, however slow, and so is what a leak adds up to.
+It exits with 1 if the mean of the last third of the intervals exceeds that of the first third by
+more than is tolerated. Before the first interval, everything that is remembered up to a limit is
+filled to that limit. A deck has each kind of request five times, in random order. With `--decks`
+the load is the same on any machine, however slow, and so is what a leak adds up to.
 """
 import argparse
 import asyncio
@@ -49,7 +49,7 @@ KEEP_ALIVE = 0.5
 LARGE = bytes(2 ** 20)
 CHUNK = LARGE[:65536]
 
-# What the last third may have more than the first: a share of it, and that much besides.
+# How much more the last third may have than the first: a share of that, and an absolute amount.
 TOLERATED = {
     'KiB': (0.03, 2048),
     'blocks': (0.005, 500),
@@ -73,7 +73,7 @@ RESPONSES = {
     b'/empty': response(code=b'204 No Content'),
     b'/surplus': response(b'content-length: 5', body=b'small' + response()),
     b'/upload': response(b'content-length: 0', code=b'201 Created'),
-    # After these the server closes.
+    # The server closes the connection after these.
     b'/close': response(b'content-length: 5', b'connection: close', body=b'small'),
     b'/to-the-end': response(body=b'small'),
     b'/short': response(b'content-length: 9', body=b'small'),
@@ -114,7 +114,7 @@ async def run_servers(certificate):
 # ----------------------------------------------------------------------------------- the load
 
 def moving_resolver(get_logger_adapter):
-    """Every name moves to another address every second, and is remembered for half of one."""
+    """A resolver whose names move to another address every second, with half a second to live."""
     async def resolve(name, record_type, get_logger_adapter):
         await asyncio.sleep(0)
         now = asyncio.get_running_loop().time()
@@ -142,7 +142,7 @@ class Load:
         self.names = 0
         self.requests = 0
         self.cpu = 0.0
-        # Names, and how many of each are in a deck.
+        # The names of the kinds of request, and how many of each are in a deck.
         self.deck = [
             *[(self.whole, 'GET', path) for path in (
                 '/small', '/small', '/small', '/small', '/chunked', '/interim', '/empty', '/close',
@@ -159,7 +159,7 @@ class Load:
         return f'http{"s" * is_tls}://{name}.soak.test:{self.ports[is_tls]}{path}'
 
     async def run_deck(self):
-        """Requests of each kind, in any order, a few at a time, and the CPU of all."""
+        """Make a deck of requests in random order, a few at a time. Returns their CPU."""
         start = time.process_time()
         deck = self.deck * 5
         self.random.shuffle(deck)
@@ -225,8 +225,8 @@ class Load:
         await body.aclose()
 
     async def of_a_new_name(self, method, path, is_tls=False):
-        # Without TLS but to fill: CPython loses some 6 KB whenever the session of a new origin
-        # is read, and that is not what is searched for.
+        # There is no TLS here, except to fill what is remembered. Whenever the session of a new
+        # origin is read, CPython loses some 6 KB, which is not what this searches for.
         self.names += 1
         await self.whole(method, path, name=f'n{self.names}', is_tls=is_tls)
 
@@ -238,14 +238,14 @@ class Load:
                 sys.exit('BROKEN: one of many at once answered something else')
 
     async def fill(self):
-        """What is remembered of names and of TLS sessions, to the limit."""
+        """Fill what is remembered of names and of TLS sessions to its limit."""
         for _ in range(110):
             await together(self.of_a_new_name(b'GET', '/small', is_tls) for is_tls in
                            [False, True] * 10)
         await self.many_at_once()
 
     async def interval(self, seconds, decks):
-        """As many decks, or more in the time. Its measures, by name."""
+        """Run this many decks, or more while there is time. Returns the measures by name."""
         end = time.monotonic() + seconds
         self.requests, self.cpu = 0, 0.0
         await self.many_at_once()

@@ -1,17 +1,17 @@
-"""Servers that stop after each byte that they send or receive: they close, reset, or fall silent.
+"""Makes a server stop after each byte that it sends or receives: close, reset, or fall silent.
 
-A series is LOOP/EXCHANGE/WAY, and the number of a case in it is the offset on the wire, from the
-start of the response, or, if the way ends in -received, that of what the server receives. In TLS
-it is anywhere in a record, and with the exchanges called `length` in the handshake, too. The ways:
-`close` the connection; `shut` it down for sending, and read on; `reset` it; `silence`, in which
-socket_timeout passes by a clock that does not wait.
+A series is LOOP/EXCHANGE/WAY, and the number of a case in it is an offset on the wire. It counts
+from the start of the response, or, if the way ends in -received, from the start of what the server
+receives. In TLS it may be anywhere in a record, and in exchanges called `length` in the handshake,
+too. The ways are: `close` the connection; `shut` it down for sending, and read on; `reset` it; and
+`silence`, in which socket_timeout passes by a clock that does not wait.
 
-The caller gets the whole right body, or an HttpError: never a short or a wrong body. To a request
-that was not sent whole there is only an answer of 300 or above, or one that is the last of its
-connection, with the end of that behind it; and the answer says so. The error tells truly whether a
-byte had left, whether one had come, and whether the connection was reused.
-Nothing is left, nothing spins meanwhile, and the next request is answered. Exits with 1 if a
-promise was not kept.
+The caller gets the whole right body or an HttpError, and never a short or a wrong body. A request
+that was not sent whole gets only an answer of 300 or above, or one that is the last of its
+connection and is followed by its end. The answer says that the request was not sent whole. An
+error tells truly whether a byte had left, whether one had come, and whether the connection was
+reused. Nothing is left behind, nothing spins meanwhile, and the next request is answered. Exits
+with 1 if a promise was not kept.
 """
 
 import asyncio
@@ -44,9 +44,9 @@ from scripted import (
 from lowhaio import HttpConnectionClosedError, HttpDataError, HttpError, Pool
 from tests.harness import trusting, turns
 
-MAX_EVENTS = 60  # of lowhaio's readers and writers, while a silent server is waited for
+MAX_EVENTS = 60  # of lowhaio's readers and writers, while it waits for a silent server
 
-ENDS = ('close', 'shut')  # the ways that are an end of the connection, and no reset
+ENDS = ('close', 'shut')  # the ways that end the connection without a reset
 
 TLS_1_2 = ssl.TLSVersion.TLSv1_2
 
@@ -54,10 +54,11 @@ TLS_1_2 = ssl.TLSVersion.TLSv1_2
 # -------------------------------------------------------------------------------- exchanges
 
 class Exchange:
-    """One request, the server of which stops."""
+    """One request, whose server stops."""
     expected = b'abcdef'
-    sends = 0  # the length of the content
-    is_refusing = is_last = False  # the response, when it comes early
+    sends = 0  # the length of the request's content
+    # Whether an early response is 300 or above, and whether it is the last of its connection.
+    is_refusing = is_last = False
     is_to_the_end = False
     is_tls = False
     version = None
@@ -86,7 +87,7 @@ class Exchange:
 
 
 class Reused(Exchange):
-    """The second request of its connection."""
+    """A request on a reused connection."""
 
     async def prepare(self, case):
         check(await read(await self.request_to(case, '/before')) == b'/before', 'the first')
@@ -96,7 +97,7 @@ class Reused(Exchange):
 
 
 class Upload(Exchange):
-    """Longer than what fits into the buffers of the kernel."""
+    """An upload that is longer than the buffers of the kernel."""
     length = 400_000
 
     @property
@@ -121,7 +122,7 @@ class Upload(Exchange):
 
 
 class Early(Upload):
-    """Answers before it has all, and reads no more."""
+    """The server refuses before it has received everything, and does not read on."""
     is_refusing = True
 
     def answer(self, peer, head):
@@ -131,7 +132,7 @@ class Early(Upload):
 
 
 class Welcome(Upload):
-    """Answers before it has all, below 300, and reads on."""
+    """The server answers below 300 before it has received everything, and reads on."""
 
     def answer(self, peer, head):
         yield from peer.read(10)
@@ -184,13 +185,13 @@ EXCHANGES = {
     for suffix, more in (('', {}), ('-tls', {'is_tls': True}),
                          ('-tls-1.2', {'is_tls': True, 'version': TLS_1_2}))}
 
-# The offsets of what is received are of less interest: not each of them is tried.
+# Only every so many bytes of what the server receives are tried, since they matter less.
 RECEIVED_STEP = 997
 
 
 # ------------------------------------------------------------------------------------ cases
 
-# Of the one case that runs.
+# The ledger of the case that runs now.
 LEDGER = Ledger()
 ObservedSocket = observed(socket.socket, ('send', 'recv'), LEDGER.call)
 ObservedSSLSocket = observed(ssl.SSLSocket, ('send', 'recv'), LEDGER.call)
@@ -212,7 +213,7 @@ class Case:
         self.watch = Watch()
 
     async def run(self, loop):
-        """True if the server has stopped. Otherwise it had ended before."""
+        """Run the case. Returns False if the server ended before it was to stop."""
         self.loop = loop
         exchange = self.exchange
         self.server = Server(answering({b'/': self.answer}),
@@ -247,7 +248,7 @@ class Case:
         try:
             await self.exchange.prepare(self)
         except HttpError:
-            # The offset of a TLS exchange is not exact.
+            # For TLS this is not checked, because its offsets are not exact.
             check(self.stop.has_struck, 'failed before the stop')
         if self.stop.has_struck:
             await self.check_next()
@@ -294,7 +295,7 @@ class Case:
         return self.server.peers[0]
 
     def is_endless(self):
-        """Its end is that of the connection, without close_notify: any end is its end."""
+        """Whether any end of the connection, without close_notify, is the end of the body."""
         return self.exchange.is_to_the_end and not self.exchange.is_tls
 
     def check_result(self, result):
@@ -315,7 +316,7 @@ class Case:
             check(self.peer.sent < head or self.stop.way in ('reset', 'silence'),
                   'failed with a whole head:', repr(error))
         else:
-            # If sending fails over TLS, that may be after an end or by a reset.
+            # Over TLS, sending may fail after an end, or by a reset.
             is_unsent = isinstance(self.exchange, Welcome) and not (
                 self.exchange.is_last and self.stop.way in ENDS and not self.exchange.is_tls)
             check(not self.is_whole() or self.stop.way == 'reset' or is_unsent,
@@ -330,7 +331,7 @@ class Case:
         try:
             result = await read(await self.request(b'GET', url))
         except HttpError as error:
-            # Only a peer that was silent after its whole response can not be told from a good one.
+            # A peer that is silent after a whole response cannot be told from a good one.
             if not (error.reused and self.stop.has_struck and self.stop.way == 'silence'):
                 raise Broken('the next request failed') from error
             result = await read(await self.request(b'GET', url))
@@ -339,9 +340,9 @@ class Case:
 
 @functools.cache
 def first_offset(loop_name, name):
-    """That of the response, but for one exchange: there it is that of the handshake.
+    """The offset at which the response begins, or in one exchange the handshake.
 
-    The length of a handshake differs by some bytes from one to the next.
+    The length of a handshake differs by some bytes from one connection to the next.
     """
     exchange = EXCHANGES[name]
     case = Case(exchange, Stop())

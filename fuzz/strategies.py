@@ -1,6 +1,6 @@
-"""What the searches share: how bytes are given to lowhaio and to other parsers, and what they are.
+"""Makes the bytes of the searches, and gives them to lowhaio and to other parsers.
 
-An outcome is what a caller sees: a response with its body and trailers, or the kind of error.
+An outcome is what a caller sees: a response with its body and trailers, or the kind of an error.
 """
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
     fields: tuple = ()
     body: bytes = b''
     trailers: tuple = ()
-    # Whether the response was known to be whole while the connection was still open.
+    # Whether the response was known to be whole before the connection ended.
     is_framed: bool = False
 
     def __str__(self):
@@ -69,7 +69,7 @@ class Client:
         self.loop.set_exception_handler(lambda _, context: self.failures.append(context))
 
     def peak(self, pieces, **options):
-        """The most memory that is in use at once while a response is read, in bytes."""
+        """The most memory, in bytes, that is in use while a response is read."""
         tracemalloc.start()
         try:
             self.loop.run_until_complete(self.run_pieces(pieces, b'GET', options, discarded))
@@ -78,7 +78,7 @@ class Client:
             tracemalloc.stop()
 
     def outcome(self, data, cuts=(), method=b'GET', **options):
-        """Of the bytes, in pieces that end at the cuts, and then the end of the connection."""
+        """The outcome of these bytes, in pieces that end at the cuts, and then the end."""
         bounds = sorted({0, len(data), *(cut for cut in cuts if 0 < cut < len(data))})
         pieces = [data[start:end] for start, end in itertools.pairwise(bounds)]
         return self.loop.run_until_complete(self.run_pieces(pieces, method, options, buffered))
@@ -92,14 +92,14 @@ class Client:
 
         request, close = Pool(get_connection=get_connection, **options)
         task = self.loop.create_task(self.read(request, method, use))
-        # Unread, it would make a reset of the end.
+        # If the request were left unread, the end would be a reset.
         await self.loop.sock_recv(ours, 65536)
         with ours, contextlib.suppress(BrokenPipeError, ConnectionResetError):
             for piece in pieces:
                 await self.loop.sock_sendall(ours, piece)
                 await turns(3)
-            # Before the end: the response may be known to be whole. In any case nothing that is
-            # registered is ready, or the loop would turn for nothing.
+            # The connection has not ended yet, but the response may be known to be whole. Nothing
+            # that is registered may be ready now, or the loop would spin.
             await turns(5)
             check(not select.select([self.selector.fileno()], [], [], 0)[0],
                   'the loop spins, waiting for the rest of a response')
@@ -153,7 +153,7 @@ def outcome_of_h11(data, method=b'GET'):
 
 
 class Parsed:
-    """What httptools calls back, up to the end of the final response."""
+    """Collects what httptools calls back with, up to the end of the final response."""
 
     def __init__(self):
         self.is_whole = False
@@ -182,7 +182,7 @@ class Parsed:
 
 
 def outcome_of_httptools(data):
-    """It does not know of HEAD, nor of the end of a connection."""
+    """The outcome of httptools, which knows neither of HEAD nor of the end of a connection."""
     parsed = Parsed()
     parsed.parser = httptools.HttpResponseParser(parsed)
     try:
@@ -197,7 +197,7 @@ def outcome_of_httptools(data):
 
 
 def difference(ours, theirs):
-    """None if both say the same, or if lowhaio refuses; otherwise in what they differ."""
+    """How the outcomes differ, or None if they are the same or lowhaio refuses."""
     if ours.error:
         return None
     if theirs.error:
@@ -209,10 +209,10 @@ def difference(ours, theirs):
 
 
 class Difference(NamedTuple):
-    """What lowhaio accepts and another refuses, or takes for something else, and why."""
+    """Something that lowhaio accepts and another parser refuses or reads differently, and why."""
 
     parser: str
-    # What the other says, and what there is in the request's method and the bytes.
+    # What the other parser says, and patterns of the request's method and of the bytes.
     said: str
     data: bytes
     reason: str
@@ -275,7 +275,7 @@ DIFFERENCES = (
 
 
 def check_parsed(client, data, cuts, method, seen):
-    """Bytes become a response or an HttpError, however they are cut, and as others have it."""
+    """Check that bytes have the same outcome however they are cut, and compare it with others."""
     ours = client.outcome(data, (), method)
     for bounds in (cuts, range(len(data)) if len(data) < 60 else ()):
         check((cut := client.outcome(data, bounds, method)) == ours,
@@ -286,7 +286,7 @@ def check_parsed(client, data, cuts, method, seen):
         others['httptools'] = outcome_of_httptools(data)
     for parser, theirs in others.items():
         said = difference(ours, theirs)
-        # httptools is not told of the end of the connection.
+        # httptools does not learn that the connection has ended.
         if said is not None and (parser == 'h11' or ours.is_framed or theirs != INCOMPLETE):
             known = explanation(parser, said, method + b' ' + data)
             check(known is not None, f'{data!r} is {ours}, but {parser} says: {said}')
@@ -294,7 +294,7 @@ def check_parsed(client, data, cuts, method, seen):
 
 
 def explanation(parser, said, data):
-    """Of a difference, if it is a known one."""
+    """The explanation of a difference, or None if it is not a known one."""
     for known in DIFFERENCES:
         if (known.parser == parser and re.search(known.said, said)
                 and re.search(known.data, data)):
@@ -309,7 +309,7 @@ def some(*values):
 
 
 def mostly(right, anything):
-    """So that what has many parts is wrong in few of them."""
+    """Mostly right, so that something with many parts is wrong in only a few of them."""
     return st.integers(0, 9).flatmap(lambda number: anything if number == 9 else right)
 
 
@@ -351,7 +351,7 @@ EXTENSIONS = mostly(some(b'', b';a=b'), some(
 
 @st.composite
 def sections(draw, framing=()):
-    """Fields, in lines, and the empty line."""
+    """Field lines and the empty line after them."""
     fields = draw(st.lists(st.tuples(NAMES, mostly(some(b'a', b''), VALUES)), max_size=2))
     fields[draw(st.integers(0, len(fields))):0] = framing
     return b''.join(name + b':' + draw(SPACES) + value + draw(LINE_ENDS)
@@ -369,7 +369,7 @@ def chunked(draw):
 
 @st.composite
 def responses(draw):
-    """Almost right."""
+    """Responses that are almost right."""
     status = draw(VERSIONS) + b' ' + draw(STATUS_CODES) + draw(REASONS) + draw(LINE_ENDS)
     head = status + draw(sections(draw(FRAMINGS)))
     if b'hunked' in head:
@@ -398,7 +398,7 @@ SPECIAL = (b'\r', b'\n', b'\r\n', b'\r\n\r\n', b'\n\n', b' ', b'\t', b':', b';',
 
 @st.composite
 def mutated(draw):
-    """Right, but for a few places."""
+    """Right responses that were changed in a few places."""
     data = draw(st.sampled_from(RIGHT))
     for _ in range(draw(st.integers(0, 3))):
         start = draw(st.integers(0, len(data)))
@@ -415,7 +415,7 @@ METHODS = some(b'GET', b'GET', b'GET', b'HEAD')
 
 # ------------------------------------------------------------------------------ time and memory
 #
-# Each makes a response that grows with its argument, and the options that let it grow.
+# Each function makes a response that grows with its argument, and the options that let it grow.
 
 HEAD = b'HTTP/1.1 200 OK\r\n'
 CHUNKED = HEAD + b'transfer-encoding: chunked\r\n\r\n'
@@ -453,7 +453,7 @@ BOUNDLESS = {'max_header_length': 2 ** 30}
 
 
 def cpu_of(function, rounds=3):
-    """The least of some rounds, in seconds."""
+    """The CPU of a function in seconds: the least of some rounds."""
     times = []
     for _ in range(rounds):
         start = time.process_time()
@@ -463,7 +463,10 @@ def cpu_of(function, rounds=3):
 
 
 def check_linear(what, run, size, largest, enough=0.03):
-    """Twice the input takes at most three times the CPU, as soon as it takes enough to tell."""
+    """Check that twice the input takes at most three times the CPU.
+
+    The input grows until it takes enough CPU to tell.
+    """
     def times(rounds):
         return [cpu_of(partial(run, length), rounds) for length in (size, 2 * size)]
 
@@ -474,14 +477,14 @@ def check_linear(what, run, size, largest, enough=0.03):
     for rounds in (3, 10, 30):
         if twice < 2 * enough or twice <= 3 * once:
             return
-        # What disturbed it, if it was that, is over sooner or later.
+        # If it was a disturbance, that ends sooner or later.
         if twice < 1:
             once, twice = times(rounds)
     check(False, f'{what}: {size} bytes take {once * 1000:.0f} ms of CPU, '
                  f'twice as many {twice * 1000:.0f} ms')
 
 
-# What comes again and again, after what: more of it than anything is allowed to hold.
+# The beginning of a response, and what is repeated after it, to be more than anything may hold.
 ENDLESS = {
     'a status line': (b'HTTP/1.1 200 ', b'a' * 4096),
     'fields': (HEAD, b'a: b\r\n' * 512),
@@ -571,13 +574,13 @@ REQUESTS = requests_sent()
 
 
 class Server:
-    """Takes what lowhaio sends, and answers."""
+    """A server that keeps what lowhaio sends, and answers."""
 
     def __init__(self):
         self.loop = asyncio.SelectorEventLoop()
 
     def sent(self, wanted):
-        """All that was sent, and what became of the request."""
+        """All bytes that were sent, and the error of the request if there was one."""
         return self.loop.run_until_complete(self.exchange(wanted))
 
     async def exchange(self, wanted):
@@ -624,7 +627,7 @@ class Server:
 
 
 def check_sent(server, wanted, seen):
-    """What was accepted is one request, and what was asked for."""
+    """Check that an accepted request is sent as one request, the one that was asked for."""
     sent, error = server.sent(wanted)
     head, _, content = sent.partition(b'\r\n\r\n')
     lengths = [int(value) for name, value in wanted.headers
@@ -634,7 +637,7 @@ def check_sent(server, wanted, seen):
         check(not sent, f'{wanted} was refused, but {sent!r} was sent')
         return
     if error is not None:
-        # Found late: what the body yields is not what was declared.
+        # This is found only while sending: the body yields something else than was declared.
         seen['refused while they were sent'] += 1
         whole = b''.join(wanted.chunks)
         check([len(whole)] != lengths, f'{wanted} raised {error!r}')
@@ -676,7 +679,7 @@ def check_target(wanted, target):
     if not given_target.startswith('/'):
         given_target = '/' + given_target
     expected = given_target.encode()
-    # Decoded it is the same, and what is legal was left alone.
+    # The decoded target is the same, and legal characters have not been changed.
     check(urllib.parse.unquote_to_bytes(target) == urllib.parse.unquote_to_bytes(expected),
           f'{wanted} has the target {target!r}')
     check(re.sub(rb'%[0-9A-F]{2}', b'', target.encode()) == re.sub(
@@ -687,11 +690,11 @@ def check_target(wanted, target):
 def check_by_h11(wanted, sent, fields, content):
     codings = [value for name, value in fields if name.lower() == b'transfer-encoding']
     if codings and codings[0].strip(b' \t').lower() != b'chunked':
-        return  # what it does not know
+        return  # h11 does not know this
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=2 ** 24)
     connection.receive_data(sent)
     request = connection.next_event()
-    # h11 takes off the spaces around a value, and the upper case of a coding.
+    # h11 removes the spaces around a value, and puts a coding into lower case.
     check([(name, value.lower() if name.lower() == b'transfer-encoding' else value)
            for name, value in request.headers.raw_items()]
           == [(name,
@@ -740,14 +743,14 @@ URLS = st.builds(
 
 
 class Connected(socket.socket):
-    """Keeps what it is told to connect to."""
+    """A socket that notes what it is told to connect to."""
 
     def connect(self, address):
         self.told.append(address)
 
 
 class Unencrypted(ssl.SSLSocket):
-    """What TLS makes of a socket, without the cost of a handshake."""
+    """A TLS socket without the cost of a handshake."""
 
     session = None
     session_reused = False
@@ -768,13 +771,13 @@ class Unencrypted(ssl.SSLSocket):
 
 
 class Origins:
-    """Resolves any name, connects anywhere, and answers; keeps where a request was to go."""
+    """Resolves any name, connects anywhere and answers, and notes where a request goes."""
 
     def __init__(self):
         self.loop = asyncio.SelectorEventLoop()
 
     def ask(self, *urls):
-        """The error of a request to the last of the URLs, if any."""
+        """Make a request to each of the URLs. Returns the error of the last one, or None."""
         return self.loop.run_until_complete(self.exchange(urls))
 
     async def exchange(self, urls):
@@ -839,7 +842,7 @@ class Origins:
 
 
 def check_origin(origins, url, seen):
-    """Where a request goes is the same to all who are told, or nobody is told of it."""
+    """Check that a request goes to the same host at every step, or to none at all."""
     error = origins.ask(url)
     told = f'{origins.names} {origins.addresses} {origins.hosts} {origins.tls_names}'
     if error is not None:
@@ -858,7 +861,7 @@ def check_origin(origins, url, seen):
           and (origins.names == [host] and address == '192.0.2.1'
                or not origins.names and address == host), f'{url!r} goes to {told}')
     check_by_urllib(url, scheme, host, port)
-    # The same connection, and so the same key.
+    # Both URLs use the same connection, so they have the same key.
     urls = [url, url]
     if '%' not in url:
         urls += [f'{scheme}://{bracketed}:{port}/',
@@ -868,7 +871,7 @@ def check_origin(origins, url, seen):
           f'requests to {urls} go to {origins.addresses} {origins.hosts}')
 
 
-# Of what IDNA 2003 takes for something else, what is among the hosts that are tried.
+# The characters among the tried hosts that IDNA 2003 replaces by others.
 DEVIATION = re.compile('[\xdf\u1e9e\u03c2\u200c\u200d]')
 
 
@@ -878,7 +881,7 @@ def check_by_urllib(url, scheme, host, port):
     if ':' in name:
         name = str(ipaddress.ip_address(name.partition('%')[0]))
     elif DEVIATION.search(name):
-        # No label of the hosts tried has both one of these and what IDNA 2008 forbids.
+        # No label of the tried hosts has one of these beside something that IDNA 2008 forbids.
         name = idna.encode(name, uts46=True).decode() if '_' not in name else host
     elif not name.isascii():
         name = name.encode('idna').decode()
