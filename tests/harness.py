@@ -12,9 +12,11 @@ import datetime
 import errno
 import functools
 import gc
+import heapq
 import http.server
 import inspect
 import ipaddress
+import itertools
 import os
 import pathlib
 import re
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import types
 from collections.abc import Awaitable, Callable
 
@@ -58,19 +61,85 @@ if uvloop is not None:
     LOOPS['uvloop'] = uvloop.new_event_loop
     uvloop.new_event_loop().close()  # the first one opens descriptors that stay
 
+
+class StandingClock:
+    """Mixed into an event loop: its time stands still, until a test lets some of it pass."""
+
+    def __init__(self):
+        super().__init__()
+        self.now = 1000.0
+        self.timers = []
+        self.numbers = itertools.count()
+
+    def time(self):
+        return self.now
+
+    def call_later(self, delay, callback, *args, context=None):
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def call_at(self, when, callback, *args, context=None):
+        timer = asyncio.TimerHandle(when, callback, args, self, context)
+        heapq.heappush(self.timers, (when, next(self.numbers), timer))
+        return timer
+
+    def _timer_handle_cancelled(self, timer):
+        """A cancelled timer is dropped when it is due."""
+
+    def set_time(self, now):
+        """What is due by then is called at the next turn, as by a loop that was late."""
+        self.now = now
+        while self.timers and self.timers[0][0] <= now:
+            timer = heapq.heappop(self.timers)[2]
+            if not timer.cancelled():
+                self.call_soon(run_timer, timer)
+
+
+def run_timer(timer):
+    if not timer.cancelled():
+        timer._run()
+
+
+async def passing(seconds: float) -> None:
+    """On a loop whose clock stands: what is ready happens, and then so much time passes, from one
+    timer to the next. What becomes ready then happens too."""
+    loop = asyncio.get_running_loop()
+    end = round(loop.now + seconds, 6)
+    await settling()
+    while loop.timers and (due := loop.timers[0][0]) <= end:
+        loop.set_time(max(loop.now, due))
+        await settling()
+    loop.set_time(end)
+    await settling()
+
+
+async def settling() -> None:
+    """Let happen what is on its way between the two ends of a connection on the same loop."""
+    for _ in range(3):
+        await turns(5)
+        time.sleep(0.0005)
+    await turns(5)
+
+
+CLOCKED = {name: type(f'StandingClock on {name}', (StandingClock, kind), {})
+           for name, kind in {'asyncio': asyncio.SelectorEventLoop,
+                              'uvloop': uvloop and uvloop.Loop}.items() if name in LOOPS}
+
 SCHEMES = pytest.mark.parametrize('scheme', ['http', 'https'])
 
 # So that a hang is a failure. Nothing waits for it to pass.
 PATIENCE = 20
 
 
-def on_loops(test: Callable[..., Awaitable[None]], loops=tuple(LOOPS)) -> Callable[..., None]:
+Test = Callable[..., Awaitable[None]]
+
+
+def on_loops(test: Test, loops=tuple(LOOPS), kinds=LOOPS) -> Callable[..., None]:
     """Run an async test function on each loop, and look at what it leaves behind."""
     @pytest.mark.parametrize('loop_name', loops)
     @functools.wraps(test)
     def wrapper(*args, loop_name, **kwargs):
         with nothing_left() as errors:
-            run_on(loop_name, errors, test, *args, **kwargs)
+            run_on(kinds[loop_name], loop_name, errors, test, *args, **kwargs)
 
     # pytest finds the fixtures and parameters that a test wants in its signature.
     signature = inspect.signature(test)
@@ -80,18 +149,25 @@ def on_loops(test: Callable[..., Awaitable[None]], loops=tuple(LOOPS)) -> Callab
     return wrapper
 
 
-def on_one_loop(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+def on_one_loop(test: Test) -> Callable[..., None]:
     """As `on_loops`, for many cases in which the loop makes no difference."""
     return on_loops(test, ['asyncio'])
 
 
-def on_loops_at_once(test: Callable[..., Awaitable[None]]) -> Callable[..., None]:
+def on_clock(test: Test) -> Callable[..., None]:
+    """As `on_loops`, but time passes only in `passing`. So a test of a time-out takes no time, and
+    fails on no busy machine."""
+    return on_loops(test, tuple(CLOCKED), CLOCKED)
+
+
+def on_loops_at_once(test: Test) -> Callable[..., None]:
     """As `on_loops`, but in a thread for each loop: for what mostly waits for time to pass. They
     share the fixtures."""
     @functools.wraps(test)
     def wrapper(*args, **kwargs):
         with nothing_left() as errors, concurrent.futures.ThreadPoolExecutor() as executor:
-            runs = [executor.submit(run_on, loop_name, errors, test, *args, **kwargs)
+            runs = [executor.submit(run_on, LOOPS[loop_name], loop_name, errors, test,
+                                    *args, **kwargs)
                     for loop_name in LOOPS]
             for run in runs:
                 run.result()
@@ -99,7 +175,7 @@ def on_loops_at_once(test: Callable[..., Awaitable[None]]) -> Callable[..., None
     return wrapper
 
 
-def run_on(loop_name, errors, test, /, *args, **kwargs):
+def run_on(kind, loop_name, errors, test, /, *args, **kwargs):
     def on_error(loop, context):
         # In debug mode, asyncio's servers report the clients that refuse their handshake.
         if context['message'] != 'Error on transport creation for incoming connection':
@@ -115,7 +191,7 @@ def run_on(loop_name, errors, test, /, *args, **kwargs):
         loop = asyncio.get_running_loop()
         loop.set_exception_handler(on_error)
         loop.set_task_factory(make_task)
-        async with asyncio.timeout(PATIENCE):
+        async with patience():
             await test(*args, **kwargs)
         gc.collect()
         # What is done by callbacks of what has just ended is part of the test.
@@ -124,8 +200,26 @@ def run_on(loop_name, errors, test, /, *args, **kwargs):
         # At its end the loop closes generators, in tasks, that an exception of the test refers to.
         loop.set_task_factory(None)
 
-    with row(loop_name), asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner:
+    with row(loop_name), asyncio.Runner(loop_factory=kind) as runner:
         runner.run(main())
+
+
+@contextlib.asynccontextmanager
+async def patience():
+    """A hang is a failure, even if it is on a loop whose clock stands."""
+    loop = asyncio.get_running_loop()
+    if not isinstance(loop, StandingClock):
+        async with asyncio.timeout(PATIENCE):
+            yield
+        return
+    async with asyncio.timeout(None) as limit:
+        end = threading.Timer(PATIENCE, loop.call_soon_threadsafe, [limit.reschedule, 0])
+        end.start()
+        try:
+            yield
+        finally:
+            end.cancel()
+            end.join()
 
 
 @contextlib.contextmanager
@@ -154,8 +248,9 @@ async def turns(number: int) -> None:
 
 async def until(condition: Callable[[], object]) -> None:
     """Wait for what must happen sooner or later."""
+    clock_stands = isinstance(asyncio.get_running_loop(), StandingClock)
     while not condition():
-        await asyncio.sleep(0.001)
+        await (settling() if clock_stands else asyncio.sleep(0.001))
 
 
 async def forever():
@@ -269,6 +364,18 @@ async def failed(awaitable, kind, cause, message=None):
     assert cause is None or type(error.__cause__) is cause
     assert message is None or str(error) == message
     return error
+
+
+async def ends_after(seconds, awaitable, has_begun=lambda: True):
+    """On a loop whose clock stands: a task that ends when so much time has passed since it began
+    to wait, and no sooner."""
+    task = asyncio.ensure_future(awaitable)
+    await until(has_begun)
+    await passing(seconds - 0.001)
+    assert not task.done()
+    await passing(0.001)
+    assert task.done()
+    return task
 
 
 def peer_prefix(server, method='GET'):
