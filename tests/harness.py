@@ -4,6 +4,7 @@ Tests here, the layers' and the searches import it as `tests.harness`. What only
 is in that file.
 """
 
+import ast
 import asyncio
 import collections
 import concurrent.futures
@@ -1348,17 +1349,17 @@ def strict_context(root):
 # --------------------------------------------------------------------------------------- documents
 
 ROOT = pathlib.Path(__file__).parent.parent
-RECIPES = [block for path in sorted(ROOT.glob('docs/recipes/*.md')) for block in re.findall(
-    r'(?<=^```python\n).*?(?=^```$)', path.read_text(encoding='utf-8'), re.MULTILINE | re.DOTALL)]
 
 
-def recipe(name):
-    """The recipe that defines the function, as a module. It is not run."""
-    [block] = [block for block in RECIPES if f'def {name}(' in block]
-    module = types.ModuleType(name)
-    definitions = block.removesuffix('asyncio.run(main())\n')
-    assert definitions != block
-    exec(compile(definitions, f'recipe {name}', 'exec'), vars(module))
+def recipe(page):
+    """The program of a page of docs/recipes/, as a module. Only its imports, constants and
+    definitions are run."""
+    tree = ast.parse(python_blocks(ROOT / 'docs' / 'recipes' / f'{page}.md')[0])
+    tree.body = [node for node in tree.body if isinstance(
+        node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+        or isinstance(node, ast.Assign) and node.targets[0].id.isupper()]
+    module = types.ModuleType(page)
+    exec(compile(tree, page, 'exec'), vars(module))
     return module
 
 

@@ -152,7 +152,7 @@ async def troubles_of_names_and_connecting(address):
         with full_backlog(sock):
             yield await said(sock.getsockname(), options={'socket_timeout': 0.05})
     async with listening(refusing) as proxy:
-        through_http_proxy = recipe('through_http_proxy').through_http_proxy
+        through_http_proxy = recipe('http-proxy').through_http_proxy
         yield await said(address, options={
             'get_connection': through_http_proxy(url_of_proxy(proxy))})
     with no_descriptor_left():

@@ -1,4 +1,4 @@
-"""The recipes of docs/, with servers and proxies that are scripted."""
+"""The recipes for connections, with servers and proxies that are scripted."""
 
 import asyncio
 import base64
@@ -96,7 +96,7 @@ async def test_recipe_through_a_unix_socket(scheme, tmp_path):
 @SCHEMES
 @on_loops
 async def test_recipe_through_an_http_proxy(scheme):
-    through_http_proxy = recipe('through_http_proxy').through_http_proxy
+    through_http_proxy = recipe('http-proxy').through_http_proxy
     fields = ((b'proxy-authorization', b'Bearer a'),)
     async with Server(Answering(OK), context_of(scheme)) as server:
         proxy = Proxy(server.port)
@@ -130,7 +130,7 @@ async def test_recipe_through_an_http_proxy(scheme):
 ])
 @on_loops
 async def test_recipe_an_http_proxy_by_its_url(host, user, sent):
-    through_http_proxy = recipe('through_http_proxy').through_http_proxy
+    through_http_proxy = recipe('http-proxy').through_http_proxy
     async with Server(Answering(OK)) as server:
         proxy = Proxy(server.port)
         async with listening(proxy, host) as address:
@@ -149,13 +149,13 @@ async def test_recipe_an_http_proxy_by_its_url(host, user, sent):
     'http://u:secret@name.test/path', 'http://u:secret@::1', 'http://[::1'])
 def test_recipe_an_http_proxy_whose_url_is_none(url):
     with pytest.raises(ValueError, match='must be like http://user:password@192.0.2.1') as caught:
-        recipe('through_http_proxy').through_http_proxy(url)
+        recipe('http-proxy').through_http_proxy(url)
     assert 'secr' not in str(caught.value)
 
 
 @on_loops
 async def test_recipe_through_an_http_proxy_that_refuses():
-    module = recipe('through_http_proxy')
+    module = recipe('http-proxy')
     through_http_proxy, ProxyError = module.through_http_proxy, module.ProxyError
     said = 'GET https://name.test:443: get_connection failed: ProxyError: the proxy answered '
     refusal = (b'HTTP/1.1 407 Proxy Authentication Required\r\n'
@@ -195,7 +195,7 @@ async def test_recipe_through_an_http_proxy_that_refuses():
 @on_loops_at_once
 async def test_recipe_an_http_proxy_that_refuses_without_saying_why():
     """Its connection stays open, so that the end of what it says does not show."""
-    module = recipe('through_http_proxy')
+    module = recipe('http-proxy')
     async with listening(Proxy(0, b'HTTP/1.1 403 No\r\n\r\n')) as address:
         get_connection = module.through_http_proxy(url_of_proxy(address))
         async with pool(get_connection=get_connection, socket_timeout=PATIENCE) as request:
@@ -226,7 +226,7 @@ async def test_recipe_through_an_http_proxy_takes_no_byte_of_the_server(head):
         writer.close()
 
     async with listening(script) as address:
-        through_http_proxy = recipe('through_http_proxy').through_http_proxy
+        through_http_proxy = recipe('http-proxy').through_http_proxy
         get_connection = through_http_proxy(url_of_proxy(address))
         with await get_connection('http', 'name.test', 80) as sock:
             assert await asyncio.get_running_loop().sock_recv(sock, 100) == OK
@@ -266,7 +266,7 @@ class SocksProxy:
 @SCHEMES
 @on_loops
 async def test_recipe_through_a_socks_proxy(scheme):
-    through_socks_proxy = recipe('through_socks_proxy').through_socks_proxy
+    through_socks_proxy = recipe('socks-proxy').through_socks_proxy
     async with Server(Answering(OK), context_of(scheme)) as server:
         for bound, at in ((b'\1\0\0\0\0', '127.0.0.1'), (b'\4' + bytes(16), '::1'),
                           (b'\3\4name', '127.0.0.1')):
@@ -287,7 +287,7 @@ async def test_recipe_through_a_socks_proxy(scheme):
 async def test_recipe_through_a_socks_proxy_that_refuses():
     async def check(proxy, cause, text):
         async with listening(proxy) as address:
-            get_connection = recipe('through_socks_proxy').through_socks_proxy(address)
+            get_connection = recipe('socks-proxy').through_socks_proxy(address)
             async with pool(get_connection=get_connection) as request:
                 await failed(request(b'GET', 'http://name.test/'), HttpConnectionError, cause,
                              'GET http://name.test:80: get_connection failed: ' + text)
@@ -298,9 +298,10 @@ async def test_recipe_through_a_socks_proxy_that_refuses():
     await check(hanging_up, EOFError, 'the proxy closed the connection')
 
 
-@pytest.mark.parametrize('name', ['through_http_proxy', 'through_socks_proxy'])
+@pytest.mark.parametrize('page, name', [
+    ('http-proxy', 'through_http_proxy'), ('socks-proxy', 'through_socks_proxy')])
 @on_loops_at_once
-async def test_recipe_a_proxy_that_says_nothing_is_left_in_time(name):
+async def test_recipe_a_proxy_that_says_nothing_is_left_in_time(page, name):
     async def silent(reader, writer):
         started.set()
         await reader.read()
@@ -310,7 +311,7 @@ async def test_recipe_a_proxy_that_says_nothing_is_left_in_time(name):
     started, ended = asyncio.Event(), []
     async with listening(silent) as address:
         proxy = address if 'socks' in name else url_of_proxy(address)
-        get_connection = getattr(recipe(name), name)(proxy)
+        get_connection = getattr(recipe(page), name)(proxy)
         async with pool(get_connection=get_connection, socket_timeout=0.1) as request:
             await failed(
                 request(b'GET', 'http://name.test/'), HttpConnectionError, TimeoutError)
@@ -334,7 +335,7 @@ async def test_recipe_a_test_double_without_a_port():
         writer.close()
 
     heads = []
-    to_handler = recipe('to_handler').to_handler
+    to_handler = recipe('testing-with-a-socket').to_handler
     async with asyncio.TaskGroup() as group:
         async with pool(get_connection=to_handler(handler, group)) as request:
             for _ in range(2):
@@ -345,7 +346,7 @@ async def test_recipe_a_test_double_without_a_port():
 @on_loops
 async def test_recipe_a_test_double_may_be_cancelled_while_it_connects():
     async with asyncio.TaskGroup() as group:
-        get_connection = recipe('to_handler').to_handler(unwanted, group)
+        get_connection = recipe('testing-with-a-socket').to_handler(unwanted, group)
         async with pool(get_connection=get_connection) as request:
             task = asyncio.create_task(request(b'GET', 'http://name.test/'))
             await turns(1)
@@ -378,8 +379,8 @@ async def test_recipe_names_of_addresses_that_are_not_public_are_refused():
     def get_sock(family):
         raise Unwanted('it went on to connect')
 
-    pinned = recipe('pinned').pinned
-    module = recipe('get_public_resolver')
+    pinned = recipe('pinned-addresses').pinned
+    module = recipe('untrusted-urls')
     for address in NOT_PUBLIC:
         await lookup([address], HttpDnsError, module.NotPublic,
                      'GET http://name.test:80: resolving name.test failed: '
@@ -426,7 +427,7 @@ NO_LITERALS = (
 @on_loops
 async def test_recipe_connections_to_addresses_that_are_not_public_are_refused():
     """All of them pass through the socket, however the address came about."""
-    module = recipe('get_public_sock')
+    module = recipe('untrusted-urls')
     get_sock, NotPublic = module.get_public_sock, module.NotPublic
     async with pool(get_sock=get_sock, get_dns_resolver=unwanted) as request:
         for url, address in LITERALS.items():
@@ -449,7 +450,7 @@ async def test_recipe_connections_to_addresses_that_are_not_public_are_refused()
 @on_loops
 async def test_recipe_a_socket_that_looks_at_its_address_is_used_like_any_other(scheme):
     asked = []
-    module = recipe('get_public_sock')
+    module = recipe('untrusted-urls')
     module.check_public = lambda address: asked.append(str(address))
     async with Server(Answering(OK), context_of(scheme)) as server:
         async with pool(get_sock=module.get_public_sock, get_ssl_context=trusting) as request:
@@ -462,7 +463,7 @@ async def test_recipe_a_socket_that_looks_at_its_address_is_used_like_any_other(
 @on_loops
 async def test_recipe_the_resolver_of_the_system():
     asked = []
-    get_system_resolver = recipe('get_system_resolver').get_system_resolver
+    get_system_resolver = recipe('system-resolver').get_system_resolver
 
     def counting(**kwargs):
         resolve, clear_cache = get_system_resolver(**kwargs)
@@ -495,7 +496,7 @@ async def test_recipe_the_resolver_of_the_system():
 async def test_recipe_pinned_addresses():
     async with Server(Answering(OK)) as server:
         addresses = {'a.test': ['127.0.0.1'], 'b.test': ['::ffff:127.0.0.1'], 'c.test': []}
-        async with pool(get_dns_resolver=recipe('pinned').pinned(addresses)) as request:
+        async with pool(get_dns_resolver=recipe('pinned-addresses').pinned(addresses)) as request:
             for name in ('a.test', 'b.test'):
                 assert (await get(request, f'http://{name}:{server.port}/'))[2] == b'ok'
             for name in ('c.test', 'd.test'):
