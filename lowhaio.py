@@ -252,7 +252,7 @@ def repeatable(body: Callable[P, AsyncIterator[bytes]],
     """
     if isinstance(body, RepeatableBody):
         return body.for_one_request() if wrap is None else RepeatableBody(
-            body.body, (*body.wraps, wrap), body.returned)
+            body.body, (*body.wraps, wrap), body.returned, of_one_request=body.of_one_request)
     if wrap is not None:
         return RepeatableBody(body, (wrap,), WeakValueDictionary())
     is_safe = isinstance(body, streamed) or not callable(body)

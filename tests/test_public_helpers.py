@@ -224,6 +224,13 @@ async def test_repeatable_of_what_wraps_twice_looks_at_the_innermost():
         with pytest.raises(ValueError, match=f'^{WAS_EMPTY}$'):
             await read_chunks(body())
 
+        # The same if the request's own body is encoded.
+        once = functools.partial(wrapping, yielding(b'a'))
+        body = repeatable(repeatable(once), inner)
+        assert (await read_chunks(body()))[0] == b'a'
+        with pytest.raises(ValueError, match=f'^{WAS_EMPTY}$'):
+            await read_chunks(body())
+
 
 @on_loops
 async def test_repeatable_keeps_nothing_alive_that_can_be_referred_to_weakly():
