@@ -45,6 +45,7 @@ from asyncio import CancelledError
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from collections.abc import Mapping, Sequence, Sized
+from enum import Enum
 from errno import EMFILE, ENFILE
 from functools import partial
 from heapq import heappop, heappush
@@ -653,10 +654,10 @@ def Pool(
             connection = await Acquisition(
                 connector, loop, method, origin, logger,
                 partial(get_resolver_logger_adapter, logger_extra(method, url))).run()
-        response = await exchange(
+        response = await run_exchange(
             connection, method, head, declared, body, body_args, body_kwargs)
         if logger is not None:
-            log_response(logger, connection, response)
+            log_response(logger, response)
         return response
 
     async def close(
@@ -749,7 +750,7 @@ def make_logger(get_logger_adapter: GetLoggerAdapter, method: bytes, url: str,
         return get_logger_adapter(logger_extra(method, url))
     except Exception as cause:
         raise HttpConnectionError(
-            f'{shown_method(method)} {origin.name}, {LOGGING}: {reason(cause)}') from cause
+            f'{shown_method(method)} {origin.name}, {LOGGING.value}: {reason(cause)}') from cause
 
 
 def logger_extra(method: bytes, url: str) -> dict[str, Any]:
@@ -768,110 +769,345 @@ def refusal(method: bytes, url: str, cause: Exception) -> HttpConnectionError:
 
 # ---------------------------------------------------------------------------- one exchange
 #
-# Owns its connection until the response body does. The one place where what went wrong, with
-# the connection or with what came over it, becomes an HttpError.
+# An exchange is one request and its response. `Exchange` follows both by their bytes alone, and
+# knows no socket and no loop: how far each half has come, whether the connection may be used
+# again, and why not. It is the only place that turns what went wrong into an HttpError.
+#
+# `run_exchange` moves the bytes. It owns the connection until it hands it to the response body,
+# and closes it if the exchange fails.
 
-async def exchange(
+async def run_exchange(
         connection: Connection, method: bytes, head: bytes, declared: Declared,
         body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
         body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]],
 ) -> tuple[bytes, Fields, ReceivedBody]:
-    response = connection.start_exchange(method, declared.upgrade)
-    make_body: MakeBody
+    exchange = connection.start_exchange(method, declared)
     try:
         if body is empty_async_iterator and not declared.has_body:
             await connection.send(head)
-            make_body = ReceivedBody
         else:
-            make_body = await send_with_body(
-                connection, response, head, declared, body, body_args, body_kwargs)
-        if not response.is_done:
-            connection.phase = READING_HEAD
+            await send_with_body(connection, exchange, head, body, body_args, body_kwargs)
+        exchange.phase = READING
+        if exchange.decoder is None:
             deadline = connection.in_time()
-            if not connection.has_started:
-                # Nothing can have come yet: a read would find nothing.
-                await connection.wait_data(deadline)
-            if not response.is_done:
-                await read_head(connection, response, deadline)
-        received = response.head
-        if received is not response.known:
-            if connection.requests == 1:
-                store_latest(connection.books.answered, connection.origin.name, True)
-            connection.books.heads.store(connection.origin.name, received)
-        if received.method != method:
-            set_framing(received, method, connection.settings)
-        make_decoder, arguments, keep_alive = received.framing
-        is_last = declared.close or connection.requests >= connection.settings.max_requests
-        connection.keep_alive = 0 if is_last else keep_alive
+            if not exchange.has_started:
+                # Nothing can have come yet, so a read would find nothing.
+                await connection.wait(DATA, deadline)
+            if exchange.decoder is None:
+                await read_head(connection, exchange, deadline)
+        if exchange.parser is not None:
+            exchange.remember_head()
         if connection.tls_session is not None:
-            connection.keep_session(connection.tls_session)
-        decoder = make_decoder(*arguments)
-        connection.phase = READING_BODY
-        return received.code, received.fields, make_body(connection, decoder, response.data)
+            connection.store_session(connection.tls_session)
+        received = exchange.head
+        # The response body may be kept for longer than the pool, and has no use for these.
+        del exchange.head, exchange.books
+        return received.code, received.fields, ReceivedBody(connection, exchange)
     except BaseException as cause:
         connection.close()
         if not isinstance(cause, Exception):
             raise
-        raise exchange_error(connection, cause) from cause
+        raise exchange.error(cause) from cause
 
 
-def log_response(logger: Adapter, connection: Connection,
-                 response: tuple[bytes, Fields, ReceivedBody]) -> None:
-    """Should the adapter fail, that is not kept quiet: its owner would never know of it. So the
-    response is lost, with its connection unless all of it has arrived."""
+async def read_head(connection: Connection, exchange: Exchange, deadline: float) -> None:
+    """Read the rest of the head. Its time starts at the last byte sent, and starts anew with each
+    interim response."""
+    interims = 0
+    while exchange.decoder is None:
+        if exchange.interims > interims:
+            interims = exchange.interims
+            deadline = connection.in_time()
+        await connection.read(deadline)
+
+
+def log_response(logger: Adapter, response: tuple[bytes, Fields, ReceivedBody]) -> None:
+    """Log that the response has come.
+
+    If the adapter raises, the request fails: kept quiet, its owner would never hear of it. The
+    connection is then closed, unless the whole response has arrived.
+    """
     code, _, body = response
+    exchange = body._exchange
     try:
-        logger.info('Received %s from %s', code.decode(), connection.shown)
-        logger.debug('That was request %s of its connection', connection.requests)
+        logger.info('Received %s from %s', code.decode(), exchange.endpoint.shown)
+        logger.debug('That was request %s of its connection', exchange.number)
     except BaseException as cause:
-        connection.phase = LOGGING
-        error = exchange_error(connection, cause)
+        exchange.phase = LOGGING
+        error = exchange.error(cause)
         body._fail(cause)
         if not isinstance(cause, Exception):
             raise
         raise error from cause
 
 
-def exchange_error(connection: Connection, cause: BaseException) -> HttpError:
-    is_of_the_caller = connection.phase in (REQUEST_BODY, LOGGING)
-    kind = HttpConnectionError if not connection.has_sent else \
-        HttpDataError if is_of_the_caller else \
-        HttpHeaderTooLong if isinstance(cause, TooLong) else \
-        HttpConnectionClosedError if isinstance(cause, CLOSED) else HttpDataError
-    # Where the caller's generator or adapter failed, its error is not that of the connection.
-    hint = '' if is_of_the_caller else \
-        tls_hint(cause) if is_alert(cause) else \
-        early_hint(connection) or plain_hint(connection, kind, cause)
-    error = kind(f'{shown_method(connection.method)} {connection.shown}, '
-                 f'{connection.phase}: {reason(cause)}{hint}')
-    error.reused = connection.requests > 1
-    error.response_started = connection.has_started
-    return error
+class Phase(Enum):
+    """What an exchange is doing, in the words of its errors."""
+
+    AWAITING_CONTINUE = 'waiting for 100 Continue'
+    REQUEST_BODY = 'the request body'
+    SENDING = 'sending the request'
+    WAITING_FOR_BODY = 'waiting for the request body'
+    READING = 'reading the response'
+    LOGGING = 'logging'
 
 
-def early_hint(connection: Connection) -> str:
-    """The request was not sent whole, although the log of the server may show a good response."""
-    response = connection.receiver
-    if connection.phase in (SENDING, WAITING_FOR_BODY) and isinstance(response, ResponseHead) \
-            and response.is_done:
-        return f' (after the head of a response, {response.head.code.decode()})'
-    return ''
+# While it is REQUEST_BODY or LOGGING the caller's own code runs, so it is that which fails. It is
+# WAITING_FOR_BODY when the connection fails while the caller's generator is awaited.
+AWAITING_CONTINUE, REQUEST_BODY, SENDING, WAITING_FOR_BODY, READING, LOGGING = Phase
 
 
-def plain_hint(connection: Connection, kind: type[HttpError], cause: BaseException) -> str:
-    """Asked without TLS, a port for TLS just closes, or sends an alert, and never answers."""
-    if connection.origin.is_tls or connection.origin.name in connection.books.answered:
+class Sent(Enum):
+    """Whether the kernel was handed any byte of a request. Of a TLS write that fails, it may have
+    been handed a part of the record."""
+
+    NOTHING = 'nothing'
+    MAYBE = 'maybe something'
+    SOMETHING = 'something'
+
+
+SENT_NOTHING, SENT_MAYBE, SENT_SOMETHING = Sent
+
+
+class Endpoint:
+    """Where a connection leads to, and the options it goes by."""
+
+    __slots__ = ('origin', 'peer', 'shown', 'settings', 'recv_bufsize')
+
+    def __init__(self, origin: Origin, peer: str, where: str, settings: Settings) -> None:
+        self.origin = origin
+        # The address as the resolver has it. Errors show where that is, with the port.
+        self.peer = peer
+        self.shown = origin.name + (f' (peer {where})' if where else '')
+        self.settings = settings
+        # A read gives one TLS record at most, so one that asks for a byte more is never filled.
+        self.recv_bufsize = min(settings.recv_bufsize, MAX_TLS_RECORD + 1) if origin.is_tls else \
+            settings.recv_bufsize
+
+    def __repr__(self) -> str:
+        return f'<Endpoint {self.shown}>'
+
+
+class EarlyResponse(Exception):
+    """The server has answered with 300 or above, so nothing more is sent."""
+
+
+class EarlyEnd(EarlyResponse):
+    """The server has answered below 300, and has closed the connection as it had announced."""
+
+
+class Exchange:
+    """One request and its response: what was declared, sent and received of them.
+
+    The connection feeds it with what arrives. While the request is being sent, that is
+    `feed_early`, which raises `EarlyResponse` if the response ends the sending. From 300 on, the
+    head does. Below, the sending goes on, and of the content as much is taken as one read may
+    give; the rest is left to the kernel. Only if the response is whole, and the last of its
+    connection, does the end of the connection end the sending too.
+    """
+
+    __slots__ = ('endpoint', 'books', 'method', 'declared', 'number', 'phase', 'sent', 'request_sent',
+                 'has_started', 'parser', 'head', 'decoder', 'content', 'early_length',
+                 'keep_alive')
+
+    def __init__(self, endpoint: Endpoint, books: Books, method: bytes, declared: Declared,
+                 number: int) -> None:
+        self.endpoint = endpoint
+        # They remember the last head of the origin. Only until this head has come.
+        self.books = books
+        self.method = method
+        self.declared = declared
+        # It is the first, second and so on of its connection.
+        self.number = number
+        self.phase = SENDING
+        self.sent = SENT_NOTHING
+        # False if the response came first, and ended the sending.
+        self.request_sent = True
+        # A byte of the response, or of an interim response, has arrived.
+        self.has_started = False
+        # From the first byte of the head on, unless the head is that of the last response again.
+        self.parser: HeadParser | None = None
+        # From the end of the head on, and not before: the head, the decoder of the body, and what
+        # it made of the bytes that came before there was a response body to take the content.
+        self.head: Head
+        self.decoder: Decoder | None = None
+        self.content: bytes
+        # How many bytes of the body have been taken while the request was being sent.
+        self.early_length: int
+        # Seconds that the connection may idle after the response, as far as its head says.
+        self.keep_alive: float = 0
+
+    def __repr__(self) -> str:
+        response = 'no response' if not self.has_started else \
+            'response head' if self.decoder is None else \
+            'response' if self.decoder.is_done else 'response body'
+        return (f'<Exchange {shown_method(self.method)} {self.endpoint.shown}, request '
+                f'{self.number}: sent {self.sent.value}, {response}, {self.doing()}>')
+
+    # What arrives
+
+    def feed(self, data: bytes) -> bytes:
+        """Take what has arrived, and return the content in it. No data means the end."""
+        decoder = self.decoder
+        if decoder is not None:
+            return decoder.feed(data) if data else decoder.feed_end()
+        self.feed_head(data)
+        return b''
+
+    def feed_head(self, data: bytes) -> None:
+        heads = self.books.heads
+        parser = self.parser
+        if parser is None:
+            # A head that is that of the last response, byte by byte, is not parsed again.
+            known = heads.get(self.endpoint.origin.name)
+            if known is not None and data.startswith(known.data):
+                self.has_started = True
+                self.start_body(known, data[len(known.data):])
+                return
+            parser = self.parser = HeadParser(heads, self.declared.upgrade)
+        if not data:
+            is_asked_for = self.phase in (READING, AWAITING_CONTINUE)
+            parser.feed_end('it' if is_asked_for else 'the response head')
+        self.has_started = True
+        head = parser.feed(data)
+        if head is not None:
+            self.start_body(head, parser.data)
+
+    def start_body(self, head: Head, data: bytes) -> None:
+        """Decide by the head how the body is framed, and if the connection may be used again."""
+        if head.method != self.method:
+            set_framing(head, self.method, self.endpoint.settings)
+        self.head = head
+        make_decoder, arguments, self.keep_alive = head.framing
+        self.decoder = decoder = make_decoder(*arguments)
+        self.content = decoder.feed(data)
+
+    def remember_head(self) -> None:
+        """The next exchanges with the origin may go by what this one has parsed."""
+        self.parser = None
+        origin_name = self.endpoint.origin.name
+        if self.number == 1:
+            store_latest(self.books.answered, origin_name, True)
+        self.books.heads.store(origin_name, self.head)
+
+    @property
+    def interims(self) -> int:
+        return 0 if self.parser is None else self.parser.interims
+
+    @property
+    def is_continued(self) -> bool:
+        return self.parser is not None and self.parser.is_continued
+
+    @property
+    def is_received(self) -> bool:
+        """The whole response has arrived."""
+        return self.decoder is not None and self.decoder.is_done
+
+    @property
+    def early_room(self) -> int:
+        """How many bytes may be taken while the request is being sent. 0: no more."""
+        # What follows a 101 is no response.
+        if self.decoder is None:
+            return self.endpoint.recv_bufsize
+        if self.head.code == b'101' or self.decoder.is_done and not self.is_last:
+            return 0
+        # Only one more read finds the end of the connection behind a whole response.
+        return max(self.endpoint.recv_bufsize - self.early_length + self.decoder.is_done, 0)
+
+    @property
+    def is_last(self) -> bool:
+        """The request or the response says that the connection ends with the response."""
+        return (self.declared.close or self.head.is_last
+                or isinstance(self.decoder, CloseDecoder))
+
+    def feed_early(self, data: bytes) -> None:
+        if self.decoder is None:
+            self.feed_head(data)
+            if self.decoder is not None:
+                if self.head.code >= b'300':
+                    raise EarlyResponse
+                self.early_length = len(self.content)
+        elif self.decoder.is_done:
+            if not data:
+                raise EarlyEnd
+            self.decoder.has_surplus = True
+            self.early_length += len(data)
+        elif data:
+            self.content += self.decoder.feed(data)
+            self.early_length += len(data)
+        else:
+            try:
+                self.decoder.feed_end()
+            except EOFError as cause:
+                raise EOFError(f'the response is cut off: {cause}') from cause
+            raise EarlyEnd
+
+    def note_tls_write(self) -> None:
+        """It has not succeeded, or not yet. A part of its record may have been sent."""
+        if self.sent is SENT_NOTHING:
+            self.sent = SENT_MAYBE
+
+    def blame_response(self, error: Exception) -> None:
+        """What has come while the request was being sent is at fault, or the connection is."""
+        if isinstance(error, ValueError):
+            self.phase = READING
+        elif isinstance(error, (OSError, EOFError)) and self.phase is REQUEST_BODY:
+            self.phase = WAITING_FOR_BODY
+
+    # Whether the connection may be used again
+
+    def may_reuse(self) -> bool:
+        """The response has ended, and nothing forbids another request on the connection."""
+        decoder = self.decoder
+        return (self.keep_alive > 0 and not self.declared.close and self.request_sent
+                and self.number < self.endpoint.settings.max_requests
+                and decoder is not None and not decoder.has_surplus)
+
+    # What went wrong
+
+    def error(self, cause: BaseException) -> HttpError:
+        is_of_the_caller = self.phase in (REQUEST_BODY, LOGGING)
+        kind = HttpConnectionError if self.sent is SENT_NOTHING else \
+            HttpDataError if is_of_the_caller else \
+            HttpHeaderTooLong if isinstance(cause, TooLong) else \
+            HttpConnectionClosedError if isinstance(cause, PEER_CLOSED) else HttpDataError
+        # Where the caller's own code failed, its error is not that of the connection.
+        hint = '' if is_of_the_caller else \
+            tls_hint(cause) if is_alert(cause) else \
+            self.early_hint() or self.plain_hint(kind, cause)
+        error = kind(f'{shown_method(self.method)} {self.endpoint.shown}, '
+                     f'{self.doing()}: {reason(cause)}{hint}')
+        error.reused = self.number > 1
+        error.response_started = self.has_started
+        return error
+
+    def doing(self) -> str:
+        what = self.phase.value
+        return what if self.phase is not READING else \
+            f'{what} head' if self.decoder is None else f'{what} body'
+
+    def early_hint(self) -> str:
+        """The request was not sent whole, although the server's log may show a good response."""
+        if self.phase in (SENDING, WAITING_FOR_BODY) and self.decoder is not None:
+            return f' (after the head of a response, {self.head.code.decode()})'
         return ''
-    is_closed = kind is HttpConnectionClosedError and not connection.has_started
-    return ' (the port may be for https)' if is_closed or TLS_ALERT in str(cause) else ''
+
+    def plain_hint(self, kind: type[HttpError], cause: BaseException) -> str:
+        """A port for TLS that is asked without TLS just closes, or sends an alert. It never
+        answers."""
+        origin = self.endpoint.origin
+        if self.decoder is not None or origin.is_tls or origin.name in self.books.answered:
+            return ''
+        is_closed = kind is HttpConnectionClosedError and not self.has_started
+        return ' (the port may be for https)' if is_closed or TLS_ALERT in str(cause) else ''
 
 
-# RFC 8446 5.1, as it is shown.
+# RFC 8446 5.1, as errors show it.
 TLS_ALERT = repr(b'\x15\x03')[:-1]
 
-# The peer's end of a connection, by any of its names.
-CLOSED = (EOFError, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError,
-          ssl.SSLZeroReturnError)
+# The peer has ended the connection, in one of the ways that there are.
+PEER_CLOSED = (EOFError, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError,
+               ssl.SSLZeroReturnError)
 
 
 # ----------------------------------------------------------------------------------- names
@@ -1076,6 +1312,10 @@ class Steps:
         except BaseException:
             self.is_over = True
             raise
+        self.suspend(waited_for)
+
+    def suspend(self, waited_for: Any) -> None:
+        """It has yielded what it waits for."""
         error = None if waited_for is None else not_awaitable(waited_for, self.loop)
         if error is not None:
             self.to_throw = [error]
@@ -1425,7 +1665,7 @@ class Books:
         while origin_books is not None and origin_books.idle:
             connection, _ = origin_books.idle.popitem()
             del self.idle[connection]
-            connection.is_idle = False
+            connection.state = OPEN
             if connection.is_reusable(peers, now):
                 return connection
             connection.close()
@@ -1435,12 +1675,12 @@ class Books:
         """The connection that `take_idle` looks at first has an IPv6 address."""
         origin_books = self.by_origin.get(origin.name)
         return (origin_books is not None and bool(origin_books.idle)
-                and ':' in next(reversed(origin_books.idle)).peer)
+                and ':' in next(reversed(origin_books.idle)).endpoint.peer)
 
     def return_connection(self, connection: Connection) -> None:
         """Its response has ended: give it to a request that waits, or let it idle."""
         origin_books = connection.place
-        if self.why_closed or origin_books is None:
+        if self.why_closed:
             connection.close()
             return
         if origin_books.waiters or self.queue:
@@ -1454,13 +1694,12 @@ class Books:
                 return
         origin_books.idle[connection] = None
         self.idle[connection] = None
-        connection.is_idle = True
+        connection.state = IDLE
 
     def remove_idle(self, connection: Connection) -> None:
-        assert connection.place is not None
         del self.idle[connection]
         del connection.place.idle[connection]
-        connection.is_idle = False
+        connection.state = OPEN
 
     # Places
 
@@ -1567,7 +1806,7 @@ class Books:
             origin_books.waiters.clear()
         for connection in list(self.opened):
             # If its loop is closed, its response can not end any more.
-            if connection.is_idle or connection.loop.is_closed():
+            if connection.state is IDLE or connection.loop.is_closed():
                 connection.close()
 
     def leave_to_parent(self) -> None:
@@ -1660,7 +1899,7 @@ class Acquisition:
     """Finds or makes the connection for one request."""
 
     __slots__ = ('connector', 'loop', 'method', 'origin', 'logger', 'get_resolver_adapter',
-                 'deadline')
+                 'deadline', 'place')
 
     def __init__(self, connector: Connector, loop: Loop, method: bytes, origin: Origin,
                  logger: Adapter | None,
@@ -1673,6 +1912,8 @@ class Acquisition:
         self.logger = logger
         self.get_resolver_adapter = get_resolver_adapter
         self.deadline = inf
+        # Once there is one.
+        self.place: OriginBooks
 
     def __repr__(self) -> str:
         return f'<Acquisition for {self.describe()}>'
@@ -1697,8 +1938,10 @@ class Acquisition:
                 if given.is_reusable(peers, self.loop.time()):
                     return given
                 given = given.close_but_keep_place()
+            self.place = given
             connection = await self.connect(peers)
-            connection.place = given
+            # The place is its own from now on.
+            connection.state = OPEN
             return connection
         except BaseException:
             pass_on_unused(given)
@@ -1781,7 +2024,7 @@ class Acquisition:
                 if not isinstance(cause, Exception):
                     raise
                 raise HttpTlsError(
-                    f'{shown_method(self.method)} {connection.shown}: the TLS handshake '
+                    f'{shown_method(self.method)} {connection.endpoint.shown}: the TLS handshake '
                     f'failed: {reason(cause)}{tls_hint(cause)}') from cause
         return connection
 
@@ -1816,9 +2059,9 @@ class Acquisition:
         return self.made(sock, peer, shown_address(peer, self.origin.port))
 
     def made(self, sock: socket.socket, peer: str, where: str) -> Connection:
+        endpoint = Endpoint(self.origin, peer, where, self.connector.settings)
         try:
-            return Connection(self.loop, sock, self.origin, peer, where, self.connector.settings,
-                              self.connector.books)
+            return Connection(self.loop, sock, endpoint, self.place)
         except BaseException:
             close_socket(sock)
             raise
@@ -1876,7 +2119,7 @@ class Race:
     def pending(self) -> list[str]:
         """What may still succeed."""
         lookups = [] if self.lookup is None else ['AAAA records']
-        return [connection.peer for connection in self.attempts] + lookups
+        return [connection.endpoint.peer for connection in self.attempts] + lookups
 
     async def run(self) -> Connection:
         try:
@@ -1893,8 +2136,8 @@ class Race:
     def advance(self, now: float) -> Connection | None:
         """The connection, if it has been made. Otherwise start what is due."""
         for connection in self.attempts.copy():
-            # Once its writer has been woken, it has none.
-            if connection.writer is None and self.is_connected(connection, now):
+            # It was waited for, and has been woken.
+            if connection.waiter is None and self.is_connected(connection, now):
                 return connection
         if self.lookup is not None and self.lookup.is_ready():
             self.step_lookup(self.lookup, now)
@@ -1915,7 +2158,7 @@ class Race:
             return False
 
     def fail(self, connection: Connection, cause: Exception) -> None:
-        self.failures.append((connection.peer, cause))
+        self.failures.append((connection.endpoint.peer, cause))
         self.attempts.remove(connection)
         connection.close()
 
@@ -1969,7 +2212,7 @@ class Race:
         loop = self.acquisition.loop
         woken = loop.create_future()
         for connection in self.attempts:
-            connection.writer = woken
+            connection.wait_writable_with(woken)
         timer = loop.call_at(min(self.next_at, self.acquisition.deadline), wake, woken)
         try:
             if self.lookup is None:
@@ -2401,97 +2644,70 @@ def encode_params(params: Params, **options: Any) -> str:
 # The caller's chunks, held to what the head declared of them: a chunk is checked before any
 # of it is sent. The generator's own time does not count towards `socket_timeout`.
 
-# Phases. In the first of them it is not the connection that fails.
-REQUEST_BODY = 'the request body'
-SENDING = 'sending the request'
-WAITING_FOR_BODY = 'waiting for the request body'
-READING_HEAD = 'reading the response head'
-READING_BODY = 'reading the response body'
-LOGGING = 'logging'
+NO_CHUNK = object()
 
 
-class EarlyResponse(Exception):
-    """The server has answered, with 300 or above: nothing more is sent."""
+def to_bytes(chunk: Any) -> bytes:
+    try:
+        return bytes(memoryview(chunk))
+    except TypeError:
+        raise TypeError(f'the body must yield bytes, got {type(chunk).__name__}') from None
 
 
-class EarlyEnd(EarlyResponse):
-    """The server has answered, below 300, and closed the connection, as it had said."""
+async def send_with_body(
+        connection: Connection, exchange: Exchange, head: bytes,
+        body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
+        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
+    """Send the whole request, or as much of it as the server wants."""
+    if exchange.declared.expects and exchange.declared.has_body:
+        await connection.send(head)
+        if await is_answered(connection, exchange):
+            exchange.request_sent = False
+            return
+        head = b''
+    request_body = RequestBody(connection, exchange, head, body, body_args, body_kwargs)
+    try:
+        connection.start_watching()
+        await request_body.send()
+    except GeneratorExit:
+        request_body.abandon()
+        raise
+    except BaseException as error:
+        if isinstance(error, OSError) and exchange.phase is not REQUEST_BODY:
+            error = hear_out(connection, exchange, error)
+        is_early = isinstance(error, EarlyResponse)
+        exchange.request_sent = is_early and request_body.is_sent()
+        if not is_early:
+            connection.close()
+        await request_body.close(error)
+        if not is_early:
+            raise error
+    finally:
+        connection.stop_watching()
 
 
-class Meanwhile:
-    """Receives what comes while a body is being sent, and raises what ends the sending.
+async def is_answered(connection: Connection, exchange: Exchange) -> bool:
+    """Wait for 100 Continue, but not for long. A final response may come instead."""
+    exchange.phase = AWAITING_CONTINUE
+    deadline = min(connection.loop.time() + CONTINUE_TIMEOUT, connection.in_time())
+    with contextlib.suppress(TimeoutError):
+        while not exchange.is_continued and exchange.decoder is None:
+            await connection.read(deadline)
+    return exchange.decoder is not None
 
-    From 300 on, the head ends it. Below, the sending goes on, and of the response's content as
-    much is taken as one read may give; the rest is left to the kernel. Only if the response is
-    the last of its connection, and whole, does the end of the connection end the sending, too.
+
+def hear_out(connection: Connection, exchange: Exchange, error: OSError) -> Exception:
+    """The sending has failed. What the peer had said before tells why, as far as it has arrived.
+
+    If no send has succeeded, what came is no response to this request.
     """
-
-    __slots__ = ('connection', 'response', 'is_closing', 'decoder', 'content', 'is_done')
-
-    def __init__(self, connection: Connection, response: ResponseHead, is_closing: bool) -> None:
-        self.connection = connection
-        self.response = response
-        # The response, or else the request, says that the connection ends with the response.
-        self.is_closing = is_closing
-        # It only tells if the response is whole. Kept is what it is fed with, not what it returns.
-        self.decoder: Decoder | None = None
-        self.content = bytearray()
-        # Nothing more is taken.
-        self.is_done = response.is_done
-
-    @property
-    def room(self) -> int:
-        """How many bytes more may be taken. Once the response is whole it is one more than before,
-        since only a read finds the end of the connection behind it."""
-        return self.connection.settings.recv_bufsize - len(self.content) + self.is_whole
-
-    @property
-    def phase(self) -> str:
-        return READING_HEAD if self.decoder is None else READING_BODY
-
-    @property
-    def is_whole(self) -> bool:
-        return self.decoder is not None and self.decoder.is_done
-
-    def feed(self, data: bytes) -> None:
-        if self.decoder is None:
-            self.response.feed(data)
-            if not self.response.is_done:
-                return
-            self.decoder = self.start_decoder(self.response.head)
-            data = self.response.data
-        self.content += data
-        if not self.decoder.is_done:
-            self.decoder.feed(data)
-        self.is_done = self.is_done or not self.room or self.is_whole and not self.is_closing
-
-    def start_decoder(self, head: Head) -> Decoder:
-        if head.code >= b'300':
-            raise EarlyResponse
-        set_framing(head, self.connection.method, self.connection.settings)
-        make_decoder, arguments, _ = head.framing
-        self.is_closing = self.is_closing or head.is_last or make_decoder is CloseDecoder
-        # What follows a 101 is no response.
-        self.is_done = head.code == b'101'
-        return make_decoder(*arguments)
-
-    def feed_end(self) -> None:
-        if self.decoder is None:
-            self.response.feed_end('the response head')
-        elif not self.decoder.is_done:
-            try:
-                self.decoder.feed_end()
-            except EOFError as cause:
-                raise EOFError(f'the response is cut off: {cause}') from cause
-        # Behind a whole response that is not the last one, nothing is read.
-        assert self.is_closing
-        raise EarlyEnd
-
-    def hand_over(self) -> None:
-        """The content that has been taken is that of the response."""
-        self.connection.receiver = self.response
-        if self.decoder is not None:
-            self.response.data = bytes(self.content)
+    try:
+        connection.take_news()
+    except EarlyResponse as early:
+        return early if exchange.sent is SENT_SOMETHING else error
+    except (OSError, EOFError, ValueError) as said:
+        return said if is_alert(said) else error
+    return error
 
 
 class Expected:
@@ -2570,115 +2786,148 @@ class SentChunks:
 
 
 class RequestBody(Steps):
-    """Sends what the caller's generator yields, the head along with the first of it.
+    """The chunks that the caller's generator yields, held to what the head declared of them.
 
-    As it is stepped, a response that comes meanwhile is noticed wherever the sending waits.
+    Only the generator is stepped, chunk by chunk, so that a response is noticed that comes while
+    the generator waits. What is sent is awaited plainly.
     """
 
-    __slots__ = ('connection', 'head', 'chunks', 'declared', 'length', 'max_length',
-                 'framing', 'cancelling', 'is_closed')
+    __slots__ = ('connection', 'exchange', 'head', 'chunks', 'left', 'framing', 'cancelling')
 
-    def __init__(self, connection: Connection, head: bytes,
+    def __init__(self, connection: Connection, exchange: Exchange, head: bytes,
                  body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
-                 body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]],
-                 declared: Declared) -> None:
+                 body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
         self.connection = connection
-        connection.phase = REQUEST_BODY
+        self.exchange = exchange
+        exchange.phase = REQUEST_BODY
         if not callable(body):
             raise TypeError('body must be a function that returns an async iterator of bytes, as '
                             f'streamed(data) is, got {type(body).__name__}')
         self.chunks = iterator_of(body(*body_args, **dict(body_kwargs)))
         # Until it has been sent.
         self.head = head
-        self.declared = declared
-        self.length = 0
-        # A body that is coded has an end of its own.
+        declared = exchange.declared
         self.framing = SentChunks() if declared.is_coded else None
-        self.max_length = inf if declared.is_coded else declared.length or 0
+        # How many bytes may follow. A coded body has an end of its own: this starts below 0, and
+        # falls with each of its bytes.
+        self.left = -1 if declared.is_coded else declared.length or 0
         self.cancelling = current_task().cancelling()
-        super().__init__(connection.loop, self.send_chunks())
-        self.is_closed = False
+        # There is a coroutine while a chunk is waited for, and only then.
+        none_yet: Any = None
+        super().__init__(connection.loop, none_yet)
+        self.is_over = True
+
+    def __repr__(self) -> str:
+        left = f'{self.left} bytes left' if self.framing is None else 'chunked'
+        return f'<RequestBody {left}>'
+
+    async def next_chunk(self) -> bytes:
+        return await self.chunks.__anext__()
 
     async def send(self) -> None:
+        """Send the head along with the first chunk, and then the other chunks."""
+        connection, exchange = self.connection, self.exchange
+        # What an async generator returns has what is needed of a coroutine, and costs less.
+        ask = self.chunks.__anext__ if isinstance(self.chunks, types.AsyncGeneratorType) else \
+            self.next_chunk
         while True:
+            asked = ask()
             try:
-                self.step()
-            except StopIteration:
-                return
-            if self.head:
-                # It does not wait for the first chunk.
-                await self.send_head()
+                waited_for = asked.send(None)
+            except StopIteration as stop:
+                chunk = stop.value
+            except StopAsyncIteration:
+                break
+            else:
+                chunk = await self.wait_for_chunk(asked, waited_for)
+                if chunk is NO_CHUNK:
+                    break
+            if not isinstance(chunk, bytes):
+                chunk = to_bytes(chunk)
+            self.left -= len(chunk)
+            if self.left < 0:
+                self.check(chunk)
+            if self.head or not chunk:
+                await self.send_first(chunk)
+            else:
+                await connection.send(chunk)
+            exchange.phase = REQUEST_BODY
+        self.check_end()
+        await self.send_head()
+
+    async def wait_for_chunk(self, asked: Any, waited_for: Any) -> Any:
+        """The chunk that was not there at once, or NO_CHUNK."""
+        self.coroutine = asked
+        self.is_over = False
+        self.suspend(waited_for)
+        # The head does not wait for the first chunk.
+        await self.send_head()
+        while True:
             while not self.is_ready():
                 await self.connection.wait_beside(self)
+            try:
+                self.step()
+            except StopIteration as stop:
+                return stop.value
+            except StopAsyncIteration:
+                return NO_CHUNK
 
     async def send_head(self) -> None:
         if self.head:
             head, self.head = self.head, b''
             await self.connection.send(head)
-            self.connection.phase = REQUEST_BODY
+            self.exchange.phase = REQUEST_BODY
 
-    async def send_chunks(self) -> None:
-        connection = self.connection
-        async for chunk in self.chunks:
-            if self.is_closed:
-                return
-            data: bytes | memoryview = self.checked(chunk)
-            if self.head and data:
-                head, self.head = self.head, b''
-                await connection.send(head + data[:MAX_JOINED_CHUNK])
-                data = memoryview(data)[MAX_JOINED_CHUNK:]
-            if data:
-                await connection.send(data)
-            connection.phase = REQUEST_BODY
-        self.check_end()
-        await self.send_head()
+    async def send_first(self, chunk: bytes) -> None:
+        """Send the first chunk that has bytes, in one send with the head if it is not large."""
+        if chunk:
+            head, self.head = self.head, b''
+            await self.connection.send(head + chunk[:MAX_JOINED_CHUNK])
+            rest = memoryview(chunk)[MAX_JOINED_CHUNK:]
+            if rest:
+                await self.connection.send(rest)
 
-    def checked(self, chunk: bytes) -> bytes:
-        if not isinstance(chunk, bytes):
-            try:
-                chunk = bytes(memoryview(chunk))
-            except TypeError:
-                raise TypeError(f'the body must yield bytes, got {type(chunk).__name__}') from None
-        self.length += len(chunk)
-        if self.length > self.max_length:
-            raise ValueError(
-                'the body yielded bytes, but headers has no content-length or transfer-encoding'
-                if self.declared.length is None else
-                f'the body yielded more than its content-length of {self.declared.length}')
+    def check(self, chunk: bytes) -> None:
+        """Raise, unless the body may go on with this chunk."""
         if self.framing is not None:
             self.framing.check(chunk)
-        return chunk
+        else:
+            length = self.exchange.declared.length
+            raise ValueError(
+                'the body yielded bytes, but headers has no content-length or transfer-encoding'
+                if length is None else
+                f'the body yielded more than its content-length of {length}')
 
     def check_end(self) -> None:
-        if self.length < self.max_length < inf:
-            hint = '' if self.length else \
+        length = self.exchange.declared.length
+        if self.left > 0:
+            hint = '' if self.left != length else \
                 ': it yielded nothing, as an iterator that was used before'
-            raise ValueError(f'the body ended {self.max_length - self.length} bytes short of its '
-                             f'content-length of {self.max_length}{hint}')
+            raise ValueError(f'the body ended {self.left} bytes short of its content-length of '
+                             f'{length}{hint}')
         if self.framing is not None and self.framing.expected is not NOTHING:
-            when = 'too early' if self.length else 'without a byte'
+            when = 'too early' if self.left < -1 else 'without a byte'
             raise ValueError(f'the body ended {when}, but transfer-encoding chunked needs its '
                              'last chunk')
 
     def is_sent(self) -> bool:
         """All that was declared has been sent, although the generator has not ended."""
-        is_whole = self.length == self.declared.length if self.framing is None else \
-            self.framing.expected is NOTHING
-        return not self.head and is_whole and self.connection.phase == REQUEST_BODY
+        is_whole = self.framing.expected is NOTHING if self.framing is not None else \
+            self.left == 0 and self.exchange.declared.length is not None
+        return not self.head and is_whole and self.exchange.phase is REQUEST_BODY
 
     async def close(self, error: BaseException) -> None:
-        """Let the caller's generator clean up, now: left to itself, it would in a task.
+        """Let the caller's generator clean up now. Left to itself, it would do so in a task.
 
-        What made us close is what the caller gets to know. But a new cancellation wins, and so
-        does what the generator made of a cancellation that was its own, as by `asyncio.timeout`.
+        The caller hears of `error`, which made us close. But a new cancellation wins, and so does
+        what the generator makes of a cancellation that was its own, as `asyncio.timeout` does.
         """
         task = current_task()
         cancelling = task.cancelling()
-        self.is_closed = True
         try:
             try:
                 if not self.is_over:
-                    # It may still be handling a cancellation that came before. This is that one
+                    # It may still be handling an earlier cancellation. This one is the same one
                     # again, so it has the same message.
                     self.interrupt(
                         error.args if isinstance(error, CancelledError) else
@@ -2687,16 +2936,16 @@ class RequestBody(Steps):
             finally:
                 await self.close_chunks()
         except (CancelledError, Exception) as ended:
-            # It may still have been cleaning up after a cancellation that came before.
+            # It may have been cleaning up after an earlier cancellation.
             is_first = isinstance(ended, CancelledError) and cancelling > self.cancelling
             if self.is_own(error, cancelling) or task.cancelling() > cancelling or is_first:
-                self.connection.phase = REQUEST_BODY
+                self.exchange.phase = REQUEST_BODY
                 raise
         else:
             if self.is_own(error, cancelling):
                 raise TimeoutError('a time-out in the body passed ' + (
-                    'while the request was being sent' if self.connection.has_sent else
-                    'before the head was sent'))
+                    'before the head was sent' if self.exchange.sent is SENT_NOTHING else
+                    'while the request was being sent'))
 
     def is_own(self, error: BaseException, cancelling: int) -> bool:
         """The generator has taken its cancellation back, and there is none from outside."""
@@ -2708,72 +2957,13 @@ class RequestBody(Steps):
             await self.chunks.aclose()
 
     def abandon(self) -> None:
-        """Nothing more is sent. Left to itself, the generator would be closed in a task."""
-        self.is_closed = True
+        """Close the generator where nothing can be awaited. Left to itself, it would be closed in
+        a task."""
         super().abandon()
         closing = Steps(self.loop, self.close_chunks())
         with contextlib.suppress(CancelledError, Exception):
             closing.step()
         closing.abandon()
-
-
-async def send_with_body(
-        connection: Connection, response: ResponseHead, head: bytes, declared: Declared,
-        body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
-        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> MakeBody:
-    """Send all of it, or as much as the server wants: what makes the response's body knows."""
-    if declared.expects and declared.has_body:
-        await connection.send(head)
-        if await is_answered(connection, response):
-            return partial(EarlyBody, request_sent=False)
-        head = b''
-    request_body = RequestBody(connection, head, body, body_args, body_kwargs, declared)
-    meanwhile = Meanwhile(connection, response, declared.close)
-    try:
-        connection.start_watching(meanwhile)
-        await request_body.send()
-        return ReceivedBody
-    except GeneratorExit:
-        request_body.abandon()
-        raise
-    except BaseException as error:
-        if isinstance(error, OSError) and connection.phase != REQUEST_BODY:
-            error = hear_out(connection, error)
-        is_early = isinstance(error, EarlyResponse)
-        is_sent = is_early and request_body.is_sent()
-        if not is_early:
-            connection.close()
-        await request_body.close(error)
-        if not is_early:
-            raise error
-        return partial(EarlyBody, request_sent=is_sent, has_ended=isinstance(error, EarlyEnd))
-    finally:
-        connection.stop_watching()
-        meanwhile.hand_over()
-
-
-async def is_answered(connection: Connection, response: ResponseHead) -> bool:
-    """Wait for 100 Continue, but not for long. A final response may come instead."""
-    connection.phase = 'waiting for 100 Continue'
-    deadline = min(connection.loop.time() + CONTINUE_TIMEOUT, connection.in_time())
-    with contextlib.suppress(TimeoutError):
-        while not response.is_continued and not response.is_done:
-            await connection.read(deadline)
-    return response.is_done
-
-
-def hear_out(connection: Connection, error: OSError) -> Exception:
-    """Sending has failed: what the peer had said before tells why, as far as it has arrived.
-
-    Not when no send has succeeded: what came then is no response to this request.
-    """
-    try:
-        connection.take_news()
-    except EarlyResponse as early:
-        return early if connection.has_written else error
-    except (OSError, EOFError, ValueError) as said:
-        return said if is_alert(said) else error
-    return error
 
 
 def iterator_of(chunks: Any) -> AsyncIterator[bytes]:
@@ -2812,30 +3002,14 @@ REPEATED = frozenset((
     b'x-permitted-cross-domain-policies', b'x-powered-by', b'x-xss-protection'))
 
 
-async def read_head(connection: Connection, response: ResponseHead, deadline: float) -> None:
-    """Read the rest of it, in time from the last byte sent or from the last interim response."""
-    interims = 0
-    while not response.is_done:
-        if response.interims > interims:
-            interims = response.interims
-            deadline = connection.in_time()
-        await connection.read(deadline)
+class HeadParser:
+    """Receives the head of the first response that is not interim (RFC 9110 15.2)."""
 
+    __slots__ = ('heads', 'may_upgrade', 'data', 'searched', 'status', 'interims', 'is_continued')
 
-class ResponseHead:
-    """Receives the head of the first response that is not interim (RFC 9110 15.2).
-
-    A head that is the same as the last one of the origin, byte by byte, is not parsed again.
-    """
-
-    __slots__ = ('heads', 'may_upgrade', 'known', 'data', 'searched', 'status', 'interims',
-                 'is_continued', 'is_done', 'head')
-
-    def __init__(self, heads: Heads, may_upgrade: bool, known: Head | None) -> None:
+    def __init__(self, heads: Heads, may_upgrade: bool) -> None:
         self.heads = heads
         self.may_upgrade = may_upgrade
-        # The last head of the origin.
-        self.known = known
         # The bytes of the head that have arrived. When it is done, those that came after it.
         self.data = b''
         # Where the search for the end of the head goes on.
@@ -2844,47 +3018,40 @@ class ResponseHead:
         self.status: tuple[bytes, bytes] | None = None
         self.interims = 0
         self.is_continued = False
-        self.is_done = False
-        # Set when it is done.
-        self.head: Head
 
     def __repr__(self) -> str:
-        state = repr(self.head) if self.is_done else f'{len(self.data)} bytes so far'
-        return f'<ResponseHead {state}, after {self.interims} interim responses>'
+        return (f'<HeadParser {len(self.data)} bytes so far, after {self.interims} interim '
+                'responses>')
 
-    def feed(self, data: bytes) -> None:
+    def feed(self, data: bytes) -> Head | None:
+        """Take what has arrived, and return the head once all of it has."""
         data = self.data + data
-        while data and not self.is_done:
-            known = self.known
-            if known is not None and data.startswith(known.data):
-                self.finish(known, data[len(known.data):])
-            else:
-                data = self.parse(data)
-
-    def parse(self, data: bytes) -> bytes:
-        """Parse the head if all of it has arrived, and return what follows an interim one."""
         heads = self.heads
-        if self.status is None:
-            line_end = data.find(b'\n', self.searched)
-            if 0 <= line_end < heads.limit:
-                self.status = heads.status_lines[data[:line_end]]
-        section = SECTION_END.search(data, self.searched)
-        length = len(data) + 1 if section is None else section.end()
-        if length > heads.limit:
-            raise too_long('head', heads.limit)
-        if section is None or self.status is None:
-            self.searched = max(len(data) - 3, 0)
-            self.data = data
-            return b''
-        minor, code = self.status
-        fields = parse_fields(data, data.index(b'\n') + 1, section.start(1), heads.field_of_line)
-        if code.startswith(b'1') and code != b'101':
+        while data:
+            if self.status is None:
+                line_end = data.find(b'\n', self.searched)
+                if 0 <= line_end < heads.limit:
+                    self.status = heads.status_lines[data[:line_end]]
+            section = SECTION_END.search(data, self.searched)
+            length = len(data) + 1 if section is None else section.end()
+            if length > heads.limit:
+                raise too_long('head', heads.limit)
+            if section is None or self.status is None:
+                self.searched = max(len(data) - 3, 0)
+                self.data = data
+                break
+            minor, code = self.status
+            fields = parse_fields(
+                data, data.index(b'\n') + 1, section.start(1), heads.field_of_line)
+            self.data = data[length:]
+            if not code.startswith(b'1') or code == b'101':
+                if code == b'101' and not self.may_upgrade:
+                    raise ValueError(
+                        'got 101 Switching Protocols, but the request had no upgrade')
+                return Head(data[:length], minor, code, fields)
+            data = self.data
             self.start_again(code)
-            return data[length:]
-        if code == b'101' and not self.may_upgrade:
-            raise ValueError('got 101 Switching Protocols, but the request had no upgrade')
-        self.finish(Head(data[:length], minor, code, fields), data[length:])
-        return b''
+        return None
 
     def start_again(self, code: bytes) -> None:
         """Go on after an interim response."""
@@ -2896,12 +3063,7 @@ class ResponseHead:
         self.searched = 0
         self.status = None
 
-    def finish(self, head: Head, rest: bytes) -> None:
-        self.head = head
-        self.data = rest
-        self.is_done = True
-
-    def feed_end(self, what: str = 'it') -> None:
+    def feed_end(self, what: str) -> None:
         raise EOFError('the peer closed the connection, after '
                        + (shown(self.data) if self.data else f'no byte of {what}'))
 
@@ -3276,39 +3438,44 @@ class TooLong(ValueError):
 class ReceivedBody:
     """A `ResponseBody`: the content of a response, as an async iterator of bytes.
 
-    Read, its connection can be reused after the last byte. Closed with `aclose`, or dropped,
-    before that, it closes its connection. What fails once, or was closed before all of it was
-    taken, fails in the same way whenever it is read again.
+    It owns its connection until the whole response has arrived. The connection can be used again
+    after that. Closed with `aclose` before, or dropped, the body closes the connection. Once it
+    has failed, or was closed before all of it was taken, each further reading fails in the same
+    way.
     """
 
-    request_sent = True
-    """The whole request has been sent. If not, the response came first, and told to stop."""
+    # `repeatable` makes a weak reference to a body that is sent on.
+    __slots__ = ('_chunk', '_connection', '_exchange', '_error', '_is_being_read', '__weakref__')
 
-    # A weak reference to it can be made, as `repeatable` does if it is sent on.
-    __slots__ = ('_chunk', '_connection', '_decoder', '_error', '_is_being_read', '_source',
-                 '_method', '__weakref__')
-
-    def __init__(self, connection: Connection, decoder: Decoder, data: bytes) -> None:
-        self._decoder = decoder
+    def __init__(self, connection: Connection, exchange: Exchange) -> None:
+        self._exchange = exchange
         self._error: HttpError | None = None
         self._is_being_read = False
-        # For errors: the connection may serve another request by then.
-        self._source = connection.shown
-        self._method = connection.method
-        # The body owns the connection until all of it has arrived.
-        self._connection: Connection | None = None
         # What has arrived and was not asked for yet. None once all has been asked for at once.
-        self._chunk: bytes | None = decoder.feed(data)
-        connection.receiver = decoder
-        if decoder.is_done:
-            connection.release(decoder.has_surplus)
+        self._chunk: bytes | None = exchange.content
+        del exchange.content
+        self._connection: Connection | None = None
+        decoder = exchange.decoder
+        if decoder is not None and decoder.is_done:
+            connection.release()
         else:
             self._connection = connection
+
+    def __repr__(self) -> str:
+        state = 'failed' if self._error is not None else \
+            'arriving' if self._connection is not None else 'arrived'
+        return f'<ReceivedBody {state}, {self._exchange!r}>'
 
     @property
     def trailers(self) -> Fields:
         """The fields after a chunked body, as pairs like those of the headers, once it ended."""
-        return self._decoder.trailers
+        decoder = self._exchange.decoder
+        return () if decoder is None else decoder.trailers
+
+    @property
+    def request_sent(self) -> bool:
+        """The whole request has been sent. If not, the response came first, and ended that."""
+        return self._exchange.request_sent
 
     def __aiter__(self) -> ReceivedBody:
         return self
@@ -3328,13 +3495,13 @@ class ReceivedBody:
     async def _read(self, connection: Connection) -> bytes:
         if self._is_being_read:
             cause = RuntimeError('the body is being read by another task')
-            raise exchange_error(connection, cause) from cause
+            raise self._exchange.error(cause) from cause
         self._is_being_read = True
         chunk = b''
         try:
             chunk = await connection.read()
             # It may have been closed between the arrival of the last byte and now.
-            if self._decoder.is_done and self._connection is not None:
+            if self._exchange.is_received and self._connection is not None:
                 self._finish(connection)
         except BaseException as cause:
             # Whoever asks again must not take what there was for the whole.
@@ -3349,13 +3516,13 @@ class ReceivedBody:
 
     def _finish(self, connection: Connection) -> None:
         self._connection = None
-        connection.release(self._decoder.has_surplus)
+        connection.release()
 
     def _fail(self, cause: BaseException) -> None:
         """Close the connection. The first reason is what each reader gets to know."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            self._error = exchange_error(connection, cause)
+            self._error = self._exchange.error(cause)
             self._error.__cause__ = cause
             connection.close()
 
@@ -3379,10 +3546,7 @@ class ReceivedBody:
         if self._chunk:
             self._chunk = b''
             if self._error is None:
-                self._error = HttpDataError(
-                    f'{shown_method(self._method)} {self._source}, reading the '
-                    f'response body: {reason(cause)}')
-                self._error.response_started = True
+                self._error = self._exchange.error(cause)
                 self._error.__cause__ = cause
 
     def __del__(self) -> None:
@@ -3390,33 +3554,16 @@ class ReceivedBody:
             self._connection.close_from_anywhere()
 
 
-class EarlyBody(ReceivedBody):
-    """The body of a response that ended the sending, by itself or by the end behind it."""
-
-    __slots__ = ('request_sent',)
-
-    def __init__(self, connection: Connection, decoder: Decoder, data: bytes,
-                 request_sent: bool, has_ended: bool = False) -> None:
-        self.request_sent = request_sent
-        if not request_sent:
-            connection.keep_alive = 0
-        super().__init__(connection, decoder, data)
-        if has_ended and self._connection is not None:
-            decoder.feed_end()
-            self._finish(connection)
-
-
-MakeBody = Callable[['Connection', Decoder, bytes], ReceivedBody]
-
-
 # ------------------------------------------------------------------ connection and waiting
 #
-# A socket with what is known of it, and the only place that touches the loop's readers,
-# writers and timers. It is owned by one at a time: the connector, an exchange, a response body,
-# the idle connections. `close` is idempotent, and leaves nothing of it in the loop.
+# A connection owns a socket, one waiter and one timer, and is the only place that touches the
+# loop's readers, writers and timers. It has one owner at a time: the acquisition that opens it,
+# an exchange, a response body, or the books while it idles. It feeds its exchange with what
+# arrives, and knows nothing else of HTTP. `close` is idempotent, and leaves nothing of the
+# connection in the loop.
 #
-# The reader is registered once, for the connection's life, and wakes whoever waits. A timeout
-# is a deadline that is stored at each wait, and one timer that looks at it now and then.
+# The reader is registered once, for the connection's life, and wakes the waiter. A timeout is a
+# deadline that each wait stores, and one timer that looks at it now and then.
 
 WANT_READ = (BlockingIOError, ssl.SSLWantReadError)
 
@@ -3479,16 +3626,53 @@ class TlsSession:
             self.uses = 0
 
 
+class State(Enum):
+    """Of a connection. While it is CONNECTING its place belongs to the acquisition that opens it;
+    while it is IDLE the books have it; and a CLOSED one has no descriptor any more."""
+
+    CONNECTING = 'CONNECTING'
+    OPEN = 'OPEN'
+    IDLE = 'IDLE'
+    CLOSED = 'CLOSED'
+
+
+CONNECTING, OPEN, IDLE, CLOSED = State
+
+
+class Awaits(Enum):
+    """What a connection's waiter is woken by."""
+
+    DATA = 'data'
+    READABLE = 'readable'
+    WRITABLE = 'writable'
+    STEPS = "the caller's generator"
+
+
+# Whoever waits for DATA gets what the exchange makes of it. Readable and writable are as the
+# selector says. STEPS are woken by what the caller gave, and have no deadline. While a response
+# is watched for, its arrival wakes those who wait for WRITABLE or STEPS too.
+DATA, READABLE, WRITABLE, STEPS = Awaits
+
+
+class Watch(Enum):
+    """Whether a response may come that nobody reads yet, and whether it has begun to."""
+
+    OFF = 'off'
+    ON = 'on'
+    NEWS = 'news'
+
+
+UNWATCHED, WATCHED, NEWS = Watch
+
+
 class Connection:
     __slots__ = (
-        'loop', 'sock', 'fd', 'poller', 'origin', 'peer', 'shown', 'settings', 'books',
-        'place', 'tls_session', 'data_waiter', 'reader', 'writer', 'is_reading', 'is_writing',
-        'deadline', 'timer', 'timer_at', 'is_idle', 'keep_alive',
-        'requests', 'method', 'phase', 'receiver', 'has_sent', 'has_written', 'has_started',
-        'is_watching', 'has_news', 'watcher', 'burst', 'recv_bufsize', 'is_full')
+        'loop', 'sock', 'fd', 'poller', 'state', 'endpoint', 'place', 'tls_session', 'exchange',
+        'requests', 'waiter', 'awaits', 'is_reading', 'is_writing', 'watch', 'deadline', 'timer', 'timer_at',
+        'burst', 'is_full')
 
-    def __init__(self, loop: Loop, sock: socket.socket, origin: Origin, peer: str, where: str,
-                 settings: Settings, books: Books) -> None:
+    def __init__(self, loop: Loop, sock: socket.socket, endpoint: Endpoint,
+                 place: OriginBooks) -> None:
         sock.setblocking(False)
         self.loop = loop
         self.sock = sock
@@ -3496,45 +3680,33 @@ class Connection:
         # A look through it is a third of the price of a read that finds nothing.
         self.poller = select.poll()
         self.poller.register(self.fd, select.POLLIN)
-        self.origin = origin
-        # Its address as the resolver has it, and what errors show.
-        self.peer = peer
-        self.shown = origin.name + (f' (peer {where})' if where else '')
-        self.settings = settings
-        self.books = books
-        # Whose place it has. None while it is being opened: the place is not yet its own.
-        self.place: OriginBooks | None = None
+        self.state = CONNECTING
+        self.endpoint = endpoint
+        # The books that count it.
+        self.place = place
         # Until the first response.
         self.tls_session: TlsSession | None = None
-        # What waits for the socket to be readable and writable. It may be one future.
-        self.data_waiter: asyncio.Future[Any] | None = None
-        self.reader: asyncio.Future[None] | None = None
-        self.writer: asyncio.Future[None] | None = None
+        # From the request to the end of its response. There is none at other times.
+        self.exchange: Exchange
+        self.requests = 0
+        self.waiter: asyncio.Future[Any] | None = None
+        self.awaits = DATA
+        # What the loop watches the descriptor for.
         self.is_reading = False
         self.is_writing = False
+        self.watch = UNWATCHED
+        # The end of what is waited for, or of the time to idle.
         self.deadline = inf
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at = inf
-        self.is_idle = False
-        self.keep_alive: float = 0
-        # Of the exchange.
-        self.requests = 0
-        self.method = b''
-        self.phase = ''
-        self.receiver: ResponseHead | Meanwhile | Decoder
-        self.has_sent = False
-        self.has_written = False
-        self.has_started = False
-        # While a body is sent: whether something has come, and who waits but for the socket.
-        self.is_watching = False
-        self.has_news = False
-        self.watcher: asyncio.Future[None] | None = None
+        # Bytes moved since the loop had its last turn.
         self.burst = 0
-        # A read gives one TLS record at most: with one byte more it is never filled by that.
-        self.recv_bufsize = min(settings.recv_bufsize, MAX_TLS_RECORD + 1) if origin.is_tls else \
-            settings.recv_bufsize
+        # The last read gave as much as was asked for.
         self.is_full = False
-        books.opened.add(self)
+        place.books.opened.add(self)
+
+    def __repr__(self) -> str:
+        return f'<Connection {self.endpoint.shown} {self.state.value} {self.requests} requests>'
 
     # Opening
 
@@ -3543,8 +3715,8 @@ class Connection:
         try:
             self.sock.connect(address)
         except BlockingIOError:
-            # A peer on the same machine has most often accepted already. A failure waits for the
-            # loop, or who tries again and again would leave no turn to others.
+            # A peer on the same machine has most often accepted already. A failure is left to the
+            # loop: whoever tries again and again would leave no turn to others.
             self.poller.register(self.fd, select.POLLOUT)
             events = self.poller.poll(0)
             self.poller.register(self.fd, select.POLLIN)
@@ -3562,7 +3734,7 @@ class Connection:
                         deadline: float) -> None:
         # An end without close_notify must not look like one with it, so it is an error.
         sock = self.sock = context.wrap_socket(
-            self.sock, server_hostname=self.origin.server_hostname,
+            self.sock, server_hostname=self.endpoint.origin.server_hostname,
             do_handshake_on_connect=False, suppress_ragged_eofs=False)
         self.tls_session = tls_session
         session = tls_session.session
@@ -3573,7 +3745,7 @@ class Connection:
                 sock.do_handshake()
                 break
             except ssl.SSLWantReadError:
-                await self.wait_readable(deadline)
+                await self.wait(READABLE, deadline)
             except ssl.SSLWantWriteError:
                 await self.wait_writable(deadline)
         if session is not None:
@@ -3583,168 +3755,164 @@ class Connection:
             raise ssl.SSLError(
                 ssl.SSL_ERROR_SSL, f'the negotiated protocol must be http/1.1, got {protocol!r}')
 
-    def keep_session(self, tls_session: TlsSession) -> None:
-        """In TLS 1.3 it is sent after the handshake."""
+    def store_session(self, tls_session: TlsSession) -> None:
+        """After the first response, since TLS 1.3 sends the session after the handshake."""
         assert isinstance(self.sock, ssl.SSLSocket)
         tls_session.store(self.sock)
         self.tls_session = None
 
     # One exchange
 
-    def start_exchange(self, method: bytes, may_upgrade: bool) -> ResponseHead:
-        self.method = method
+    def start_exchange(self, method: bytes, declared: Declared) -> Exchange:
+        assert self.state is OPEN
         self.requests += 1
-        self.has_sent = self.has_written = self.has_started = self.has_news = False
-        heads = self.books.heads
-        self.receiver = response = ResponseHead(
-            heads, may_upgrade, heads.get(self.origin.name))
-        return response
+        self.exchange = exchange = Exchange(
+            self.endpoint, self.place.books, method, declared, self.requests)
+        return exchange
 
     async def send(self, data: bytes | memoryview) -> None:
-        """Hand all of it to the kernel. The time is that of each progress."""
-        self.phase = SENDING
-        if self.origin.is_tls:
-            # A TLS write that fails may have sent a part of its record.
-            self.has_sent = True
-        # Until there is progress. What comes meanwhile is none, or it could go on for ever.
+        """Hand all of it to the kernel. Each progress starts the time anew."""
+        exchange = self.exchange
+        exchange.phase = SENDING
+        # While there is no progress. What arrives meanwhile is none, or a peer that sends and
+        # never reads could hold us for ever.
         deadline = 0.0
         while True:
-            if self.has_news:
+            if self.watch is NEWS:
                 self.look()
             try:
                 count = self.sock.send(data)
-            except (BlockingIOError, ssl.SSLWantWriteError):
+            except (BlockingIOError, ssl.SSLWantWriteError) as blocked:
+                if isinstance(blocked, ssl.SSLError):
+                    exchange.note_tls_write()
                 deadline = deadline or self.in_time()
                 await self.wait_writable(deadline)
                 self.burst = 0
-                if not self.has_news:
-                    # There was room. Of a TLS record, that may not have been enough.
+                if self.watch is not NEWS:
+                    # There was room, although it may not have been enough for a TLS record.
                     deadline = 0.0
             except ssl.SSLWantReadError:
+                exchange.note_tls_write()
                 deadline = deadline or self.in_time()
-                await self.wait_readable(deadline)
+                await self.wait(READABLE, deadline)
             except OSError:
-                if self.origin.is_tls:
+                if isinstance(self.sock, ssl.SSLSocket):
+                    exchange.note_tls_write()
                     forget_tls_error()
                 raise
             else:
-                deadline = 0.0
-                self.has_sent = self.has_written = True
+                exchange.sent = SENT_SOMETHING
                 self.burst += count + COST_OF_CALL
                 if self.burst >= MAX_BURST:
                     await self.take_turns()
                 if count == len(data):
                     return
+                deadline = 0.0
                 data = memoryview(data)[count:]
 
-    def start_watching(self, receiver: Meanwhile) -> None:
-        """For a response that comes while the body is being sent."""
-        self.receiver = receiver
-        self.is_watching = not receiver.is_done
-        if self.is_watching and not self.is_reading:
+    def start_watching(self) -> None:
+        """Notice a response that comes while a request body is being sent."""
+        self.watch = WATCHED
+        if not self.is_reading:
             self.start_reading()
 
     def stop_watching(self) -> None:
-        self.is_watching = self.has_news = False
-        self.watcher = None
+        self.watch = UNWATCHED
+        self.waiter = None
         if self.is_writing:
             self.stop_writing()
 
     def look(self) -> None:
         """Take what has come while sending. Raises EarlyResponse if that ends the sending."""
-        self.has_news = False
-        receiver = self.receiver
-        assert isinstance(receiver, Meanwhile)
+        self.watch = WATCHED
         try:
             self.take_news()
+            self.watch = UNWATCHED
         except WANT_READ:
             self.start_reading()
         except ssl.SSLWantWriteError:
             self.start_writing()
-        except ValueError:
-            self.phase = receiver.phase
+        except Exception as error:
+            self.exchange.blame_response(error)
             raise
-        except (OSError, EOFError):
-            if self.phase == REQUEST_BODY:
-                self.phase = WAITING_FOR_BODY
-            raise
-        self.is_watching = not receiver.is_done
 
     def take_news(self) -> None:
-        receiver = self.receiver
-        assert isinstance(receiver, Meanwhile)
+        exchange = self.exchange
         try:
-            while not receiver.is_done:
-                self.receive(min(self.recv_bufsize, receiver.room))
+            while room := exchange.early_room:
+                self.receive(min(self.endpoint.recv_bufsize, room), exchange.feed_early)
         except (*WANT_READ, ssl.SSLWantWriteError):
             raise
         except OSError:
-            if not receiver.is_whole:
+            if not exchange.is_received:
                 raise
             # Nothing of the response is cut off. A reset is the end that a server's system makes
             # of a connection that is closed before all has been read from it.
-            receiver.feed_end()
+            exchange.feed_early(b'')
 
     async def read(self, deadline: float | None = None) -> Any:
-        """What the receiver makes of what is there, or of what comes first."""
+        """What the exchange makes of what is there, or of what comes first."""
         if self.burst >= MAX_BURST:
             await self.take_turns()
-        if self.fd < 0:
+        if self.state is CLOSED:
             raise ConnectionAbortedError('the connection was closed meanwhile')
         # TLS may hold bytes that no look at the socket sees.
         if self.poller.poll(0) or isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
             try:
-                return self.receive(self.recv_bufsize)
+                return self.receive(self.endpoint.recv_bufsize, self.exchange.feed)
             except WANT_READ:
                 pass
             except ssl.SSLWantWriteError:
                 self.start_writing()
-        return await self.wait_data(deadline or self.in_time())
+        return await self.wait(DATA, deadline or self.in_time())
 
-    def receive(self, size: int) -> Any:
+    def receive(self, size: int, feed: Callable[[bytes], Any]) -> Any:
         data = self.sock.recv(size)
         self.is_full = len(data) == size
-        if not data:
-            return self.receiver.feed_end()
-        self.has_started = True
         self.burst += len(data) + COST_OF_CALL
-        return self.receiver.feed(data)
+        return feed(data)
 
     async def take_turns(self) -> None:
-        """Give other tasks theirs: this one has moved many bytes without waiting."""
+        """Let other tasks run: this one has moved many bytes without waiting."""
         self.burst = 0
         await asyncio.sleep(0)
 
-    def release(self, has_surplus: bool) -> None:
+    def release(self) -> None:
         """The response has ended: become idle, or close.
 
         A read that was filled may have left bytes behind.
         """
-        if self.keep_alive > 0 and not has_surplus and not (self.is_full and not self.is_quiet()):
-            self.set_deadline(self.loop.time() + self.keep_alive)
+        exchange = self.exchange
+        # It may hold secrets, and the connection may idle for long.
+        del self.exchange
+        if exchange.may_reuse() and not (self.is_full and not self.is_quiet()):
+            self.deadline = deadline = self.loop.time() + exchange.keep_alive
+            if deadline < self.timer_at:
+                self.start_timer(deadline)
             if not self.is_reading:
                 self.start_reading()
-            self.books.return_connection(self)
+            self.place.books.return_connection(self)
         else:
             self.close()
 
     def return_unused(self) -> None:
-        """It was handed to a request that does not use it."""
-        if self.loop.is_closed() or self.fd < 0:
+        """A request was given this connection but did not use it."""
+        if self.loop.is_closed() or self.state is CLOSED:
             self.close()
         else:
-            self.release(has_surplus=False)
+            self.start_reading()
+            self.place.books.return_connection(self)
 
     def is_reusable(self, peers: Peers | None, now: float) -> bool:
-        """At a current address, not expired, and nothing has come since the last response,
-        not even since the loop looked last."""
-        return ((peers is None or self.peer in peers.addresses) and now < self.deadline
+        """It leads to a current address, has not expired, and nothing has come since its last
+        response, not even since the loop looked last."""
+        return ((peers is None or self.endpoint.peer in peers.addresses) and now < self.deadline
                 and (not self.poller.poll(0) or self.is_quiet()))
 
     def is_quiet(self) -> bool:
         """Neither data nor an end has come. (TLS session tickets are neither.)"""
         try:
-            if self.origin.is_tls and self.has_partial_record():
+            if self.endpoint.origin.is_tls and self.has_partial_record():
                 return False
             self.sock.recv(1)
         except WANT_READ:
@@ -3756,8 +3924,8 @@ class Connection:
     def has_partial_record(self) -> bool:
         """The beginning of a TLS record has come (RFC 8446 5.1).
 
-        TLS would take it and tell of nothing, but what it begins may be an answer to a request
-        that has not been sent.
+        OpenSSL would take it and tell us nothing, but it may begin an answer to a request that
+        has not been sent.
         """
         data = b''
         with contextlib.suppress(BlockingIOError):
@@ -3770,45 +3938,50 @@ class Connection:
     # Waiting
 
     def in_time(self) -> float:
-        return self.loop.time() + self.settings.socket_timeout
+        return self.loop.time() + self.endpoint.settings.socket_timeout
 
-    def wait_data(self, deadline: float) -> asyncio.Future[Any]:
-        if not self.is_reading:
+    def wait(self, awaits: Awaits, deadline: float) -> asyncio.Future[Any]:
+        if not self.is_reading and awaits is not WRITABLE:
             self.start_reading()
-        self.set_deadline(deadline)
-        self.data_waiter = waiter = self.loop.create_future()
+        if deadline < self.timer_at:
+            self.start_timer(deadline)
+        self.deadline = deadline
+        self.awaits = awaits
+        self.waiter = waiter = self.loop.create_future()
         return waiter
-
-    def wait_readable(self, deadline: float) -> asyncio.Future[None]:
-        if not self.is_reading:
-            self.start_reading()
-        self.set_deadline(deadline)
-        self.reader = waiter = self.loop.create_future()
-        return waiter
-
-    async def wait_beside(self, steps: Steps) -> None:
-        """Wait for what the caller gave, or for a response."""
-        if self.has_news:
-            self.look()
-        else:
-            self.watcher = self.loop.create_future()
-            await steps.wait(self.watcher)
 
     def wait_writable(self, deadline: float) -> asyncio.Future[None]:
         if not self.is_writing:
             self.start_writing()
-        self.set_deadline(deadline)
-        self.writer = waiter = self.loop.create_future()
-        return waiter
+        return self.wait(WRITABLE, deadline)
+
+    def wait_writable_with(self, waiter: asyncio.Future[None]) -> None:
+        """Wake a waiter that waits for other connections, too. There is no deadline."""
+        self.awaits = WRITABLE
+        self.waiter = waiter
+
+    async def wait_beside(self, steps: Steps) -> None:
+        """Wait for what the caller gave, or for a response."""
+        if self.watch is NEWS:
+            self.look()
+        else:
+            self.awaits = STEPS
+            self.waiter = waiter = self.loop.create_future()
+            await steps.wait(waiter)
+
+    def wake(self) -> None:
+        waiter, self.waiter = self.waiter, None
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def start_reading(self) -> None:
         self.loop.add_reader(self.fd, self.on_readable)
         self.is_reading = True
 
     def stop_reading(self) -> None:
-        # If a forked child goes on with the loop, that calls it for the descriptor of the parent,
+        # If a forked child goes on with the loop, the loop calls us for the parent's descriptor,
         # which the child has given up.
-        if self.fd >= 0:
+        if self.state is not CLOSED:
             self.loop.remove_reader(self.fd)
         self.is_reading = False
 
@@ -3821,93 +3994,81 @@ class Connection:
         self.is_writing = False
 
     def on_readable(self) -> None:
-        if self.data_waiter is not None:
-            self.deliver(self.data_waiter)
-        elif self.reader is not None:
-            reader, self.reader = self.reader, None
-            wake(reader)
-        elif not self.is_idle:
-            # Nobody reads now. Until somebody does, the loop need not look again and again.
+        waiter = self.waiter
+        if waiter is not None and self.awaits is DATA:
+            self.deliver(waiter)
+        elif waiter is not None and self.awaits is READABLE:
+            self.wake()
+        elif self.state is not IDLE:
+            # Nobody reads now. Until somebody does, the loop need not look at it.
             self.stop_reading()
-            if self.is_watching:
-                self.tell_news()
+            if self.watch is not UNWATCHED:
+                self.watch = NEWS
+                self.wake()
         elif not self.is_quiet():
             self.close()
 
-    def tell_news(self) -> None:
-        self.has_news = True
-        for waiter in (self.writer, self.watcher):
-            if waiter is not None:
-                wake(waiter)
-
     def deliver(self, waiter: asyncio.Future[Any]) -> None:
-        """Read for whoever waits: until it runs, the loop would find the same bytes again."""
+        """Read on behalf of the waiter. Until it runs, the loop would find the same bytes again."""
         self.burst = 0
         try:
-            received = self.receive(self.recv_bufsize)
+            received = self.receive(self.endpoint.recv_bufsize, self.exchange.feed)
         except WANT_READ:
             return
         except ssl.SSLWantWriteError:
-            # Only the wanted direction, or what can be read would be found again and again.
+            # Only the wanted direction is watched, or the loop would find the same bytes again.
             self.stop_reading()
             self.start_writing()
             return
         except Exception as error:
             if not waiter.done():
                 waiter.set_exception(error)
-            # It has the error, whose traceback has this frame: a cycle.
+            # The waiter has the error, whose traceback has this frame, so that is a cycle.
             del waiter
         else:
             if not waiter.done():
                 waiter.set_result(received)
-        self.data_waiter = None
+        self.waiter = None
 
     def on_writable(self) -> None:
         self.stop_writing()
-        if self.is_watching and not self.is_reading:
-            # A look wanted to write.
-            self.tell_news()
-        writer, self.writer = self.writer, None
-        if writer is not None:
-            wake(writer)
-        elif self.data_waiter is not None:
+        if self.waiter is not None and self.awaits is DATA:
             self.start_reading()
-            self.deliver(self.data_waiter)
+            self.deliver(self.waiter)
+        else:
+            if self.watch is WATCHED and not self.is_reading:
+                # A look for a response wanted to write.
+                self.watch = NEWS
+            self.wake()
 
-    def set_deadline(self, deadline: float) -> None:
-        self.deadline = deadline
-        if deadline < self.timer_at:
-            self.start_timer()
-
-    def start_timer(self) -> None:
+    def start_timer(self, deadline: float) -> None:
         if self.timer is not None:
             self.timer.cancel()
-        self.timer_at = self.deadline
-        self.timer = self.loop.call_at(self.deadline, self.on_timer)
+        self.timer_at = deadline
+        self.timer = self.loop.call_at(deadline, self.on_timer)
 
     def on_timer(self) -> None:
         is_late = self.deadline <= self.timer_at
         self.timer = None
         self.timer_at = inf
         if not is_late:
-            self.start_timer()
-        elif self.is_idle:
+            self.start_timer(self.deadline)
+        elif self.state is IDLE:
             self.close()
-        else:
-            waiters = (self.data_waiter, self.reader, self.writer)
-            self.data_waiter = self.reader = self.writer = None
-            for waiter in waiters:
-                if waiter is not None and not waiter.done():
-                    waiter.set_exception(timed_out(self.settings.socket_timeout))
+        elif self.waiter is not None and self.awaits is not STEPS:
+            waiter, self.waiter = self.waiter, None
+            if not waiter.done():
+                waiter.set_exception(timed_out(self.endpoint.settings.socket_timeout))
 
     # Closing
 
     def close(self) -> None:
-        if self.fd < 0:
+        if self.state is CLOSED:
             return
-        self.books.opened.discard(self)
-        if self.is_idle:
-            self.books.remove_idle(self)
+        state, books = self.state, self.place.books
+        books.opened.discard(self)
+        if state is IDLE:
+            books.remove_idle(self)
         has_loop = not self.loop.is_closed()
         if has_loop:
             # Before the socket: its number may be that of another one at once.
@@ -3917,14 +4078,13 @@ class Connection:
                 self.stop_writing()
             if self.timer is not None:
                 self.timer.cancel()
-        self.fd = -1
+            if self.waiter is not None and self.awaits is DATA and not self.waiter.done():
+                self.waiter.set_exception(ConnectionAbortedError('closed meanwhile'))
+                # For the loop it has been retrieved, should nobody wait any more.
+                self.waiter.exception()
+        self.state = CLOSED
         self.is_reading = self.is_writing = False
-        self.timer = None
-        if has_loop and self.data_waiter is not None and not self.data_waiter.done():
-            self.data_waiter.set_exception(ConnectionAbortedError('closed meanwhile'))
-            # To the loop it is retrieved, should nobody wait any more.
-            self.data_waiter.exception()
-        self.data_waiter = self.reader = self.writer = None
+        self.timer = self.waiter = None
         if isinstance(self.sock, ssl.SSLSocket):
             # RFC 8446 6.1: say goodbye, without waiting for an answer.
             try:
@@ -3934,26 +4094,24 @@ class Connection:
             except OSError:
                 forget_tls_error()
         close_socket(self.sock)
-        place, self.place = self.place, None
-        if place is not None and has_loop:
-            place.return_place()
+        if state is not CONNECTING and has_loop:
+            self.place.return_place()
 
     def leave_to_parent(self) -> None:
-        """Close only what is this process's own: see `Books`."""
-        self.fd = -1
-        self.is_idle = self.is_reading = self.is_writing = False
+        """Close only what belongs to this process: see `Books`."""
+        self.state = CLOSED
+        self.is_reading = self.is_writing = False
         close_socket(self.sock)
 
     def close_but_keep_place(self) -> OriginBooks:
-        """Close it, but keep its place for another one."""
-        place, self.place = self.place, None
-        assert place is not None
+        """Close it, and return its place, for another connection."""
+        self.state = CONNECTING
         self.close()
-        return place
+        return self.place
 
     def close_from_anywhere(self) -> None:
         """Close, as a finalizer has to: in any thread, whether or not the loop runs."""
-        if self.fd < 0:
+        if self.state is CLOSED:
             return
         try:
             is_here = asyncio.get_running_loop() is self.loop

@@ -1,5 +1,6 @@
 """What a debugger shows of the objects of the module."""
 
+import asyncio
 import gc
 
 import pytest
@@ -70,5 +71,47 @@ async def test_a_request_shows_what_it_has_declared_and_what_has_come_of_its_res
             lambda: '<Declared length has_body>' in shown('Declared'))
         await run_until(
             request(b'GET', server.url),
-            lambda: ('<ResponseHead 17 bytes so far, after 1 interim responses>'
-                     in shown('ResponseHead')))
+            lambda: ('<HeadParser 17 bytes so far, after 1 interim responses>'
+                     in shown('HeadParser')))
+
+
+@on_one_loop
+async def test_a_connection_shows_where_it_leads_its_state_and_how_many_requests_it_had():
+    async with Server(holding(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n')) as server, \
+            pool() as request:
+        where = f'{server.origin} (peer 127.0.0.1:{server.port})'
+        _, _, body = await request(b'GET', server.url)
+        assert f'<Connection {where} OPEN 1 requests>' in shown('Connection')
+        assert f'<Endpoint {where}>' in shown('Endpoint')
+        exchange = (f'<Exchange GET {where}, request 1: sent something, response body, '
+                    'reading the response body>')
+        assert exchange in shown('Exchange')
+        assert repr(body) == f'<ReceivedBody arriving, {exchange}>'
+        await body.aclose()
+        assert repr(body) == f'<ReceivedBody failed, {exchange}>'
+    async with Server(holding(b'HTTP/1.1 204 No Content\r\n\r\n')) as server, pool() as request:
+        where = f'{server.origin} (peer 127.0.0.1:{server.port})'
+        _, _, body = await request(b'GET', server.url)
+        assert f'<Connection {where} IDLE 1 requests>' in shown('Connection')
+        assert repr(body) == (
+            f'<ReceivedBody arrived, <Exchange GET {where}, request 1: sent something, response, '
+            'reading the response body>>')
+
+
+@pytest.mark.parametrize('fields, state', [
+    (of_length(3), '<RequestBody 2 bytes left>'),
+    (((b'transfer-encoding', b'chunked'),), '<RequestBody chunked>'),
+])
+@on_one_loop
+async def test_a_request_body_shows_how_much_of_it_is_left(fields, state):
+    async def body():
+        yield b'a'
+        await asyncio.Event().wait()
+
+    async with Server(holding(b'')) as server, pool() as request:
+        where = f'{server.origin} (peer 127.0.0.1:{server.port})'
+        exchange = (f'<Exchange PUT {where}, request 1: sent something, no response, the request '
+                    'body>')
+        await run_until(
+            request(b'PUT', server.url, headers=fields, body=body),
+            lambda: state in shown('RequestBody') and exchange in shown('Exchange'))
