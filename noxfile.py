@@ -7,7 +7,7 @@ from pathlib import Path
 
 import nox
 
-PYTHONS = ['3.11', '3.12', '3.13']
+PYTHONS = ['3.11', '3.12', '3.13', '3.14', '3.15']
 
 nox.needs_version = '>=2024.4.15'
 nox.options.sessions = ['style', 'types', 'tests', 'outside', 'dist']
@@ -29,19 +29,21 @@ def outside(session):
 
 
 @nox.session(python=PYTHONS)
-def uvloop(session):
-    """The tests against real servers, with the client on uvloop."""
-    session.install('.[test,types,outside]')
-    session.run('python', '-m', 'pytest', 'tests/outside/test_interop.py', *session.posargs,
-                env={'LOWHAIO_TEST_LOOP': 'uvloop'})
+def loops(session):
+    """The tests with real servers, with the client on uvloop and on rloop."""
+    session.install('.[test,outside]')
+    for name in 'uvloop', 'rloop':
+        session.run('python', '-m', 'pytest', 'tests/outside/test_interop.py', *session.posargs,
+                    env={'LOWHAIO_TEST_LOOP': name})
 
 
 @nox.session(python=PYTHONS[0])
 def debug(session):
     """The same tests, with everything that Python and asyncio can complain about."""
     session.install('.[test]')
-    session.run('python', '-X', 'dev', '-W', 'error', '-m', 'pytest', *session.posargs,
-                env={'PYTHONASYNCIODEBUG': '1'})
+    # In variables, so that the processes which run the tests have them, too.
+    session.run('python', '-m', 'pytest', *session.posargs, env={
+        'PYTHONASYNCIODEBUG': '1', 'PYTHONDEVMODE': '1', 'PYTHONWARNINGS': 'error'})
 
 
 @nox.session(python=PYTHONS[0])
@@ -56,6 +58,7 @@ def types(session):
     """mypy on the module; mypy, pyright and stubtest on what is installed."""
     session.install('.[test,types]')
     session.run('mypy')
+    session.run('python', '.ci/stubs.py', '--check')
     session.run('python', '-m', 'pytest', 'tests/outside/test_types.py', *session.posargs)
 
 

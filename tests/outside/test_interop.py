@@ -31,6 +31,13 @@ sys.path.append(str(HERE))
 
 from interop_apps import LARGE  # noqa: E402
 
+# The module of the event loop, if it is not that of asyncio: uvloop or rloop
+LOOP = os.environ.get('LOWHAIO_TEST_LOOP')
+
+# rloop 0.5.0 does not close the pair of sockets that wakes it up
+pytestmark = [] if LOOP != 'rloop' else [
+    pytest.mark.filterwarnings('ignore:.*socket:pytest.PytestUnraisableExceptionWarning')]
+
 # In seconds. Each is many times what it takes, and there so that a hang becomes a failure
 START_TIMEOUT = 30
 STOP_TIMEOUT = 10
@@ -412,8 +419,6 @@ def run(coroutine):
         async with asyncio.timeout(TEST_TIMEOUT):
             await coroutine
 
-    loop_factory = None
-    if os.environ.get('LOWHAIO_TEST_LOOP') == 'uvloop':
-        loop_factory = importlib.import_module('uvloop').new_event_loop
+    loop_factory = importlib.import_module(LOOP).new_event_loop if LOOP else None
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(bounded())
