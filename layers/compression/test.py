@@ -410,6 +410,23 @@ async def test_too_many_codings():
 
 
 @on_loops
+async def test_the_body_of_too_many_codings_is_closed():
+    class Body:
+        is_closed = False
+
+        async def aclose(self):
+            self.is_closed = True
+
+    async def request(*args, **kwargs):
+        return b'200', ((b'content-encoding', b','.join([b'gzip'] * 6)),), body
+
+    body = Body()
+    with pytest.raises(HttpDataError, match='more than 5 content codings'):
+        await decompressed(request)(b'GET', 'http://a/')
+    assert body.is_closed
+
+
+@on_loops
 async def test_a_window_of_zstd_that_is_too_large():
     content = random.Random(1).randbytes(1000)
     options = {zstd.CompressionParameter.window_log: 24}

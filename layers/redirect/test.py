@@ -550,6 +550,18 @@ async def test_more_than_max_redirects_are_an_error(max_redirects):
         assert (await get(request, 'http://a.example/'))[2] == b'ok'
 
 
+@on_loops
+async def test_twenty_redirects_are_followed_by_default():
+    async with redirected(*[redirect(b'/next')] * 20, OK) as (request, script):
+        assert (await get(request, 'http://a.example/'))[2] == b'ok'
+        script.responses = [redirect(b'/next')]
+        with pytest.raises(HttpTooManyRedirects) as error:
+            await request(b'GET', 'http://a.example/')
+    assert len(script.heads) == 21 + 21
+    # The same request would come to the same.
+    assert error.value.is_lasting
+
+
 @pytest.mark.parametrize('location', [
     b'http://', b'http:g', b'http:///g', b'//b.example:x/',
     b'//b.example:0/', b'//b.example:99999/', b'//b.example:' + b'9' * 5000, b'//[::1/',
@@ -640,6 +652,36 @@ async def test_an_error_after_a_redirect_tells_that_there_was_a_response():
             await request(b'POST', 'http://a.example/')
     assert error.value.reused
     assert error.value.response_started
+
+
+@on_loops
+async def test_what_can_not_be_sent_after_a_redirect_is_no_connection_error():
+    async def request(method, url, **kwargs):
+        if url.endswith('/b'):
+            raise failure
+        return b'302', ((b'location', b'/b'),), Body([])
+
+    failure = HttpConnectionError('no connection')
+    failure.reused = True
+    with pytest.raises(HttpRedirectError, match='^after 1 redirects: no connection$') as error:
+        await redirectable(request)(b'GET', 'http://a.example/')
+    assert error.value.__cause__ is failure
+    assert not isinstance(error.value, HttpConnectionError)
+    assert error.value.reused
+    assert error.value.response_started
+    assert hops(error.value) == ((b'302', 'http://a.example/b'),)
+    # There may be a connection the next time.
+    assert not error.value.is_lasting
+
+
+@on_loops
+async def test_a_body_that_can_be_made_once_is_not_sent_empty_after_a_redirect():
+    chunks = streamed(b'abc')()
+    async with redirected(redirect(b'/b', 307), OK) as (request, script):
+        with pytest.raises(HttpRedirectError, match='body must return a new async iterator'):
+            await request(b'PUT', 'http://a.example/', body=lambda: chunks,
+                          headers=((b'content-length', b'3'),))
+    assert script.bodies == [b'abc']
 
 
 # --------------------------------------------------------------- the redirect's own body

@@ -2,12 +2,14 @@
 
 import asyncio
 import contextlib
+import gc
 import inspect
 import json
 import pathlib
 import random
 import re
 import time
+import weakref
 from email.utils import formatdate
 
 import pytest
@@ -242,6 +244,35 @@ async def test_the_body_function_is_called_anew(slept):
     assert calls == [((1,), {'c': 2})] * 3
     assert script.bodies == [b'abc'] * 3
     assert script.lines == ['PUT /?p=q'] * 3
+
+
+@on_loops
+async def test_a_body_that_can_be_made_once_is_not_sent_empty(slept):
+    chunks = streamed(b'abc')()
+    async with retried(None, OK) as (request, script):
+        with pytest.raises(HttpDataError, match='body must return a new async iterator'):
+            await request(b'PUT', body=lambda: chunks, headers=((b'content-length', b'3'),))
+    assert script.bodies == [b'abc']
+
+
+@on_loops
+async def test_an_exception_is_freed_as_soon_as_the_request_has_ended(slept):
+    class Watched(HttpDataError):
+        def __init__(self):
+            raised.append(weakref.ref(self))
+
+    async def request(method, url, **kwargs):
+        if not raised:
+            raise Watched
+        return ANSWER
+
+    raised = []
+    gc.disable()
+    try:
+        assert await retry(request)(b'GET', 'http://a/') == ANSWER
+        assert raised[0]() is None
+    finally:
+        gc.enable()
 
 
 @on_loops
@@ -619,6 +650,7 @@ def after(seconds):
     pytest.param(b'retry-after: Friday, 15-Jan-77 08:00:30 GMT', None, id='in-fifty-years'),
     pytest.param(b'retry-after: Saturday, 15-Jan-78 08:00:30 GMT', 2, id='fifty-years-ago'),
     pytest.param(b'retry-after: Friday, 15-Jan-27 07:59:60 GMT', 2, id='leap-second'),
+    pytest.param(b'retry-after: Friday, 15-Jan-27 08:00:60 GMT', 59, id='leap-second-ahead'),
     pytest.param(after(30) + b'\r\ndate: ' + after(-7)[13:], 37, id='by-its-own-date'),
     pytest.param(after(1030) + b'\r\ndate: Fri Jan 15 08:17:00 2027', 10, id='by-its-own-asctime'),
     pytest.param(after(30) + b'\r\ndate: now', 30, id='by-no-date'),
