@@ -857,15 +857,9 @@ class Phase(Enum):
 AWAITING_CONTINUE, REQUEST_BODY, SENDING, WAITING_FOR_BODY, READING, LOGGING = Phase
 
 
-class Sent(Enum):
-    """Whether the kernel was handed any byte of a request. Of a TLS write that fails, it may have
-    been handed a part of the record."""
-
-    NOTHING = 'nothing'
-    MAYBE = 'maybe something'
-    SOMETHING = 'something'
-
-
+# Whether the kernel was handed any byte of the request. Of a TLS write that fails, it may have been
+# handed a part of the record.
+Sent = Enum('Sent', 'NOTHING MAYBE SOMETHING')
 SENT_NOTHING, SENT_MAYBE, SENT_SOMETHING = Sent
 
 
@@ -942,7 +936,7 @@ class Exchange:
             'response head' if self.decoder is None else \
             'response' if self.decoder.is_done else 'response body'
         return (f'<Exchange {shown_method(self.method)} {self.endpoint.shown}, request '
-                f'{self.number}: sent {self.sent.value}, {response}, {self.doing()}>')
+                f'{self.number}: sent {self.sent.name.lower()}, {response}, {self.doing()}>')
 
     # What arrives
 
@@ -3626,42 +3620,19 @@ class TlsSession:
             self.uses = 0
 
 
-class State(Enum):
-    """Of a connection. While it is CONNECTING its place belongs to the acquisition that opens it;
-    while it is IDLE the books have it; and a CLOSED one has no descriptor any more."""
-
-    CONNECTING = 'CONNECTING'
-    OPEN = 'OPEN'
-    IDLE = 'IDLE'
-    CLOSED = 'CLOSED'
-
-
+# A connection's place belongs to the acquisition that opens it while it is CONNECTING. The books
+# have the connection while it is IDLE. It has no descriptor any more when it is CLOSED.
+State = Enum('State', 'CONNECTING OPEN IDLE CLOSED')
 CONNECTING, OPEN, IDLE, CLOSED = State
 
-
-class Awaits(Enum):
-    """What a connection's waiter is woken by."""
-
-    DATA = 'data'
-    READABLE = 'readable'
-    WRITABLE = 'writable'
-    STEPS = "the caller's generator"
-
-
-# Whoever waits for DATA gets what the exchange makes of it. Readable and writable are as the
-# selector says. STEPS are woken by what the caller gave, and have no deadline. While a response
-# is watched for, its arrival wakes those who wait for WRITABLE or STEPS too.
+# What a waiter is woken by. Who awaits DATA gets what the exchange makes of it. READABLE and
+# WRITABLE are as the selector says. STEPS are woken by what the caller gave, and have no deadline.
+Awaits = Enum('Awaits', 'DATA READABLE WRITABLE STEPS')
 DATA, READABLE, WRITABLE, STEPS = Awaits
 
-
-class Watch(Enum):
-    """Whether a response may come that nobody reads yet, and whether it has begun to."""
-
-    OFF = 'off'
-    ON = 'on'
-    NEWS = 'news'
-
-
+# While a request body is sent, a response is watched for. Its arrival is NEWS, and wakes who awaits
+# WRITABLE or STEPS too.
+Watch = Enum('Watch', 'UNWATCHED WATCHED NEWS')
 UNWATCHED, WATCHED, NEWS = Watch
 
 
@@ -3706,7 +3677,7 @@ class Connection:
         place.books.opened.add(self)
 
     def __repr__(self) -> str:
-        return f'<Connection {self.endpoint.shown} {self.state.value} {self.requests} requests>'
+        return f'<Connection {self.endpoint.shown} {self.state.name} {self.requests} requests>'
 
     # Opening
 
