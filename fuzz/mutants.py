@@ -332,7 +332,7 @@ class Copy:
 
     def __init__(self):
         content = b''.join(path.read_bytes() for path in (
-            ROOT / 'lowhaio.py', ROOT / 'test.py', *sorted((ROOT / 'tests').glob('*.py')))
+            ROOT / 'lowhaio.py', ROOT / 'test.py', *sorted((ROOT / 'tests').glob('**/*.[pt]*')))
             if path.exists())
         name = 'lowhaio-mutants-' + hashlib.sha256(content).hexdigest()[:16]
         self.path = pathlib.Path(tempfile.gettempdir(), name)

@@ -31,6 +31,7 @@ import sys
 import tempfile
 import threading
 import time
+import tomllib
 import types
 from collections.abc import Awaitable, Callable
 
@@ -404,6 +405,22 @@ OK = b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok'
 
 def head(*lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> bytes:
     return b'\r\n'.join((start, *lines, b'', b''))
+
+
+def wire_table(name):
+    """The rows of a table in the directory wire, by their names."""
+    return tomllib.loads((ROOT / 'tests' / 'wire' / f'{name}.toml').read_text(encoding='utf-8'))
+
+
+def wire_bytes(text) -> bytes:
+    """As a table has them: text of which each character is a byte, a number of times some text,
+    or a list of these."""
+    if isinstance(text, str):
+        return text.encode('latin-1')
+    if text and isinstance(text[0], int):
+        count, repeated = text
+        return count * wire_bytes(repeated)
+    return b''.join(map(wire_bytes, text))
 
 
 def response(code: int = 200, body: bytes = b'', *fields: bytes) -> bytes:
