@@ -31,11 +31,10 @@ from tests.harness import (
     on_loops,
     on_one_loop,
     pool,
+    wire_bytes,
+    wire_table,
     with_length,
 )
-
-
-# -------------------------------------------------------------------------------------------- Pool
 
 
 def refusals(*requests, http_version=b'HTTP/1.1'):
@@ -65,11 +64,33 @@ def refusal(http_version=b'HTTP/1.1', **kwargs):
 
 # ---------------------------------------------------------------------------- what may not be sent
 
-# Each row is one change to a request that is otherwise good, and the cause of its refusal.
-# SECRET is wherever a caller may have one.
-NAMED = 'GET http://example.com:80, refused: '
+# Each row is one change to a request that is otherwise good: to its `method`, `url`, `headers` or
+# `http_version`, with the whole message. Bytes are text of which each character is a byte.
+REFUSED = wire_table('refused_requests')
 
+# SECRET is wherever a caller may have one. No error shows it.
+SECRET_URL = 'http://example.com/SECRET?SECRET#SECRET'
+SECRET_HEADERS = ((b'authorization', b'SECRET'),)
+NAMED = 'GET http://example.com:80, refused: '
 UNNAMED = 'GET, refused: '
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_a_request_is_refused_before_any_dns_query_or_byte(name):
+    row = REFUSED[name]
+    arguments = {'method': b'GET', 'url': SECRET_URL, 'headers': SECRET_HEADERS}
+    if 'method' in row:
+        arguments['method'] = wire_bytes(row['method'])
+    if 'headers' in row:
+        arguments['headers'] = tuple(tuple(map(wire_bytes, field)) for field in row['headers'])
+    if 'url' in row:
+        arguments['url'] = row['url']
+    version = wire_bytes(row.get('http_version', 'HTTP/1.1'))
+    error = refusal(version, **arguments, params={'SECRET': 'SECRET'})
+    assert str(error) == ''.join(row['message'])
+    assert error.phase == 'refused'
+    assert isinstance(error.__cause__, ValueError)
+    assert str(error).endswith(f'refused: {error.__cause__}')
 
 
 @pytest.mark.parametrize('changes, kind, message', [
@@ -82,83 +103,12 @@ UNNAMED = 'GET, refused: '
     pytest.param({'method': bytearray(b'GET')}, TypeError,
                  '(bytearray) http://example.com:80, refused: method must be bytes, got bytearray',
                  id='method-bytearray'),
-    pytest.param({'method': b''}, ValueError,
-                 "b'' http://example.com:80, refused: method must be a token, got b''",
-                 id='method-empty'),
-    pytest.param({'method': b'GET '}, ValueError,
-                 "b'GET ' http://example.com:80, refused: method must be a token, got b'GET '",
-                 id='method-space'),
-    pytest.param({'method': b'GET / HTTP/1.1\r\nx: y'}, ValueError,
-                 "b'GET / HTTP/1.1\\r\\nx: y' http://example.com:80, refused: method must be a "
-                 "token, got b'GET / HTTP/1.1\\r\\nx: y'",
-                 id='method-line-end'),
-    pytest.param({'method': b'G\xc9T'}, ValueError,
-                 "b'G\\xc9T' http://example.com:80, refused: method must be a token, "
-                 "got b'G\\xc9T'",
-                 id='method-not-ascii'),
-    pytest.param({'method': b'CONNECT'}, ValueError,
-                 'CONNECT http://example.com:80, refused: method must not be CONNECT: tunnels '
-                 'are not supported',
-                 id='method-connect'),
-    pytest.param({'method': b'Connect'}, ValueError,
-                 'Connect http://example.com:80, refused: method must not be CONNECT: tunnels '
-                 'are not supported',
-                 id='method-connect-in-another-case'),
-
     pytest.param({'url': b'http://example.com/'}, TypeError,
                  UNNAMED + 'url must be a str, got bytes', id='url-bytes'),
     pytest.param({'url': None}, TypeError,
                  UNNAMED + 'url must be a str, got NoneType', id='url-none'),
     pytest.param({'url': ['http://example.com/']}, TypeError,
                  UNNAMED + 'url must be a str, got list', id='url-list'),
-    pytest.param({'url': ''}, ValueError,
-                 UNNAMED + "url must start with http:// or https:// and a host, got ''",
-                 id='url-empty'),
-    pytest.param({'url': '/SECRET'}, ValueError,
-                 UNNAMED + "url must start with http:// or https:// and a host, got ''",
-                 id='url-path'),
-    pytest.param({'url': '//example.com/SECRET'}, ValueError,
-                 UNNAMED + "url must start with http:// or https:// and a host, got ''",
-                 id='url-without-scheme'),
-    pytest.param({'url': 'example.com/SECRET'}, ValueError,
-                 UNNAMED + 'url must start with http:// or https:// and a host, '
-                 "got 'example.com'",
-                 id='url-host'),
-    pytest.param({'url': 'example.com:80/SECRET'}, ValueError,
-                 UNNAMED + 'url must start with http:// or https:// and a host, '
-                 "got 'example.com'",
-                 id='url-host-and-port'),
-    pytest.param({'url': 'user:SECRET@example.com/'}, ValueError,
-                 UNNAMED + "url must start with http:// or https:// and a host, got 'user'",
-                 id='url-userinfo-without-scheme'),
-    pytest.param({'url': 'http:/example.com/SECRET'}, ValueError,
-                 UNNAMED + "url must start with http:// or https:// and a host, got 'http'",
-                 id='url-one-slash'),
-    pytest.param({'url': 'http:example.com'}, ValueError,
-                 UNNAMED + "url must start with http:// or https:// and a host, got 'http'",
-                 id='url-no-slash'),
-    pytest.param({'url': 'http:\\\\example.com\\SECRET'}, ValueError,
-                 UNNAMED + "url must start with http:// or https:// and a host, got 'http'",
-                 id='url-backslashes'),
-    pytest.param({'url': ' http://example.com/'}, ValueError,
-                 UNNAMED + "url must start with http:// or https:// and a host, got ' http'",
-                 id='url-space-before'),
-    pytest.param({'url': 'x' * 61 + '/SECRET'}, ValueError,
-                 UNNAMED + 'url must start with http:// or https:// and a host, got '
-                 f"'{'x' * 60}'",
-                 id='url-shown-cut-short'),
-    pytest.param({'url': 'ftp://example.com/SECRET'}, ValueError,
-                 UNNAMED + "url must have the scheme http or https, got 'ftp'",
-                 id='scheme-another'),
-    pytest.param({'url': 'ws://example.com/SECRET'}, ValueError,
-                 UNNAMED + "url must have the scheme http or https, got 'ws'", id='scheme-ws'),
-    pytest.param({'url': 'x' * 21 + '://example.com/SECRET'}, ValueError,
-                 UNNAMED + f"url must have the scheme http or https, got '{'x' * 20}'",
-                 id='scheme-shown-cut-short'),
-    pytest.param({'url': 'httpſ://example.com/SECRET'}, ValueError,
-                 UNNAMED + "url must start with http:// or https:// and a host, got 'httpſ'",
-                 id='scheme-lookalike'),
-
     pytest.param({'url': 'http://example.com/SE\ud800CRET'}, ValueError,
                  UNNAMED + 'url must be encodable as UTF-8, but has a lone surrogate',
                  id='target-lone-surrogate'),
@@ -185,7 +135,6 @@ UNNAMED = 'GET, refused: '
                  NAMED + 'params must be a mapping or a sequence of pairs, as for '
                  'urllib.parse.urlencode, got dict',
                  id='params-lone-surrogate'),
-
     pytest.param({'headers': 5}, TypeError, NAMED + 'headers must be pairs of name and value, '
                  'both bytes, got int',
                  id='headers-no-iterable'),
@@ -235,110 +184,10 @@ UNNAMED = 'GET, refused: '
                  NAMED + 'headers must be pairs of name and value, both bytes, '
                  'got (bytes, memoryview)',
                  id='headers-value-memoryview'),
-    pytest.param({'headers': ((b'', b'SECRET'),)}, ValueError,
-                 NAMED + "headers must have tokens as names, got b''", id='headers-name-empty'),
-    pytest.param({'headers': ((b'a:', b'SECRET'),)}, ValueError,
-                 NAMED + "headers must have tokens as names, got b'a:'", id='headers-name-colon'),
-    pytest.param({'headers': ((b'a\r\nb', b'SECRET'),)}, ValueError,
-                 NAMED + "headers must have tokens as names, got b'a\\r\\nb'",
-                 id='headers-name-line-end'),
-    pytest.param({'headers': ((b'a\n', b'SECRET'),)}, ValueError,
-                 NAMED + "headers must have tokens as names, got b'a\\n'",
-                 id='headers-name-line-end-at-its-end'),
-    pytest.param({'headers': ((b' ' + b'x' * 60, b'SECRET'),)}, ValueError,
-                 NAMED + f"headers must have tokens as names, got b' {'x' * 59}'...",
-                 id='headers-name-shown-cut-short'),
-    pytest.param({'headers': ((b' ' + b'x' * 59, b'SECRET'),)}, ValueError,
-                 NAMED + f"headers must have tokens as names, got b' {'x' * 59}'",
-                 id='headers-name-just-shown'),
-    pytest.param({'headers': ((b'A', b'SECRET\r\nb: c'),)}, ValueError,
-                 NAMED + 'headers must not have control characters but HTAB in a value: see '
-                 "that of b'A'",
-                 id='headers-value-line-end'),
-    pytest.param({'headers': ((b'A', b'SECRET\n'),)}, ValueError,
-                 NAMED + 'headers must not have control characters but HTAB in a value: see '
-                 "that of b'A'",
-                 id='headers-value-line-end-at-its-end'),
-
-    pytest.param({'headers': ((b'host', b'SECRET'), (b'Host', b'SECRET'))}, ValueError,
-                 NAMED + 'headers must have at most one host', id='host-twice'),
-    *[pytest.param({'headers': ((b'host', value),)}, ValueError,
-                   NAMED + 'headers must have as host a name, an IPv4 address or an IPv6 address '
-                   'in brackets, and a port of digits if any',
-                   id=f'host-{name}')
-      for name, value in {
-          'empty': b'', 'white-space': b' \t', 'port-alone': b':80', 'two': b'a b',
-          'list': b'a, b', 'list-without-space': b'a,b', 'userinfo': b'user@a', 'path': b'a/',
-          'url': b'http://a', 'backslash': b'a\\b', 'query': b'a?b', 'fragment': b'a#b',
-          'not-ascii': b'\xe4', 'percent': b'a%2', 'port-of-letters': b'a:b',
-          'two-ports': b'a:1:2', 'port-of-6-digits': b'a:000080', 'brackets': b'[]',
-          'ipv6-without-brackets': b'::1', 'brackets-of-a-name': b'[a]',
-          'ipv6-that-is-none': b'[1::2::3]', 'zone': b'[fe80::1%25a]',
-          'ipv6-and-more': b'[::1]a', 'half-a-bracket': b'[::1', 'quoted': b'"a"'}.items()],
-    *[pytest.param({'headers': ((b'Expect', value), *length)}, ValueError,
-                   NAMED + 'headers must not have expect: 100-continue without content',
-                   id=f'expect-{name}')
-      for name, value, length in (
-          ('without-content', b'100-continue', ()),
-          ('in-a-list-without-content', b'a, 100-Continue', ()),
-          ('with-a-length-of-0', b'100-continue', ((b'content-length', b'0'),)))],
-    pytest.param({'headers': ((b'content-length', b'1'), (b'Content-Length', b'1'))}, ValueError,
-                 NAMED + 'headers must have at most one content-length',
-                 id='content-length-twice'),
-    *[pytest.param({'headers': ((b'Content-Length', value),)}, ValueError,
-                   NAMED + 'headers must have 1 to 20 digits as content-length, '
-                   f'got {value!r}',
-                   id=f'content-length-{name}')
-      for name, value in {
-          'empty': b'', 'plus': b'+1', 'minus': b'-1', 'underscore': b'1_0', 'hex': b'0x1',
-          'list': b'1, 1', 'space-before': b' 1', 'space-after': b'1 ', 'word': b'one',
-          'point': b'1.0', 'of-21-digits': b'0' * 21,
-          'full-width': '１'.encode(), 'arabic': '١'.encode()}.items()],
-    pytest.param({'headers': ((b'content-length', b'1' * 5000),)}, ValueError,
-                 NAMED + 'headers must have 1 to 20 digits as content-length, got '
-                 f"b'{'1' * 60}'...",
-                 id='content-length-of-5000-digits'),
-    pytest.param({'headers': ((b'content-length', b'1'), (b'transfer-encoding', b'chunked'))},
-                 ValueError,
-                 NAMED + 'headers must not have content-length and transfer-encoding together',
-                 id='content-length-and-transfer-encoding'),
-    pytest.param({'headers': ((b'Transfer-Encoding', b'chunked'), (b'content-length', b'0'))},
-                 ValueError,
-                 NAMED + 'headers must not have content-length and transfer-encoding together',
-                 id='transfer-encoding-and-content-length'),
-    pytest.param({'headers': 2 * ((b'transfer-encoding', b'chunked'),)}, ValueError,
-                 NAMED + 'headers must have at most one transfer-encoding',
-                 id='transfer-encoding-twice'),
-    *[pytest.param({'headers': ((b'transfer-encoding', value),)}, ValueError,
-                   NAMED + 'headers must have chunked as the last transfer-encoding, '
-                   f'got {value!r}',
-                   id=f'transfer-encoding-{name}')
-      for name, value in {
-          'empty': b'', 'gzip': b'gzip', 'identity': b'identity', 'last': b'chunked, gzip',
-          'comma': b'chunked,', 'another-word': b'xchunked', 'quoted': b'"chunked"',
-          'parameter': b'chunked;a=b', 'vertical-tab': b'gzip,\x85chunked'}.items()],
-    *[pytest.param({'headers': ((b'transfer-encoding', value),)}, ValueError,
-                   NAMED + 'headers must have a list of codings as transfer-encoding, chunked '
-                   f'only as the last of them, got {value!r}',
-                   id=f'transfer-encoding-{name}')
-      for name, value in {
-          'chunked-twice': b'chunked, chunked', 'chunked-twice-in-any-case': b'CHUNKED,chunked',
-          'chunked-first-of-three': b'chunked, gzip, chunked',
-          'chunked-with-a-parameter-first': b'chunked;a=b, chunked', 'open-quote': b'"a, chunked',
-          'quotes': b'"a", chunked', 'open-quote-in-a-parameter': b'a;b="c, chunked',
-          'escaped-quote': b'a;b="c\\", chunked', 'two-words': b'gzip x, chunked',
-          'empty-member': b'gzip,, chunked', 'comma-first': b', chunked',
-          'no-parameter': b'a;, chunked',
-          'parameter-without-value': b'a;b, chunked', 'not-ascii': b'\xe4, chunked',
-          'slash': b'a/b, chunked'}.items()],
-    pytest.param({'headers': ((b'transfer-encoding', b'chunked'),), 'http_version': b'HTTP/1.0'},
-                 ValueError,
-                 NAMED + 'headers must not have transfer-encoding in an HTTP/1.0 request',
-                 id='transfer-encoding-in-http-1.0'),
 ])
-def test_what_a_caller_gives_is_refused_before_any_dns_query_or_byte(changes, kind, message):
-    arguments = {'method': b'GET', 'url': 'http://example.com/SECRET?SECRET#SECRET',
-                 'params': {'SECRET': 'SECRET'}, 'headers': ((b'authorization', b'SECRET'),)}
+def test_what_has_a_type_of_no_request_is_refused(changes, kind, message):
+    arguments = {'method': b'GET', 'url': SECRET_URL, 'params': {'SECRET': 'SECRET'},
+                 'headers': SECRET_HEADERS}
     error = refusal(**{**arguments, **changes})
     assert str(error) == message
     assert error.phase == 'refused'
@@ -346,126 +195,30 @@ def test_what_a_caller_gives_is_refused_before_any_dns_query_or_byte(changes, ki
     assert message.endswith(f'refused: {error.__cause__}')
 
 
-REFUSED_AUTHORITIES = {
-    'empty': '',
-    'port-only': ':80',
-    'dot': '.',
-    'dots': '..',
-    'first-label-empty': '.example',
-    'label-empty': 'a..example',
-    'last-labels-empty': 'a.example..',
+# Those that a table can not have, since they are long or no text, and the others.
+LONG_AUTHORITIES = {
     'label-of-64': 'a' * 64 + '.example',
     'name-of-254': '.'.join(['a' * 49] * 5) + '.abcd',
     'name-of-407': 'a.' * 200 + 'example',
     'name-of-807-in-idna': 'ä.' * 100 + 'example',
-    'space': 'exa mple.com',
-    'space-after': 'example.com ',
-    'no-break-space': 'exa\u00a0mple.com',
-    'comma': 'exa,mple.com',
-    'semicolon': 'exa;mple.com',
-    'bar': 'exa|mple.com',
-    'quote': 'exa"mple.com',
-    'angle-brackets': '<example.com>',
-    'star': '*.example',
-    'backslash': 'example.com\\',
-    'backslash-inside': 'example.com\\.evil.example',
-    'percent-encoded': 'ex%61mple.com',
-    'percent-encoded-digit': '%31.2.3.4',
-    'percent-encoded-dot': 'example%2ecom',
-    'percent-encoded-nul': 'example.com%00.evil.example',
-    'percent-encoded-utf-8': 'b%C3%BCcher.example',
-    'full-width-slash': 'example.com\uff0f.evil.example',
-    'full-width-question-mark': 'example.com\uff1f.evil.example',
-    'full-width-number-sign': 'example.com\uff03.evil.example',
-    'full-width-colon': 'example.com\uff1a80.evil.example',
-    'full-width-at': 'example.com\uff20evil.example',
-    'full-width-percent': 'example.com\uff05evil.example',
-    'full-width-backslash': 'example.com\uff3cevil.example',
-    'a-slash-c': 'example.c\u2100.evil.example',
-    'digit-in-parentheses': '\u2474.example',
-    'one-number': '1',
-    'address-as-a-number': '2130706433',
-    'address-as-a-hex-number': '0x7f000001',
-    'hex-first-label': '0x7f.0.0.1',
-    'address-of-two-numbers': '127.1',
-    'address-of-three-numbers': '127.0.1',
-    'address-of-five-numbers': '1.2.3.4.5',
-    'hex-last-label': '1.2.3.0x4',
-    'hex-last-label-in-upper-case': '1.2.3.0X4',
-    'hex-last-label-without-digits': 'example.0x',
-    'number-as-last-label': 'example.1',
-    'number-as-last-label-and-a-dot': 'example.1.',
-    'full-width-number-as-last-label': 'example.\uff11',
-    'address-too-short': '1.2.3',
-    'ipv4-of-four-digits': '1.2.3.1000',
-    'ipv6-without-brackets': '::1',
-    'ipv6-bracket-only': '[',
-    'ipv6-not-closed': '[::1',
-    'ipv6-not-opened': '::1]',
-    'ipv6-twice-in-brackets': '[[::1]]',
-    'ipv6-and-more': '[::1]x',
-    'ipv6-after-more': 'x[::1]',
-    'zone-empty': '[fe80::1%]',
-    'zone-empty-encoded': '[fe80::1%25]',
-    'zone-with-space': '[fe80::1%25a b]',
-    'zone-with-percent': '[fe80::1%25a%25b]',
-    'zone-not-ascii': '[fe80::1%25ä]',
     'zone-with-slash': '[fe80::1%25' + 'a' * 10_000 + '/]',
-    'user': 'user@example.com',
-    'user-and-password': 'SECRET:SECRET@example.com',
-    'user-and-empty-password': 'SECRET:@example.com',
-    'userinfo-empty': '@example.com',
-    'userinfo-of-two-empty': ':@example.com',
-    'user-like-a-host': 'example.com:80@evil.example',
-    'user-like-a-host-and-a-backslash': 'example.com\\@evil.example',
-    'two-users': 'a@b@example.com',
-    'port-0': 'example.com:0',
-    'port-65536': 'example.com:65536',
     'port-of-5000-digits': 'example.com:' + '9' * 5000,
-    'port-minus': 'example.com:-1',
-    'port-plus': 'example.com:+80',
-    'port-underscore': 'example.com:8_0',
-    'port-space-before': 'example.com: 80',
-    'port-space-after': 'example.com:80 ',
-    'port-word': 'example.com:http',
-    'port-hex': 'example.com:0x50',
-    'port-twice': 'example.com:80:80',
-    'port-full-width': 'example.com:\uff18\uff10',
-    'port-arabic': 'example.com:\u0668\u0660',
-    'port-percent-encoded': 'example.com:%38%30',
-    'port-without-colon': '[::1]80',
-    'ideographic-dot': '\u3002',
-    'full-width-dots': '\uff0e\uff0e',
-    'label-empty-in-idna': 'ä..example',
-    'label-that-idna-makes-empty': '\u00ad.example',
     'label-of-64-in-idna': 'ä' * 64 + '.example',
     'lone-surrogate': 'a\ud800.example',
-    'prefix-of-idna-before-idna': 'xn--ä.example',
-    'ipv4-of-more-than-a-byte': '256.1.1.1',
-    'ipv4-of-999': '999.1.1.1',
-    'ipv4-with-a-leading-zero': '01.2.3.4',
-    'ipv6-empty': '[]',
-    'ipv6-no-hex': '[::g]',
-    'ipv6-too-short': '[1:2:3:4:5:6:7]',
-    'ipv6-two-gaps': '[::1::]',
-    'ipv6-with-a-full-width-digit': '[::\uff11]',
-    'ipv4-in-brackets': '[127.0.0.1]',
-    'name-in-brackets': '[example.com]',
-    'ip-of-the-future': '[v1.a]',
-    'zone-only': '[%25lo]',
 }
+REFUSED_AUTHORITIES = {**wire_table('refused_authorities'), **LONG_AUTHORITIES}
 
 
-def test_an_authority_is_refused_before_any_dns_query_or_byte():
-    for name, authority in REFUSED_AUTHORITIES.items():
-        for error in refusals(*[
-                {'method': b'GET', 'url': f'{scheme}://{authority}{rest}'}
-                for scheme in ('http', 'https') for rest in ('', '/SECRET?SECRET#SECRET')]):
-            assert isinstance(error.__cause__, ValueError), name
-            assert str(error) == f'GET, refused: {error.__cause__}'
-            assert str(error).startswith('GET, refused: url must '), name
-            assert 'SECRET' not in str(error), name
-            assert len(str(error)) < 300, name
+@pytest.mark.parametrize('name', REFUSED_AUTHORITIES)
+def test_an_authority_is_refused_before_any_dns_query_or_byte(name):
+    for error in refusals(*[
+            {'method': b'GET', 'url': f'{scheme}://{REFUSED_AUTHORITIES[name]}{rest}'}
+            for scheme in ('http', 'https') for rest in ('', '/SECRET?SECRET#SECRET')]):
+        assert isinstance(error.__cause__, ValueError)
+        assert str(error) == f'GET, refused: {error.__cause__}'
+        assert str(error).startswith('GET, refused: url must ')
+        assert 'SECRET' not in str(error)
+        assert len(str(error)) < 300
 
 
 @pytest.mark.parametrize('authority, message', [
