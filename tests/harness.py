@@ -81,7 +81,10 @@ class StandingClock:
 
     def call_at(self, when, callback, *args, context=None):
         timer = asyncio.TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self.timers, (when, next(self.numbers), timer))
+        if when <= self.now:
+            self.call_soon(run_timer, timer)
+        else:
+            heapq.heappush(self.timers, (when, next(self.numbers), timer))
         return timer
 
     def _timer_handle_cancelled(self, timer):
@@ -105,12 +108,13 @@ async def passing(seconds: float) -> None:
     """On a loop whose clock stands: what is ready happens, and then so much time passes, from one
     timer to the next. What becomes ready then happens too."""
     loop = asyncio.get_running_loop()
-    end = round(loop.now + seconds, 6)
+    end = loop.now + seconds
     await settling()
-    while loop.timers and (due := loop.timers[0][0]) <= end:
+    # What is due then may be due a little later, for sums are rounded.
+    while loop.timers and (due := loop.timers[0][0]) < end + 1e-6:
         loop.set_time(max(loop.now, due))
         await settling()
-    loop.set_time(end)
+    loop.set_time(max(loop.now, end))
     await settling()
 
 

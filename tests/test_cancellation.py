@@ -44,8 +44,8 @@ from tests.harness import (
     get,
     holding,
     of_length,
+    on_clock,
     on_loops,
-    on_loops_at_once,
     pool,
     resolving,
     row,
@@ -939,7 +939,7 @@ async def test_a_timeout_of_the_caller_ends_a_request():
         await until(lambda: ends == [b''])
 
 
-@on_loops_at_once
+@on_clock
 async def test_a_timeout_of_the_caller_in_the_tick_of_socket_timeout_wins():
     loop = asyncio.get_running_loop()
 
@@ -948,13 +948,13 @@ async def test_a_timeout_of_the_caller_in_the_tick_of_socket_timeout_wins():
         await peer.send(OK)
         await peer.closed()
 
-    async with Server(script) as server, pool(socket_timeout=0.1) as request:
-        for seconds in (0.09, 0.11):
+    async with Server(script) as server, pool(socket_timeout=5) as request:
+        for seconds in (4, 6):
             # A connection that is there already, so that the request is sent in one turn.
             await get(request, server.url)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    loop.call_soon(time.sleep, 0.12)
+                    loop.call_soon(pass_at_once, 7)
                     await request(b'GET', server.url)
             assert asyncio.current_task().cancelling() == 0
 
@@ -979,17 +979,22 @@ async def test_a_failure_in_a_task_group_cancels_the_other_requests():
         await until(lambda: ends == [b'', b'', b''])
 
 
+def pass_at_once(seconds):
+    loop = asyncio.get_running_loop()
+    loop.set_time(loop.now + seconds)
+
+
 # What has come for a task in the very tick in which it is cancelled.
 COMING = {
     'data': (10, lambda sock: sock.sendall(OK)),
     'end': (10, lambda sock: sock.shutdown(socket.SHUT_WR)),
     'reset': (10, send_reset),
-    'time': (0.1, lambda sock: time.sleep(0.11)),
+    'time': (5, lambda sock: pass_at_once(6)),
 }
 
 
 @SCHEMES
-@on_loops
+@on_clock
 async def test_a_cancellation_wins_over_what_comes_in_the_same_tick(scheme):
     """In http while the head is read, in https in the handshake."""
     loop = asyncio.get_running_loop()

@@ -25,11 +25,13 @@ from tests.harness import (
     Server,
     ThreadServer,
     context_of,
+    ends_after,
     failed,
     get,
+    on_clock,
     on_loops,
-    on_loops_at_once,
     open_descriptors,
+    passing,
     pool,
     receive_end,
     receive_head,
@@ -95,8 +97,8 @@ def kept_alive_for(seconds):
 
 # The option, the response, and the seconds after which an idle connection closes.
 IDLE_TIMES = {
-    'the option alone': (0.05, OK, 0.05),
-    'the server allows more': (0.05, kept_alive_for(100), 0.05),
+    'the option alone': (5, OK, 5),
+    'the server allows more': (5, kept_alive_for(100), 5),
     'the server allows less: a second less, for the way': (15, kept_alive_for(2), 1),
     'the server allows a second': (15, kept_alive_for(1), 0),
     'the server allows none': (15, kept_alive_for(0), 0),
@@ -105,54 +107,51 @@ IDLE_TIMES = {
 }
 
 
-@on_loops_at_once
+@on_clock
 async def test_an_idle_connection_closes_when_its_time_is_over():
-    async def check(case):
-        keep_alive_timeout, response, seconds = IDLE_TIMES[case]
-        started = time.monotonic()
+    for case, (keep_alive_timeout, response, seconds) in IDLE_TIMES.items():
+        async def respond(peer):
+            await peer.send(response)  # noqa: B023
+
         with row(case):
-            ends = await ends_of_idle(
-                lambda peer: peer.send(response), keep_alive_timeout=keep_alive_timeout)
-            assert ends == [b'']
-            assert seconds - 0.005 <= time.monotonic() - started < seconds + 0.5
-
-    await asyncio.gather(*[check(case) for case in IDLE_TIMES])
+            ends = ends_of_idle(respond, keep_alive_timeout=keep_alive_timeout)
+            assert await (await ends_after(seconds, ends) if seconds else ends) == [b'']
 
 
-@on_loops_at_once
+@on_clock
 async def test_keep_alive_timeout_begins_anew_with_each_response():
     answering = Answering(OK)
-    async with Server(answering) as server, pool(keep_alive_timeout=0.15) as request:
+    async with Server(answering) as server, pool(keep_alive_timeout=5) as request:
         for _ in range(5):
             await get(request, server.url)
-            await asyncio.sleep(0.05)
+            await passing(4)
     assert answering.connections == [0] * 5
 
 
-@on_loops_at_once
+@on_clock
 async def test_keep_alive_timeout_does_not_end_a_response():
     async def script(peer):
         await peer.read_head()
         await peer.send(OK)
         await peer.read_head()
-        await asyncio.sleep(0.12)
+        await passing(6)
         await peer.send(OK[:-1])
-        await asyncio.sleep(0.12)
+        await passing(6)
         await peer.send(OK[-1:])
         await peer.closed()
 
-    async with Server(script) as server, pool(keep_alive_timeout=0.1) as request:
+    async with Server(script) as server, pool(keep_alive_timeout=5) as request:
         for _ in range(2):
             assert (await get(request, server.url))[2] == b'ok'
         assert len(server.peers) == 1
 
 
-@on_loops
+@on_clock
 async def test_a_connection_past_its_keep_alive_timeout_is_not_reused_by_a_late_loop():
     answering = Answering(OK)
-    async with Server(answering) as server, pool(keep_alive_timeout=0.01) as request:
+    async with Server(answering) as server, pool(keep_alive_timeout=5) as request:
         await get(request, server.url)
-        time.sleep(0.02)
+        asyncio.get_running_loop().now += 6  # and its timer has not been called
         await get(request, server.url)
     assert answering.connections == [0, 1]
 
