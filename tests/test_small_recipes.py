@@ -9,7 +9,7 @@ from lowhaio import HttpConnectionClosedError, HttpConnectionError, HttpDataErro
 from tests.harness import (
     OK,
     PATIENCE,
-    RECIPES,
+    ROOT,
     UNFINISHED,
     Answering,
     Server,
@@ -19,6 +19,7 @@ from tests.harness import (
     holding,
     on_loops,
     pool,
+    python_blocks,
     recipe,
     until,
     yielding,
@@ -43,7 +44,7 @@ def response(code, content=b'', *lines):
 
 @on_loops
 async def test_a_base_url_takes_paths_only_and_headers_replace_defaults():
-    with_base = recipe('with_base').with_base
+    with_base = recipe('base-url').with_base
     async with answered(OK) as (request, server, script):
         request = with_base(request, f'{server.origin}/v1', [(b'Accept', b'a'), (b'x', b'y')])
         await get(request, '/users', headers=iter([(b'accept', b'b')]))
@@ -77,7 +78,7 @@ LINKS = {
 def test_the_link_to_the_next_page(case):
     values, expected = LINKS[case]
     headers = [(b'x', b'y'), *((b'link', value) for value in values)]
-    url = recipe('next_url').next_url('https://a.test/', headers)
+    url = recipe('pagination').next_url('https://a.test/', headers)
     if expected is not None and not expected.startswith('https'):
         expected = f'https://a.test/{expected.removeprefix("/")}'
     assert url == expected
@@ -85,7 +86,7 @@ def test_the_link_to_the_next_page(case):
 
 @on_loops
 async def test_a_list_that_does_not_end_is_an_error():
-    items = recipe('next_url').items
+    items = recipe('pagination').items
     page = response(200, b'[1]', b'link: </>; rel=next')
     async with answered(page, page, page) as (request, server, script):
         taken = []
@@ -105,7 +106,7 @@ async def test_what_has_not_changed_is_kept_for_as_long_as_it_has_an_etag():
     second = response(200, b'second', b'etag: "2"')
     missing = response(404, b'gone')
     async with answered(first, not_modified, second, missing, OK) as (request, server, script):
-        ask = recipe('remembering').remembering(request)
+        ask = recipe('conditional-requests').remembering(request)
         answers = [await ask(server.url) for _ in range(5)]
     assert answers == [(b'200', b'first'), (b'200', b'first'), (b'200', b'second'),
                        (b'404', b'gone'), (b'200', b'ok')]
@@ -136,7 +137,7 @@ async def test_progress_is_told_of_what_was_sent(tmp_path):
 
 @on_loops
 async def test_a_bad_status_is_raised_with_the_beginning_of_what_is_said():
-    module = recipe('raising')
+    module = recipe('status-errors')
     async with answered(
             OK, response(304), response(404, b'no'), response(500, b'x' * 5000),
             OK) as (request, server, script):
@@ -158,7 +159,7 @@ async def test_a_bad_status_is_raised_though_what_is_said_is_cut_off():
         await peer.read_head()
         await peer.send(head(b'content-length: 9', start=b'HTTP/1.1 503 Busy') + b'soon')
 
-    module = recipe('raising')
+    module = recipe('status-errors')
     async with Server(script) as server, pool() as request:
         with pytest.raises(module.StatusError) as caught:
             await module.raising(request)(b'GET', server.url)
@@ -167,7 +168,7 @@ async def test_a_bad_status_is_raised_though_what_is_said_is_cut_off():
 
 @on_loops
 async def test_a_response_of_limited_length():
-    module = recipe('read_at_most')
+    module = recipe('limited-response')
     async with answered(OK, OK, UNFINISHED) as (request, server, script):
         for limit, expected in ((3, b'ok'), (2, b'ok')):
             _, _, body = await request(b'GET', server.url)
@@ -202,7 +203,8 @@ async def test_a_download_that_is_cut_off_is_no_file(tmp_path):
 
 def functions_of(line, end='asyncio.run(main())\n'):
     """Those of the recipe that has the line."""
-    [block] = [block for block in RECIPES if line in block]
+    [block] = [block for page in ROOT.glob('docs/recipes/*.md') for block in python_blocks(page)
+               if line in block]
     names = {}
     exec(compile(block.partition(f'\n{end}')[0], line, 'exec'), names)
     return names
@@ -219,14 +221,14 @@ def functions_of(line, end='asyncio.run(main())\n'):
     ([], [])])
 def test_lines_may_be_cut_anywhere(chunks, expected):
     async def main():
-        return [line async for line in recipe('lines').lines(yielding(*chunks))]
+        return [line async for line in recipe('json-lines').lines(yielding(*chunks))]
 
     assert asyncio.run(main()) == expected
 
 
 def test_a_line_that_does_not_end_is_an_error():
     async def main():
-        lines = recipe('lines').lines(yielding(b'a\n', *[b'b' * 10] * 10), longest=50)
+        lines = recipe('json-lines').lines(yielding(b'a\n', *[b'b' * 10] * 10), longest=50)
         assert await anext(lines) == b'a'
         with pytest.raises(ValueError, match='a line is longer than 50 bytes'):
             await anext(lines)
@@ -268,7 +270,7 @@ async def test_requests_that_begin_one_after_the_other():
     loop = asyncio.get_running_loop()
     start = loop.time()
     begun = []
-    paced = recipe('paced').paced(request, per_second=50)
+    paced = recipe('rate-limit').paced(request, per_second=50)
     async with asyncio.TaskGroup() as group:
         for number in range(4):
             group.create_task(paced(b'GET', str(number)))
@@ -280,7 +282,7 @@ async def test_requests_that_begin_one_after_the_other():
 @on_loops
 async def test_what_is_measured_however_it_ends():
     reports = []
-    measured = recipe('measured').measured
+    measured = recipe('measuring').measured
 
     def report(method, host, outcome, seconds):
         assert 0 <= seconds < PATIENCE
@@ -308,7 +310,7 @@ async def test_what_is_measured_however_it_ends():
 
 @on_loops
 async def test_waiting_until_a_server_is_up():
-    wait_until_up = recipe('wait_until_up').wait_until_up
+    wait_until_up = recipe('waiting-until-up').wait_until_up
 
     async def refused(*_):
         raise ConnectionRefusedError
@@ -326,7 +328,7 @@ async def test_waiting_until_a_server_is_up():
 
 @on_loops
 async def test_the_pool_of_an_application_is_closed_with_it():
-    lifespan = recipe('lifespan').lifespan
+    lifespan = recipe('web-application').lifespan
     async with Server(Answering(OK)) as server:
         with pytest.raises(ZeroDivisionError):
             async with lifespan(app=None) as state:
