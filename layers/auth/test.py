@@ -311,6 +311,32 @@ async def test_a_body_that_can_be_made_once_is_not_sent_with_another_token():
     assert len(script.heads) == 1
 
 
+@pytest.mark.parametrize('layer', ['bearer', 'digest'])
+@on_loops
+async def test_what_can_not_be_sent_after_a_401_is_no_connection_error(layer):
+    async def request(method, url, **kwargs):
+        if asked:
+            raise failure
+        asked.append(url)
+        return b'401', ((b'www-authenticate', b'Digest realm="r", nonce="n"'),), chunks()
+
+    async def chunks():
+        return
+        yield
+
+    asked = []
+    failure = HttpConnectionError('no connection')
+    failure.reused = True
+    tokens = iter(('old', 'new'))
+    request_as = (bearer(request, lambda: next(tokens)) if layer == 'bearer'
+                  else digest(request, 'user', 'password'))
+    with pytest.raises(HttpDataError, match='^after a first answer, 401: no conn') as error:
+        await request_as(b'GET', URL)
+    assert error.value.__cause__ is failure
+    assert error.value.reused
+    assert error.value.response_started
+
+
 @on_loops
 async def test_the_connection_is_free_while_a_token_is_asked_for():
     async def get_token():

@@ -800,6 +800,39 @@ async def test_what_others_do_with_the_jar_is_seen(tmp_path):
         assert await visit(URL) is None
 
 
+class Lenient(DefaultCookiePolicy):
+    def set_ok(self, cookie, request):
+        return True
+
+
+@pytest.mark.parametrize('url, set_cookie, then', [
+    (URL, 'a=1; Domain=xample.com', 'http://xample.com/'),
+    (URL, 'a=1; Domain=other.com', 'http://other.com/'),
+    (URL, 'a=1; Domain=com', 'http://other.com/'),
+    (URL, 'a=1; Domain=sub.www.example.com', 'http://sub.www.example.com/'),
+    (URL, 'a=1; Secure', 'http://www.example.com/'),
+    ('http://127.0.0.1/', 'a=1; Domain=0.0.1', 'http://126.0.0.1/'),
+])
+@on_loops
+async def test_the_scope_does_not_depend_on_the_policy(url, set_cookie, then):
+    jar = CookieJar(Lenient())
+    async with web(jar) as visit:
+        await visit(url, set_cookie)
+        assert await visit(then) is None
+    assert list(jar) == []
+
+
+@pytest.mark.parametrize('set_cookie, then', [
+    ('a=1', 'http://sub.www.example.com/'),
+    ('a=1; Path=/a', 'http://www.example.com/ab'),
+])
+@on_loops
+async def test_what_is_sent_does_not_depend_on_the_policy(set_cookie, then):
+    async with web(CookieJar(Lenient())) as visit:
+        await visit(URL, set_cookie)
+        assert await visit(then) is None
+
+
 @on_loops
 async def test_no_repr_shows_a_value_or_a_path():
     class Watching(DefaultCookiePolicy):
