@@ -16,8 +16,8 @@ import pytest
 
 from lowhaio import buffered, streamed
 from lowhaio_aws_sigv4 import object_url, signed
-from tests.harness import on_loops, pool
-from tests.test_docs import recipe, silent_bars
+from tests.harness import on_loops, pool, recipe
+from tests.test_recipes_requests import silent_bars
 
 LAYER = pathlib.Path(__file__).parents[2] / 'layers' / 'aws_sigv4'
 KEYS = json.loads((LAYER / 'keys.json').read_text(encoding='utf-8'))
