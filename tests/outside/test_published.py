@@ -524,7 +524,7 @@ def test_mobius3_syncs_a_folder_both_ways(site, tmp_path, layer, name):
 
 
 @on_linux
-@pytest.mark.skipif(sys.version_info >= (3, 14), reason='it asks for an event loop that is not made')
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason='it asks for a loop that is not made')
 def test_mobius3_is_a_command(site, tmp_path):
     folder = tmp_path / 'folder'
     folder.mkdir()

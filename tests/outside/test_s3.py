@@ -249,7 +249,7 @@ async def test_a_download_from_rclone(rclone_without_signatures, tmp_path):
         await buffered(body)
         assert code in (b'200', b'409')
 
-    module = recipe('recipes/resuming-download')
+    module = recipe('resuming-download')
     path, part = tmp_path / 'file', tmp_path / 'file.part'
     url = f'{rclone_without_signatures}/bucket/key'
     old, new = os.urandom(1000), os.urandom(1000)
