@@ -32,7 +32,7 @@ sys.path.insert(1, str(pathlib.Path(__file__).parents[1]))
 
 import lowhaio  # noqa: E402
 from lowhaio import HttpConnectionError  # noqa: E402
-from tests.harness import certified, uvloop  # noqa: E402
+from tests.harness import StandingClock, certified, uvloop  # noqa: E402
 from tests.harness import full_backlog as with_full_backlog  # noqa: E402
 
 TURN = 0.05  # seconds of the loop's clock, so that the next address is tried after five turns
@@ -55,14 +55,11 @@ def check(is_true, *what):
 
 # ------------------------------------------------------------------------------------ loops
 
-class Driven:
+class Driven(StandingClock):
     """Gives an event loop a clock that is moved by hand, and notes what lowhaio leaves behind."""
 
     def __init__(self):
         super().__init__()
-        self.now = 1000.0
-        self.timers = []
-        self.numbers = itertools.count()
         self.registered = {}
         self.events = 0
         self.complaints = complaints = []
@@ -77,20 +74,6 @@ class Driven:
         return super().create_task(coroutine, **kwargs)
 
     # Time
-
-    def time(self):
-        return self.now
-
-    def call_later(self, delay, callback, *args, context=None):
-        return self.call_at(self.now + delay, callback, *args, context=context)
-
-    def call_at(self, when, callback, *args, context=None):
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self.timers, (when, next(self.numbers), timer))
-        return timer
-
-    def _timer_handle_cancelled(self, timer):
-        """Do nothing, because a cancelled timer is dropped when it is due."""
 
     def pass_time(self):
         """Move the clock by one turn, and run the timers that are due."""

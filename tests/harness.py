@@ -444,7 +444,6 @@ def chunked(body: bytes, *lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> by
 NO_CONTENT = b'HTTP/1.1 204 No Content'
 SWITCHING = b'HTTP/1.1 101 Switching Protocols'
 CONTINUE = b'HTTP/1.1 100 Continue\r\n\r\n'
-OLD = b'HTTP/1.0 200 OK'
 UPGRADE = ((b'connection', b'upgrade'), (b'upgrade', b'chat'))
 CLOSED = 'the peer closed the connection'
 

@@ -36,7 +36,6 @@ from tests.harness import (
     MAY_BE_TLS,
     NO_CONTENT,
     OK,
-    OLD,
     PATIENCE,
     SCHEMES,
     SWITCHING,
@@ -71,6 +70,8 @@ from tests.harness import (
     wanting_to_write,
     with_length,
 )
+
+OLD = b'HTTP/1.0 200 OK'
 
 
 # Those that come before the request has been sent.

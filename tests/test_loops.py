@@ -93,8 +93,13 @@ def test_a_pool_may_be_made_before_any_loop(loop_name):
 
 @pytest.mark.parametrize('loop_name', LOOPS)
 def test_a_pool_that_made_no_request_can_be_closed(loop_name):
-    _, close = Pool()
+    async def request_after_all():
+        with pytest.raises(HttpConnectionError, match='refused: the pool is closed$'):
+            await request(b'GET', 'http://127.0.0.1:1/')
+
+    request, close = Pool()
     in_loop(loop_name, close)
+    in_loop(loop_name, request_after_all)
 
 
 @pytest.mark.parametrize('loop_name', LOOPS)

@@ -28,8 +28,10 @@ from tests.harness import (
     forever,
     get,
     local_address,
+    on_clock,
     on_loops,
     on_loops_at_once,
+    passing,
     pool,
     resolving,
     row,
@@ -80,14 +82,15 @@ async def test_the_addresses_of_a_custom_resolver_are_kept_while_they_are_fresh(
     assert asked == ['a.test', 'b.test']
 
 
-@on_loops
+@on_clock
 async def test_the_addresses_of_a_custom_resolver_are_asked_for_again_when_they_are_stale():
     asked = []
-    options = {'get_dns_resolver': expiring(asked, 0.02)}
-    async with Server(Answering(OK)) as server, pool(**options) as request:
-        while len(asked) < 3:
+    async with (Server(Answering(OK)) as server,
+                pool(get_dns_resolver=expiring(asked, 10)) as request):
+        for seconds, lookups in ((0, 1), (9.9, 1), (0.2, 2), (9, 2), (2, 3)):
+            await passing(seconds)
             await get(request, f'http://a.test:{server.port}/')
-            await asyncio.sleep(0.005)
+            assert len(asked) == lookups
 
 
 @on_loops
