@@ -71,7 +71,7 @@ CONNECTION_ATTEMPT_DELAY = 0.25
 # Seconds for which a request body waits for 100 Continue, as some servers never send it (RFC 9110
 # 10.1.1).
 CONTINUE_TIMEOUT = 1
-# Times of more seconds than these, some thirty years, are taken for mistakes.
+# Seconds that no option may exceed. They are some thirty years, so more of them are a mistake.
 MAX_SECONDS = 1e9
 
 # Interim (1xx) responses before the final one. Each of them may be as long as any head.
@@ -101,17 +101,17 @@ COST_OF_CALL = 4 * 1024
 # Bytes of a first chunk that are copied, so that they leave in one send with the head.
 MAX_JOINED_CHUNK = 64 * 1024
 
-# For each of max_connections, so many later requests may overtake one that waits, so that
-# connections are reused. It then waits longer by the time of some ten responses. With four times
-# as many requests as places, a higher number would not save another connection
+# Later requests that may overtake a request that waits, for each of max_connections. They reuse
+# connections of their origin, and the request waits longer by the time of some ten responses. With
+# four times as many requests as places, a higher number would not save another connection
 # (benchmarks/connections.py).
 MAX_OVERTAKING = 10
 
 # Host names whose addresses a pool remembers, and origins whose TLS sessions it remembers.
 MAX_NAMES = 1024
-# A pool remembers so many parsed URLs, origins and lines of response heads, and the last heads of
-# so many origins. Longer ones are parsed each time, which makes this a limit in bytes too: it is
-# some hundreds of kilobytes, and a few megabytes if servers make it as much as they can.
+# URLs, origins and lines of response heads that a pool remembers parsed, and origins whose last
+# heads it remembers. Longer ones are parsed each time, which makes this a limit in bytes too: it
+# is some hundreds of kilobytes, and a few megabytes if servers make it as much as they can.
 MAX_PARSED = 512
 MAX_PARSED_LENGTH = 256
 MAX_HEADS = 256
@@ -119,18 +119,18 @@ MAX_HEAD_LENGTH = 1024
 
 # Up to these versions, CPython leaks some 6 KB of memory whenever a TLS session is read.
 SESSIONS_ARE_LOST = sys.version_info < (3, 12, 8) or (3, 13) <= sys.version_info < (3, 13, 1)
-# So many resumptions are worth that, because each saves 200 to 400 µs. If a session has served
-# fewer, then 1, 3, 7 and so on connections pass before the next session is read. A server that
-# never resumes one costs 10 sessions for the first 1,000 connections, and 1 for each 1,000 more.
+# Resumptions that are worth that, because each of them saves 200 to 400 µs. If a session has
+# served fewer, then 1, 3, 7 and so on connections pass before the next session is read. A server
+# that never resumes one costs 10 sessions for the first 1,000 connections, and then 1 per 1,000.
 WORTHWHILE_USES = 16
 MAX_SESSION_PAUSE = 1023
 
 
 # ---------------------------------------------------------------------------------- errors
 #
-# Each failure is one of these, with the lower-level exception as its cause, or else a
-# cancellation. The branch that the error is on tells whether the server may have seen the
-# request.
+# Each failure of a request is one of these errors, with the lower-level exception as its cause, or
+# else a cancellation. The branch that an error is on tells whether the server may have seen the
+# request. An exchange, and what opens its connection, choose the error.
 
 class HttpError(Exception):
     """A request or its response failed. `__cause__` is the lower-level exception, if any."""
@@ -172,8 +172,8 @@ class HttpHeaderTooLong(HttpDataError):
 
 # -------------------------------------------------------------------------- public helpers
 #
-# What programs and layers use around a request: loggers, request bodies, and `timeout`. Nothing
-# here owns a connection.
+# Programs and layers use these around a request: loggers, request bodies, and `timeout`. They own
+# nothing but the body that they wrap, and hand it to the request that it is given to.
 
 class HttpLoggerAdapter(logging.LoggerAdapter):  # type: ignore[type-arg]
     """Prefixes messages with `[http]`, or with the values of `extra`: `[http:GET,URL]`.
@@ -404,8 +404,8 @@ def timeout(loop: Loop, seconds: float) -> Iterator[Callable[[], None]]:
 
 # ----------------------------------------------------------------------------------- types
 #
-# What is given to the functions below and what they return, by names that callers can use in
-# their own annotations.
+# These are the types of what `Pool` and `request` take and return. Callers and layers can use them
+# in annotations.
 
 Fields = tuple[tuple[bytes, bytes], ...]
 """Pairs of name and value, both bytes, in their order. Names in a response are in lower case."""
@@ -477,9 +477,9 @@ Response = tuple[bytes, Fields, ResponseBody]
 
 # ------------------------------------------------------------------------------------ Pool
 #
-# Wires the parts below together. It checks the options, makes the books, the names and the
-# connector of one pool, and hands a connection from them to `exchange`, which owns it from then
-# on. There is no protocol code here.
+# Wires the parts below together. It checks the options, and makes the books, the names and the
+# connector of one pool. For each request it takes a connection from them and hands it to
+# `run_exchange`, which owns it from then on. There is no protocol code here.
 
 class Request(Protocol):
     """The type of `request`. A layer takes one and returns another."""
@@ -645,7 +645,7 @@ def Pool(
         except Exception as cause:
             raise refusal(method, url, cause) from cause
 
-        # Most often nobody listens. Then not even the adapter is made.
+        # Usually nobody listens to the log, and then the adapter is not even made.
         logger = None
         if get_logger_adapter is not get_logger_adapter_default or LOGGER.isEnabledFor(INFO):
             logger = make_logger(get_logger_adapter, method, url, origin)
@@ -857,8 +857,8 @@ class Phase(Enum):
 AWAITING_CONTINUE, REQUEST_BODY, SENDING, WAITING_FOR_BODY, READING, LOGGING = Phase
 
 
-# Whether the kernel was handed any byte of the request. Of a TLS write that fails, it may have been
-# handed a part of the record.
+# Whether the kernel was handed any byte of the request. Of a TLS write that fails, it may have
+# been handed a part of the record.
 Sent = Enum('Sent', 'NOTHING MAYBE SOMETHING')
 SENT_NOTHING, SENT_MAYBE, SENT_SOMETHING = Sent
 
@@ -900,9 +900,9 @@ class Exchange:
     connection, does the end of the connection end the sending too.
     """
 
-    __slots__ = ('endpoint', 'books', 'method', 'declared', 'number', 'phase', 'sent', 'request_sent',
-                 'has_started', 'parser', 'head', 'decoder', 'content', 'early_length',
-                 'keep_alive')
+    __slots__ = ('endpoint', 'books', 'method', 'declared', 'number', 'phase', 'sent',
+                 'request_sent', 'has_started', 'parser', 'head', 'decoder', 'content',
+                 'early_length', 'keep_alive')
 
     def __init__(self, endpoint: Endpoint, books: Books, method: bytes, declared: Declared,
                  number: int) -> None:
@@ -2312,7 +2312,8 @@ FIELD_VALUE = re.compile(rb'[^\x00-\x08\x0a-\x1f\x7f]*')  # RFC 9110 5.5, RFC 91
 CODINGS = re.compile(
     rb'(?:(?!chunked[ \t,;])<token>(?:~;~<token>~=~(?:<token>|"(?:[^"\\]|\\.)*+"))*+~,~)*+chunked'
     .replace(b'~', rb'[ \t]*+').replace(b'<token>', TOKEN.pattern), re.IGNORECASE)
-# RFC 9110 7.2, RFC 3986 3.2.2, but not empty, and without ",", which some would read as two hosts.
+# RFC 9110 7.2 and RFC 3986 3.2.2 also allow an empty host, and one with ",", which some servers
+# would read as two hosts.
 HOST_FIELD = re.compile(
     rb"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?")
 USUAL_METHODS = frozenset((b'GET', b'HEAD', b'POST', b'PUT', b'DELETE', b'PATCH', b'OPTIONS'))
@@ -2331,12 +2332,12 @@ DEVIATION = re.compile('[\xdf\u1e9e\u03c2\u200c\u200d'
 IDNA_DOTS = re.compile('[.\u3002\uff0e\uff61]')  # RFC 3490 3.1
 ZONE = re.compile(r'[A-Za-z0-9._~-]+')
 
-# RFC 3986 3.3, 3.4: pchar, "/" and "?". All else is percent-encoded, a stray "%" too.
+# RFC 3986 3.3, 3.4: pchar, "/" and "?". Everything else is percent-encoded, as is a stray "%".
 TARGET = re.compile(
     r"[A-Za-z0-9\-._~!$&'()*+,;=:@/?]*+(?:%[0-9A-Fa-f]{2}[A-Za-z0-9\-._~!$&'()*+,;=:@/?]*+)*+")
 NOT_IN_TARGET = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%]")
 
-
+# The fields that a `Declared` is made of. Those of the first set may be there only once.
 DECLARING_ONCE = frozenset((b'host', b'content-length', b'transfer-encoding'))
 DECLARING = DECLARING_ONCE | {b'connection', b'upgrade', b'expect'}
 
@@ -2467,7 +2468,7 @@ def check_codings(value: bytes) -> None:
 
 
 def parsed_urls() -> Parsed[str, tuple[Origin, bytes]]:
-    """Origins and request targets of URLs. A query or a fragment may hold a secret: not kept."""
+    """Remember URLs, but none with a query or a fragment, because these may hold a secret."""
     return Parsed(partial(parse_url, Parsed(Origin)),
                   lambda url, _: '?' not in url and '#' not in url)
 
@@ -3065,8 +3066,8 @@ class HeadParser:
 class Heads(dict[str, 'Head']):
     """The last head of each origin, by its name, and the lines that one pool remembers parsed.
 
-    Most lines of a response are those of the last one from there. To parse each of them only once
-    halves the cost of a small response.
+    Most lines of a response are the same as in the last response of its origin. Not parsing them
+    again halves the cost of a small response.
     """
 
     __slots__ = ('limit', 'status_lines', 'field_of_line')
@@ -3630,8 +3631,8 @@ CONNECTING, OPEN, IDLE, CLOSED = State
 Awaits = Enum('Awaits', 'DATA READABLE WRITABLE STEPS')
 DATA, READABLE, WRITABLE, STEPS = Awaits
 
-# While a request body is sent, a response is watched for. Its arrival is NEWS, and wakes who awaits
-# WRITABLE or STEPS too.
+# While a request body is sent, a response is watched for. Its arrival is NEWS, and wakes who
+# awaits WRITABLE or STEPS too.
 Watch = Enum('Watch', 'UNWATCHED WATCHED NEWS')
 UNWATCHED, WATCHED, NEWS = Watch
 
@@ -3639,8 +3640,8 @@ UNWATCHED, WATCHED, NEWS = Watch
 class Connection:
     __slots__ = (
         'loop', 'sock', 'fd', 'poller', 'state', 'endpoint', 'place', 'tls_session', 'exchange',
-        'requests', 'waiter', 'awaits', 'is_reading', 'is_writing', 'watch', 'deadline', 'timer', 'timer_at',
-        'burst', 'is_full')
+        'requests', 'waiter', 'awaits', 'is_reading', 'is_writing', 'watch', 'deadline', 'timer',
+        'timer_at', 'burst', 'is_full')
 
     def __init__(self, loop: Loop, sock: socket.socket, endpoint: Endpoint,
                  place: OriginBooks) -> None:
@@ -3980,7 +3981,7 @@ class Connection:
             self.close()
 
     def deliver(self, waiter: asyncio.Future[Any]) -> None:
-        """Read on behalf of the waiter. Until it runs, the loop would find the same bytes again."""
+        """Read for the waiter. Until it runs, the loop would find the same bytes again."""
         self.burst = 0
         try:
             received = self.receive(self.endpoint.recv_bufsize, self.exchange.feed)
