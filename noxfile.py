@@ -48,9 +48,10 @@ def debug(session):
 
 @nox.session(python=PYTHONS[0])
 def style(session):
-    """ruff."""
+    """ruff, and the lines that CONTRIBUTING.md names."""
     session.install('.[style]')
     session.run('ruff', 'check', '.', *session.posargs)
+    session.run('python', '.ci/places.py', '--check')
 
 
 @nox.session(python=PYTHONS)
