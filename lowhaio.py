@@ -266,7 +266,7 @@ class RepeatableBody:
 
     __slots__ = ('body', 'wraps', 'returned', 'last', 'of_one_request', 'has_yielded')
 
-    def __init__(self, body: Callable[..., AsyncIterator[bytes]],
+    def __init__(self, body: Body,
                  wraps: tuple[Callable[[AsyncIterator[bytes]], AsyncIterator[bytes]], ...],
                  returned: WeakValueDictionary[int, AsyncIterator[bytes]],
                  *, of_one_request: bool = False) -> None:
@@ -778,8 +778,7 @@ def refusal(method: bytes, url: str, cause: Exception) -> HttpConnectionError:
 
 async def run_exchange(
         connection: Connection, method: bytes, head: bytes, declared: Declared,
-        body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
-        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]],
+        body: Body, body_args: Iterable[Any], body_kwargs: Kwargs,
 ) -> tuple[bytes, Fields, ReceivedBody]:
     exchange = connection.start_exchange(method, declared)
     try:
@@ -1240,14 +1239,6 @@ class Names:
         self.known.clear()
         if self.resolver is not None:
             await self.resolver[1](get_logger_adapter=get_resolver_adapter({}))
-
-
-def store_latest(known: dict[str, Any], name: str, value: Any, limit: int = MAX_NAMES) -> None:
-    """Store it as the latest. If there are too many, the one that was stored first is dropped."""
-    known.pop(name, None)
-    if len(known) >= limit:
-        del known[next(iter(known))]
-    known[name] = value
 
 
 def dns() -> Any:
@@ -2651,8 +2642,7 @@ def to_bytes(chunk: Any) -> bytes:
 
 async def send_with_body(
         connection: Connection, exchange: Exchange, head: bytes,
-        body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
-        body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
+        body: Body, body_args: Iterable[Any], body_kwargs: Kwargs) -> None:
     """Send the whole request, or as much of it as the server wants."""
     if exchange.declared.expects and exchange.declared.has_body:
         await connection.send(head)
@@ -2790,8 +2780,7 @@ class RequestBody(Steps):
     __slots__ = ('connection', 'exchange', 'head', 'chunks', 'left', 'framing', 'cancelling')
 
     def __init__(self, connection: Connection, exchange: Exchange, head: bytes,
-                 body: Callable[..., AsyncIterator[bytes]], body_args: Iterable[Any],
-                 body_kwargs: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> None:
+                 body: Body, body_args: Iterable[Any], body_kwargs: Kwargs) -> None:
         self.connection = connection
         self.exchange = exchange
         exchange.phase = REQUEST_BODY
@@ -3086,6 +3075,14 @@ class Heads(dict[str, 'Head']):
         if (len(head.data) <= MAX_HEAD_LENGTH and head.code != b'101'
                 and REPEATED.issuperset([name for name, _ in head.fields])):
             store_latest(self, origin_name, head, MAX_HEADS)
+
+
+def store_latest(known: dict[str, Any], name: str, value: Any, limit: int = MAX_NAMES) -> None:
+    """Store it as the latest. If there are too many, the one that was stored first is dropped."""
+    known.pop(name, None)
+    if len(known) >= limit:
+        del known[next(iter(known))]
+    known[name] = value
 
 
 class Parsed(dict[K, V]):
