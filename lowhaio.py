@@ -3267,9 +3267,12 @@ class LengthDecoder(Decoder):
 
     def feed(self, data: bytes) -> bytes:
         self.left -= len(data)
-        self.is_done = self.left <= 0
-        self.has_surplus = self.left < 0
-        return data[:self.left] if self.has_surplus else data
+        if self.left <= 0:
+            self.is_done = True
+            if self.left:
+                self.has_surplus = True
+                data = data[:self.left]
+        return data
 
     def feed_end(self) -> bytes:
         raise EOFError(f'the peer closed the connection, {self.left} bytes before the end that '
