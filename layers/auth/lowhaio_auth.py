@@ -460,8 +460,9 @@ class Challenge:
                 # Other tasks get a turn, since all chunks of a body may be there at once.
                 await asyncio.sleep(0)
         finally:
-            if hasattr(chunks, 'aclose'):
-                await chunks.aclose()
+            aclose = getattr(chunks, 'aclose', None)
+            if aclose is not None:
+                await aclose()
         return content_hash.hexdigest().encode(),
 
     def answer(self, name: bytes, password: bytes, method: bytes, target: bytes,

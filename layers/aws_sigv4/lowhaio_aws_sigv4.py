@@ -369,8 +369,9 @@ async def fill(spool: IO[bytes], body: AsyncIterator[bytes]) -> str:
             # Other tasks get a turn, since all chunks of a body may be there at once.
             await asyncio.sleep(0)
     finally:
-        if hasattr(chunks, 'aclose'):
-            await chunks.aclose()
+        aclose = getattr(chunks, 'aclose', None)
+        if aclose is not None:
+            await aclose()
     return digest.hexdigest()
 
 

@@ -88,8 +88,9 @@ class Chunks:
 
     async def aclose(self) -> None:
         self._is_done = True
-        if hasattr(self._data, 'aclose'):
-            await self._data.aclose()
+        aclose = getattr(self._data, 'aclose', None)
+        if aclose is not None:
+            await aclose()
 
 
 def trailer_line(field: tuple[bytes, bytes]) -> bytes:

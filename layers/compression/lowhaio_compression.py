@@ -393,5 +393,6 @@ class CompressedBody:
 
     async def aclose(self) -> None:
         self._compressor = None
-        if hasattr(self._chunks, 'aclose'):
-            await self._chunks.aclose()
+        aclose = getattr(self._chunks, 'aclose', None)
+        if aclose is not None:
+            await aclose()

@@ -99,6 +99,7 @@ URL = 'http://www.example.com/a/b'
     ('http://fass.example/', 'a=1', 'http://faß.example/', None),
     # Names without a dot, and addresses, have no subdomains.
     ('http://localhost/', 'a=1', 'http://localhost/', b'a=1'),
+    ('http://localhost/', 'a=1; Secure', 'http://localhost/', None),
     ('http://localhost/', 'a=1; Domain=localhost', 'http://localhost/', b'a=1'),
     ('http://localhost/', 'a=1', 'http://localhost.local/', None),
     ('http://127.0.0.1/', 'a=1', 'http://127.0.0.1:81/', b'a=1'),

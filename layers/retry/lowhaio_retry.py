@@ -392,8 +392,9 @@ async def in_time(made: Awaitable[Response], deadline: float, options: Options) 
 
     Raises `OutOfTime` at the deadline.
     """
+    scope = asyncio.timeout_at(None if deadline == math.inf else deadline)
     try:
-        async with asyncio.timeout_at(None if deadline == math.inf else deadline) as scope:
+        async with scope:
             code, headers, body = await made
             # What follows a 101 is no content, but a protocol of its own.
             if options.max_buffered is not None and code != b'101' and code not in options.by_code:
