@@ -277,7 +277,7 @@ async def credentials_with_token():
 
 HERE_AND_THERE = ('http://a.example', 'HTTP://A.EXAMPLE.:80', 'http://a.example:81',
                   'http://b.example', 'http://x.a.example', 'http://y.x.a.example',
-                  'http://xa.example')
+                  'http://xa.example', 'http://axexample')
 
 
 @pytest.mark.parametrize('origin, signed_ones', [
@@ -290,7 +290,7 @@ HERE_AND_THERE = ('http://a.example', 'HTTP://A.EXAMPLE.:80', 'http://a.example:
     ({'http://b.example'}, [3]),
     ('http://*.a.example', [4, 5]),
     (('http://*.a.example', 'http://a.example'), [0, 1, 4, 5]),
-    ('*', [0, 1, 2, 3, 4, 5, 6]),
+    ('*', [0, 1, 2, 3, 4, 5, 6, 7]),
 ])
 @pytest.mark.parametrize('body_hash', [None, 'UNSIGNED-PAYLOAD'])
 def test_credentials_go_to_their_origins_only(origin, signed_ones, body_hash, runner, caplog):
