@@ -1632,7 +1632,7 @@ class Books:
 
     def __repr__(self) -> str:
         waiting = sum(len(each.waiters) for each in self.by_origin.values())
-        return (f'<Books: {self.places} places of {self.max_connections}, {len(self.idle)} idle, '
+        return (f'<Books: {self.places} of {self.max_connections} places, {len(self.idle)} idle, '
                 f'{waiting} waiting{", " if self.why_closed else ""}{self.why_closed}>')
 
     def of_origin(self, origin: Origin) -> OriginBooks:

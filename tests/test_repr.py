@@ -2,11 +2,28 @@
 
 import asyncio
 import gc
+import re
+from ipaddress import IPv4Address
 
 import pytest
 
 from lowhaio import Pool, buffered, repeatable, streamed
-from tests.harness import Server, holding, of_length, on_one_loop, pool, run_until, yielding
+from tests.harness import (
+    OK,
+    UNFINISHED,
+    Answering,
+    Server,
+    bound_to,
+    forever,
+    get,
+    holding,
+    of_length,
+    on_one_loop,
+    pool,
+    resolving,
+    run_until,
+    yielding,
+)
 
 
 def shown(type_name):
@@ -115,3 +132,78 @@ async def test_a_request_body_shows_how_much_of_it_is_left(fields, state):
         await run_until(
             request(b'PUT', server.url, headers=fields, body=body),
             lambda: state in shown('RequestBody') and exchange in shown('Exchange'))
+
+
+@on_one_loop
+async def test_names_show_what_is_known_and_a_lookup_what_it_waits_for():
+    async def resolve(host):
+        if host == 'silent.test':
+            await forever()
+        return [IPv4Address('127.0.0.1')]
+
+    def waits():
+        return any(map(lookup.fullmatch, shown('Resolving')))
+
+    lookup = re.compile(
+        '<Resolving: <coroutine object Names.answer at .*>, waiting for <Future .*>')
+    async with (Server(Answering(OK)) as server,
+                pool(get_dns_resolver=resolving(resolve)) as request):
+        await get(request, f'http://name.test:{server.port}/')
+        assert '<Peers 127.0.0.1 until 0, A only, turn 1>' in shown('Peers')
+        assert '<Connector with names>' in shown('Connector')
+        coroutine = request(b'GET', 'http://silent.test/a/path')
+        await run_until(coroutine, waits)
+        assert '<Names: 1 known, 1 being asked for>' in shown('Names')
+        assert '<Acquisition for GET http://silent.test:80>' in shown('Acquisition')
+        coroutine.close()
+
+
+@on_one_loop
+async def test_a_lookup_shows_that_it_waits_for_a_turn_of_the_loop_or_is_over():
+    def look():
+        seen.append(repr(tasks[0]).rpartition(', ')[2])
+
+    async def resolve(host):
+        tasks.append(asyncio.current_task())
+        look()
+        asyncio.get_running_loop().call_soon(look)
+        await asyncio.sleep(0)
+        return [IPv4Address('127.0.0.1')]
+
+    tasks, seen = [], []
+    async with (Server(Answering(OK)) as server,
+                pool(get_dns_resolver=resolving(resolve)) as request):
+        await get(request, f'http://name.test:{server.port}/')
+    look()
+    assert seen == ['ready>', 'waiting for the next turn>', 'over>']
+
+
+@on_one_loop
+async def test_a_race_shows_what_has_failed_and_what_may_still_succeed():
+    async def resolve(host):
+        return [IPv4Address('127.0.0.1')]
+
+    async def resolve_ipv6(host):
+        await forever()
+
+    [refusing] = bound_to('127.0.0.1')
+    origin = f'http://name.test:{refusing.getsockname()[1]}'
+    race = f'<Race for GET {origin}: AAAA records pending, 127.0.0.1 failed>'
+    with refusing:
+        async with pool(get_dns_resolver=resolving(resolve, resolve_ipv6)) as request:
+            await run_until(request(b'GET', origin), lambda: race in shown('Race'))
+
+
+@on_one_loop
+async def test_the_books_of_a_pool_show_who_has_places_and_who_waits():
+    async with Server(holding(UNFINISHED)) as server:
+        request, close = Pool(max_connections=2)
+        _, _, body = await request(b'GET', server.url)
+        assert '<Books: 1 of 2 places, 0 idle, 0 waiting>' in shown('Books')
+        _, _, other_body = await request(b'GET', server.url)
+        waiting = f'<OriginBooks {server.origin}: 2 places, 0 idle, 1 waiting>'
+        await run_until(request(b'GET', server.url), lambda: waiting in shown('OriginBooks'))
+        await close()
+        assert '<Books: 2 of 2 places, 0 idle, 0 waiting, the pool is closed>' in shown('Books')
+        await body.aclose()
+        await other_body.aclose()
