@@ -1,4 +1,4 @@
-"""Tests of the layers together: in each order that README.md allows, and in no other."""
+"""Tests of the layers together, which work in the orders that README.md allows, and no others."""
 
 import asyncio
 import collections
@@ -70,7 +70,7 @@ CREDENTIALS = ('basic, bearer', 'digest', 'sigv4')
 
 
 def table():
-    """If the outer works around the inner, by their names."""
+    """What the table says about each pair of an outer and an inner layer."""
     head, _, *rows = re.findall(r'^\|.*\|$', README.read_text().split('Which layer works')[1],
                                 re.MULTILINE)
     columns = cells(head)[1:]
@@ -89,7 +89,7 @@ ORDERS = [order for credentials in CREDENTIALS for order in itertools.permutatio
 
 
 def is_allowed(order):
-    """Of names, the outermost first."""
+    """Whether the table allows this order of names, the outermost first."""
     return all(TABLE[pair] == 'yes' for pair in itertools.combinations(order, 2))
 
 
@@ -112,10 +112,10 @@ def test_the_table_has_all_layers():
 
 # ----------------------------------------------------------------------------- a long journey
 #
-# a.example/start   is not available at first; then it sets a cookie, and redirects to
-# a.example/next    which hangs up at first; then it redirects to
-# b.example/other   which may know nothing of us; it redirects to
-# a.example/end     which answers, compressed, and with trailers.
+# a.example/start   is not available at first. Then it sets a cookie and redirects to
+# a.example/next    which hangs up at first. Then it redirects to
+# b.example/other   which must get no credentials. It redirects to
+# a.example/end     which answers with compressed content and trailers.
 
 class Site:
     def __init__(self, credentials, content):
@@ -133,7 +133,7 @@ class Site:
         if b'gzip' not in (value(head, b'accept-encoding') or b''):
             return response(400, b'no accept-encoding')
         if host == 'a.example' and not self.is_authorized(head, host, target):
-            # A nonce for each session.
+            # Each session has its own nonce.
             self.sessions += 1
             return response(
                 401, b'', b'www-authenticate: Digest realm="r", nonce="%d", qop="auth"'
@@ -242,7 +242,7 @@ async def test_layers_work_in_the_orders_of_the_table_and_in_no_other(order, mon
 
 
 def test_each_cell_of_the_table_decides_some_order():
-    """So that a wrong one would be noticed: see the tests before and after."""
+    """So the tests before and after this one notice a wrong cell."""
     alone = [[pair for pair in itertools.combinations(order, 2) if TABLE[pair] == 'no']
              for order in ORDERS]
     decided = {tuple(refused) for refused in alone if len(refused) <= 1}
@@ -335,7 +335,7 @@ async def reading(chunks):
 
 
 def once():
-    """Functions that make a body, which can be made once, and how it is framed."""
+    """Functions that can make a body only once, and the field that frames it."""
     async def rest():
         yield CONTENT
 

@@ -1,4 +1,4 @@
-"""Tests of lowhaio_auth: what the servers see, and if they accept it."""
+"""Tests of lowhaio_auth: what servers receive, and whether they accept it."""
 
 import asyncio
 import base64
@@ -47,7 +47,7 @@ URL = 'http://a.example/'
 
 @contextlib.asynccontextmanager
 async def answering(*responses):
-    """Yields a request to any http host, and the script that answers it."""
+    """Yield a request to any http host, and the script that answers it."""
     script = Answering(*responses)
     async with Server(script) as server:
         async with pool(get_connection=connecting_to(http=server.port)) as request:
@@ -133,7 +133,7 @@ async def test_the_function_that_returns_a_token_may_be_synchronous():
 
 
 class Guard:
-    """Lets in those with a token that is good, and gives tokens."""
+    """A server that accepts certain tokens, and a source of tokens."""
 
     def __init__(self, *good, refuse=b'no'):
         self.good = [b'Bearer ' + token for token in good]
@@ -144,7 +144,7 @@ class Guard:
         return OK if value(head, b'authorization') in self.good else response(401, self.refuse)
 
     def tokens(self, *tokens):
-        """Returns one after the other, and the last one again and again."""
+        """A function that returns these one after the other, and then the last one again."""
         left = list(tokens)
 
         async def get_token():
@@ -380,7 +380,7 @@ each_layer = pytest.mark.parametrize('layer', LAYERS.values(), ids=LAYERS)
 
 
 def asking(head, body):
-    """401 to what has no authorization, so that digest shows what it would do."""
+    """Answer 401 to a request without credentials, so that digest sends what it would."""
     return OK if values_of(head, b'authorization') else response(401, b'no', CHALLENGE)
 
 
@@ -401,7 +401,7 @@ def asking(head, body):
     ('https://a.example', 'http://a.example:443/', False),
     ('http://[::1]', 'http://[::2]/', False),
     ('http://a.example', 'http://a.example./', True),
-    # Names that are one in IDNA 2003, or in lower case, are not the same for that.
+    # Two names that IDNA 2003, or lower case, makes one of are still two names.
     ('http://fa\xdf.example', 'http://xn--fa-hia.example/', True),
     ('http://B\xdcCHER.example', 'http://xn--bcher-kva.example/', True),
     ('http://fa\xdf.example', 'http://fass.example/', False),
@@ -427,7 +427,7 @@ async def test_credentials_go_to_one_origin(layer, origin, url, is_ours):
 async def test_without_origin_it_is_that_of_the_first_request(layer):
     async with answering(asking) as (request, script):
         request = layer(request)
-        # What is refused is no request.
+        # A request that is refused does not count as the first one.
         for refused in (b'http://b.example/', 'b.example', 'http://', 'http://u:p@b.example/',
                         'http://b.example:x/', 'http://\u2603\xdf.example/', 'ftp://b.example/',
                         None):
@@ -491,7 +491,7 @@ async def test_other_keywords_are_passed_on(layer):
 
 
 class Realm:
-    """Answers those who prove that they know the password, as RFC 7616 has it."""
+    """A server that answers 200 to a right proof of the password (RFC 7616)."""
 
     def __init__(self, algorithm=b'SHA-256', password=b'password', username=b'user',
                  realm=b'r', opaque=b'o', uses=100, qop=b'auth, auth-int'):
@@ -499,7 +499,7 @@ class Realm:
         self.secret = (username, realm, password)
         self.opaque = opaque
         self.uses = uses
-        # Empty as in RFC 2069.
+        # It is empty for RFC 2069.
         self.qop = qop
         self.sent_qop = b'auth' if b'auth' in qop.split(b', ') else qop
         self.left = {}
@@ -624,7 +624,7 @@ async def test_with_auth_int_the_body_is_read_once_more():
 
 
 class Chunks:
-    """It has no `aclose`."""
+    """An async iterator without `aclose`."""
 
     def __init__(self, chunks):
         self.chunks = chunks
@@ -715,7 +715,7 @@ async def test_digest_returns_the_second_401():
 
 
 class Stale(Realm):
-    """Says that it is the nonce that it does not take."""
+    """A server that says whether it is only the nonce that it refuses."""
 
     def __call__(self, head, body):
         given = value(head, b'authorization')
@@ -725,7 +725,7 @@ class Stale(Realm):
 
 
 class OneNonce(Stale):
-    """Knows only the nonce that it has given last."""
+    """A server that knows only the nonce that it gave last."""
 
     def is_proof(self, head, body, given):
         is_last = b'nonce="n%d"' % (len(self.left) - 1) in given
@@ -754,8 +754,8 @@ async def test_many_log_in_at_once(realm, before, monkeypatch):
         async with asyncio.TaskGroup() as group:
             tasks = [group.create_task(get(request, URL)) for _ in range(20)]
         assert [task.result()[0] for task in tasks] == [b'200'] * 20
-    # Each without and with an answer, one more for each 401 of these that made a nonce stale, and
-    # one more for a nonce that was used already.
+    # Each request is made without and with an answer, once more for each 401 to another one that
+    # made its nonce stale, and once more if its nonce had been used already.
     assert len(script.heads) - before * 2 <= 20 * 6
 
 
@@ -769,7 +769,7 @@ async def test_it_is_an_answer_in_the_end_also_if_the_nonces_of_others_come_in_b
     async def counted(method, url, **kwargs):
         urls.append(url)
         if url == URL and len(urls) > 1:
-            # A 401 to another request, while this one is on its way.
+            # Another request gets a 401 while this one is on its way.
             await digested_request(b'GET', URL + 'other')
         return await request(method, url, **kwargs)
 
@@ -845,7 +845,7 @@ async def test_the_next_nonce_is_used(algorithm):
     assert [re.findall(rb'nonce="([^"]*)"|nc=(\w+)', text) for text in texts] == [
         [(nonce, b''), (b'', b'00000001'), (cnonce(texts[0]), b'')]
         for nonce in (b'n', b'next1', b'next2')]
-    # A session's secret is that of its first nonce.
+    # The secret of a session is made with its first nonce.
     hash_name = 'md5' if b'MD5' in algorithm else 'sha256'
 
     def h(*parts):
@@ -963,7 +963,7 @@ async def test_a_401_that_is_cut_off_is_answered(again):
 async def test_digest_hashes_the_target_that_is_sent(url, params, target):
     async with answering(Realm()) as (request, script):
         assert (await get(digest(request, 'user', 'password'), url, params=params))[2] == b'ok'
-    # The first one is encoded by lowhaio, the second one by the layer.
+    # lowhaio has encoded the first target, and the layer the second one.
     assert script.lines == [f'GET {target}'] * 2
 
 
@@ -1010,7 +1010,7 @@ async def test_digest_quotes_what_it_sends(username, password, realm, opaque):
     ([b'NTLM TlRM/a=, , Digest realm="r",nonce="n",qop="auth",'], None),
     ([b'x="y", Digest realm="r",nonce="n",qop="auth", realm="other"'], None),
     ([b'Basic realm="x"', b'Digest realm="r",nonce="n",qop="auth"'], None),
-    # The best of several.
+    # Of several challenges the best one is answered.
     ([b'Digest realm="r",nonce="n",algorithm=MD5,qop="auth"',
       b'Digest realm="r",nonce="n",algorithm=SHA-256,qop="auth"'], b'SHA-256'),
     ([b'Digest realm="r",nonce="n",algorithm=SHA-256,qop="auth", '
@@ -1022,7 +1022,7 @@ async def test_digest_quotes_what_it_sends(username, password, realm, opaque):
     ([b'Digest realm="r",nonce="n",algorithm=SHA-512-256,qop="auth"',
       b'Digest realm="r",nonce="n",algorithm="SHA-256-SESS",qop="auth"'], b'SHA-256-SESS'),
     ([b'Digest realm="x",nonce="x",qop="auth-conf"', b'Digest realm="r",nonce="n"'], None),
-    # Empty members of the list, and commas that are missing.
+    # There may be empty members of the list, and missing commas.
     ([b'Digest realm="r",, nonce="n", ,qop="auth",'], None),
     ([b'Digest ,realm="r",nonce="n"'], None),
     ([b', ,Digest\t, realm="r" ,\t,nonce="n"'], None),
@@ -1106,7 +1106,7 @@ RFC_2617 = (b'realm="testrealm@host.com", %bnonce="dcd98b7102dd2f0e8b11d0f600bfb
     (*RFC_7616[:4], RFC_7616[4] % b'MD5', b'8ca523f5e9506fed4657c9700eebdbec'),
     (*RFC_7616[:4], RFC_7616[4] % b'SHA-256',
      b'753927fa0e85d155564e2e272a28d1802ca10daf4496794697cf8db5856cb6c1'),
-    # 3.9.2, with what its erratum 4897 says.
+    # The example of 3.9.2, corrected by erratum 4897.
     ('J\u00e4s\u00f8n Doe', 'Secret, or not?', '/doe.json',
      'NTg6RKcb9boFIAS3KrFK9BGeh+iDa/sm6jUMp2wds69v',
      b'realm="api@example.org", qop="auth", algorithm=SHA-512-256, '
@@ -1116,7 +1116,7 @@ RFC_2617 = (b'realm="testrealm@host.com", %bnonce="dcd98b7102dd2f0e8b11d0f600bfb
     # RFC 2617 3.5.
     ('Mufasa', 'Circle Of Life', '/dir/index.html', '0a4f113b',
      RFC_2617 % b'qop="auth,auth-int", ', b'6629fae49393a05397450978507c4ef1'),
-    # RFC 2069 2.4, with what its erratum 749 says.
+    # The example of RFC 2069 2.4, corrected by erratum 749.
     ('Mufasa', 'CircleOfLife', '/dir/index.html', '', RFC_2617 % b'',
      b'1949323746fe6a43ef61f9606e7febea'),
 ], ids=['7616-md5', '7616-sha-256', '7616-sha-512-256', '2617', '2069'])
@@ -1167,7 +1167,7 @@ async def test_the_longest_bad_field_takes_no_time(field):
 
     started = time.process_time()
     await digest(request, 'user', 'password')(b'GET', URL)
-    # Far more than it takes, and far less than what is quadratic would.
+    # This is far more than it takes, and far less than quadratic time would be.
     assert time.process_time() - started < 0.5
 
 

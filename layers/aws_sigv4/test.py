@@ -91,14 +91,14 @@ def test_the_published_vectors(name):
 # ---------------------------------------------------------------------- botocore as the oracle
 
 
-# What gateways and proxies write themselves. botocore does not send it, so it signs it if told.
+# Fields that gateways and proxies write. botocore never sends them, so it signs them if they come.
 REWRITTEN = ('accept-encoding', 'forwarded', 'max-forwards', 'proxy-connection', 'via',
              'x-forwarded-for', 'x-forwarded-host', 'x-forwarded-port', 'x-forwarded-proto',
              'x-real-ip')
 
 
 def check_signature(head: bytes, body: bytes, service: str, secret: str = 'secret') -> None:
-    """What botocore signs, given the very bytes that were sent."""
+    """Check the signature against the one that botocore makes of the very bytes that were sent."""
     line, *lines = head.decode().removesuffix('\r\n\r\n').split('\r\n')
     method, target, _ = line.split(' ')
     fields = [tuple(line.split(': ', 1)) for line in lines]
@@ -239,7 +239,7 @@ async def test_the_host_of_the_headers_is_signed_if_there_is_one():
 
 @on_loops
 async def test_what_is_rewritten_on_the_way_is_sent_and_not_signed():
-    """As a gateway that asks for other codings, and says what it is, does."""
+    """A gateway may ask for other codings, and say what it is."""
     script = Answering(OK)
     sent = [*(name.encode() for name in REWRITTEN), b'baggage', b'keep-alive', b'User-Agent',
             b'traceparent', b'x-amzn-trace-id']
@@ -301,7 +301,7 @@ def test_credentials_go_to_their_origins_only(origin, signed_ones, body_hash, ru
         if index in signed_ones:
             assert value(head, b'x-amz-security-token') == b'token'
         else:
-            # To the letter what lowhaio makes of it.
+            # The request is exactly as lowhaio sends it without the layer.
             assert head.startswith(b'GET /a%20b?c=+ HTTP/1.1\r\nhost: ')
             assert head.count(b'\r\n') == 3
     assert [record.getMessage() for record in caplog.records] == [
@@ -385,7 +385,7 @@ async def test_that_there_is_no_content_is_said_where_there_could_be_some(body_h
 
 @on_loops
 async def test_what_is_in_memory_is_sent_as_it_is(monkeypatch):
-    """Neither copied nor written to a file, and others get their turns meanwhile."""
+    """It is neither copied nor written to a file, and other tasks get turns meanwhile."""
     async def count():
         nonlocal counted
         while True:
@@ -570,7 +570,7 @@ def test_the_headers_alone():
 
 # ------------------------------------------------------------------------------ URLs of keys
 
-# Some may be names of files. The others may be none, or be the name of another file.
+# Some of these keys can be names of files. The others cannot, or are the name of another file.
 KEYS = json.loads((HERE / 'keys.json').read_text(encoding='utf-8'))
 
 
@@ -584,9 +584,9 @@ def test_the_url_of_an_object_has_each_byte_of_its_key(bucket_url):
         assert url.startswith(prefix)
         rest = url.removeprefix(prefix)
         assert urllib.parse.unquote_to_bytes(rest) == key.encode()
-        # Each byte but these is encoded, and in capitals: "URI encode" in the docs of S3.
+        # All bytes but these are encoded, in capitals, as the docs of S3 call "URI encode".
         assert re.fullmatch('(?:[A-Za-z0-9._~/-]|%[0-9A-F]{2})+', rest)
-        # And so signing does not change it.
+        # So signing does not change it.
         *_, path, query = split_url(url, (), 's3')
         assert (url.endswith(path), query) == (True, '')
 

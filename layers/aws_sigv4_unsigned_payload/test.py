@@ -28,7 +28,7 @@ async def credentials():
 
 
 def check_signature(head: bytes) -> None:
-    """It is that of the very bytes that were sent, by the layer that is tested for that."""
+    """Check the signature with the other layer, whose own tests check that."""
     line, *lines = head.decode().removesuffix('\r\n\r\n').split('\r\n')
     method, target, _ = line.split(' ')
     fields = tuple(tuple(line.encode().split(b': ', 1)) for line in lines

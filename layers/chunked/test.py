@@ -1,4 +1,4 @@
-"""Tests of lowhaio_chunked: the bytes that a server gets, and what h11 makes of them."""
+"""Tests of lowhaio_chunked: the bytes that a server receives, and what h11 makes of them."""
 
 import array
 import asyncio
@@ -39,7 +39,7 @@ def yielding(*chunks):
 
 
 def run(coroutine):
-    """What does not wait needs no loop."""
+    """Run a coroutine that never waits, which needs no loop."""
     with pytest.raises(StopIteration) as stopped:
         coroutine.send(None)
     return stopped.value.value
@@ -47,7 +47,7 @@ def run(coroutine):
 
 @contextlib.asynccontextmanager
 async def posting(*responses):
-    """Yields a function that posts a body, and the script that answers it."""
+    """Yield a function that posts a body, and the script that answers it."""
     script = Answering(*responses)
     async with Server(script) as server, pool() as request:
         yield lambda body, **kwargs: request(

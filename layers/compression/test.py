@@ -1,4 +1,4 @@
-"""Tests of lowhaio_compression: content that is coded by others, and by itself."""
+"""Tests of lowhaio_compression: content that others have coded, and that it codes itself."""
 
 import asyncio
 import gc
@@ -46,7 +46,7 @@ else:
 
 
 async def told_of_the_close(body):
-    """Whoever reads on is told so, again and again."""
+    """Check that reading on raises each time."""
     for reading in buffered(body), anext(body):
         with pytest.raises(HttpDataError) as caught:
             await reading
@@ -94,7 +94,7 @@ def chunked(*pieces: bytes) -> bytes:
 
 
 async def received(raw: bytes, *, method=b'GET', headers=(), pieces=None, **options):
-    """The response as it is returned, its chunks, and the head of the request."""
+    """The code and headers of a response, its chunks, and the head of the request."""
     async def script(peer):
         heads.append(await peer.read_head())
         await peer.send(*(pieces or [raw]))
@@ -333,7 +333,7 @@ async def test_other_arguments_are_passed_on():
 
 
 def test_bombs():
-    """Their sizes are what they say: the tests below rely on it."""
+    """The bombs have the sizes that the tests below rely on."""
     assert len(BOMBS['br']) < 1000
     assert len(BOMBS['gzip']) < 50_000
     assert len(BOMBS['gzip, gzip']) < 1000
@@ -392,7 +392,7 @@ async def test_the_limit_of_the_whole(coding):
 @on_loops
 async def test_the_limit_holds_for_what_is_decoded_in_between():
     inner = gzip.compress(b'a')
-    # The name of a file, for all that an inner decoder can say, which is no content.
+    # The inner stream has the name of a file, which is long but no content.
     inner = inner[:3] + b'\x08' + inner[4:10] + b'x' * 100_000 + b'\0' + inner[10:]
     assert gzip.decompress(inner) == b'a'
     raw = coded('gzip, gzip', gzip.compress(inner))

@@ -1,4 +1,4 @@
-"""Tests of lowhaio_cookies: what a server sees after what it has set."""
+"""Tests of lowhaio_cookies: what a server receives after it has set cookies."""
 
 import contextlib
 import inspect
@@ -39,7 +39,7 @@ HOSTS = ('example.com', '*.example.com', '*.b.example.com', 'other.com', '*.co.u
 
 @contextlib.asynccontextmanager
 async def web(jar, **options):
-    """Yields a function that gets a URL, sets cookies, and returns the cookies that were sent."""
+    """Yield a function that gets a URL, whose response sets cookies, and returns those sent."""
     async def visit(url, *set_cookies, code=200, headers=()):
         fields[:] = [code, b'', *(b'Set-Cookie: ' + line.encode('latin-1')
                                   for line in set_cookies)]
@@ -62,7 +62,7 @@ URL = 'http://www.example.com/a/b'
 
 
 @pytest.mark.parametrize('url, set_cookie, then, sent', [
-    # The host alone, or with Domain its subdomains.
+    # A cookie is for its host alone, or with Domain for its subdomains, too.
     (URL, 'a=1', 'http://www.example.com/a/c', b'a=1'),
     (URL, 'a=1', 'http://WWW.Example.COM:81/a/', b'a=1'),
     (URL, 'a=1', 'http://www.example.com./a/', b'a=1'),
@@ -77,7 +77,7 @@ URL = 'http://www.example.com/a/b'
     (URL, 'a=1; Domain=', 'http://sub.www.example.com/a/', None),
     (URL, 'a=1; Domain=', URL, b'a=1'),
     (URL, 'a=1; Domain=example.com; Domain=www.example.com', 'http://example.com/a/', None),
-    # Domains that are not the host's to set.
+    # A host must not set cookies for these domains.
     (URL, 'a=1; Domain=other.com', 'http://other.com/a/', None),
     (URL, 'a=1; Domain=other.com', URL, None),
     (URL, 'a=1; Domain=sub.www.example.com', URL, None),
@@ -93,7 +93,7 @@ URL = 'http://www.example.com/a/b'
     ('http://bücher.example/', 'a=1', 'http://xn--bcher-kva.example/', b'a=1'),
     ('http://x.bücher.example/', 'a=1; Domain=xn--bcher-kva.example',
      'http://bücher.example/', b'a=1'),
-    # What IDNA 2003 takes for fass.example.
+    # IDNA 2003 takes this for fass.example.
     ('http://faß.example/', 'a=1', 'http://xn--fa-hia.example/', b'a=1'),
     ('http://faß.example/', 'a=1', 'http://fass.example/', None),
     ('http://fass.example/', 'a=1', 'http://faß.example/', None),
@@ -106,7 +106,7 @@ URL = 'http://www.example.com/a/b'
     ('http://127.0.0.1/', 'a=1; Domain=127.0.0.1', 'http://127.0.0.1/', b'a=1'),
     ('http://127.0.0.1/', 'a=1; Domain=0.0.1', 'http://127.0.0.1/', None),
     ('http://127.0.0.1/', 'a=1; Domain=.0.0.1', 'http://126.0.0.1/', None),
-    # IPv6: however it is written, and nowhere else.
+    # An IPv6 address may be written in several ways.
     ('http://[::1]:8080/', 'a=1', 'http://[::1]:8080/', b'a=1'),
     ('http://[::1]/', 'a=1', 'http://[::1]:81/', b'a=1'),
     ('http://[::1]/', 'a=1', 'http://[0:0::0:1]/', b'a=1'),
@@ -153,7 +153,7 @@ URL = 'http://www.example.com/a/b'
     (URL, 'a=1; Max-Age=' + '9' * 1000, URL, b'a=1'),
     (URL, 'a=1; Max-Age=-' + '9' * 1000, URL, None),
     (URL, 'a=1; Max-Age=' + '9' * 1025, URL, b'a=1'),
-    # What says nothing does not count.
+    # An attribute that makes no sense does not count.
     (URL, 'a=1; Max-Age=0; Max-Age=soon', URL, None),
     (URL, 'a=1; Max-Age=0; Max-Age=1', URL, b'a=1'),
     (URL, 'a=1; Max-Age=-; Expires=Thu, 01 Jan 1970 00:00:00 GMT', URL, None),
@@ -184,7 +184,7 @@ URL = 'http://www.example.com/a/b'
     ('https://example.com/', '__Host-Http-a=1; Secure; HttpOnly; Path=/; Domain=example.com',
      'https://example.com/', None),
     ('http://example.com/', '__Secure-a=1; Secure', 'https://example.com/', None),
-    # Of a nameless one, the value is no name.
+    # The value of a nameless cookie looks like a name to a server.
     ('https://example.com/', '=__Secure-a=1; Secure', 'https://example.com/', None),
     ('https://example.com/', '__Host-a; Secure; Path=/', 'https://example.com/', None),
     ('https://example.com/', '=__http-a=1; Secure; HttpOnly', 'https://example.com/', None),
@@ -280,7 +280,7 @@ async def test_loopback_is_secure_if_that_is_wanted(url, is_loopback):
             await visit(url, 'a=1; Secure', '__Host-b=2; Secure; Path=/', 'c=3')
             kept = b'a=1; __Host-b=2; c=3' if wanted and is_loopback else b'c=3'
             assert await visit(url) == kept
-            # And one that is there is sent.
+            # A cookie that is in the jar already is sent.
             for cookie in jar:
                 cookie.secure = True
             assert await visit(url) == (kept if wanted and is_loopback else None)
@@ -377,7 +377,7 @@ DATES = [
     ('Aug 7 2019 08:09:10', MOMENT),
     ('august 7th 2019 8:9:10', MOMENT),
     ('Wed 7 19 Aug 08:09:10', MOMENT),
-    ('19 Aug 07 08:09:10', 1187510950),  # What can be a day is one.
+    ('19 Aug 07 08:09:10', 1187510950),  # a number that can be a day is one
     ('19 Aug 7 08:09:10', None),
     # Years.
     ('07 Aug 19 08:09:10', MOMENT),
@@ -443,7 +443,7 @@ async def test_dates(monkeypatch, date, expected):
         await visit(URL, line)
         assert [(cookie.expires, cookie.discard) for cookie in jar] == [
             (expected, expected is None)]
-        # Once it has come, it is in the past.
+        # At its very moment, a cookie has expired.
         monkeypatch.setattr(time, 'time', lambda: moment)
         assert await visit(URL) == (b'a=1' if expected is None else None)
         await visit(URL, line)
@@ -551,7 +551,7 @@ async def test_the_cookies_of_a_jar_are_bounded(monkeypatch):
         for index in range(10, 15):
             await visit(f'http://x{index}.com/', 'a=1')
         assert len(jar) == 20
-        # First those that nobody has asked for, and then by their last use.
+        # Domains that nobody has asked for go first, and then those used longest ago.
         gone = []
         for index in range(15, 20):
             before = {cookie.domain for cookie in jar}
@@ -565,7 +565,7 @@ async def test_the_cookies_of_a_jar_are_bounded(monkeypatch):
             assert 19 <= len(jar) <= 20
         assert await visit('http://x0.com/') == b'a=1'
         assert await visit('http://x1.com/') is None
-        # What servers have deleted makes no others go.
+        # Cookies that servers delete do not make others go.
         await visit('http://y99.com/', 'a=; Max-Age=0', 'b=; Max-Age=0')
         await visit('http://y98.com/', 'c=3', 'a=; Max-Age=0', 'b=; Max-Age=0', 'c=; Max-Age=0')
         before = len(jar)
@@ -587,7 +587,7 @@ async def test_what_others_put_into_a_jar_later_is_left_there(monkeypatch):
             await visit(f'http://y{index}.com/', 'a=1')
         assert [cookie.domain for cookie in jar] == [
             *(f'x{index}.com' for index in range(1, 5)), *(f'y{index}.com' for index in range(4))]
-        # Others have made room: nothing of what came since has to go.
+        # After others have made room, nothing that came since has to go.
         jar.clear()
         for index in range(4):
             await visit(f'http://z{index}.com/', 'a=1')
@@ -608,7 +608,7 @@ async def test_a_jar_is_bounded_for_all_that_share_it(monkeypatch):
 
 
 class SeenCookie(Cookie):
-    """Counts how often anything of it was looked at."""
+    """A cookie that counts how often anything looks at it."""
 
     seen = 0
 
@@ -627,7 +627,7 @@ def full_jar(number):
 
 
 def steps_of(jar, set_cookies):
-    """The instructions of the layer for a response and for a request."""
+    """How many instructions the layer takes for a response and for a request."""
     async def answer(*args, headers, **kwargs):
         sent.append(headers)
         return b'200', tuple((b'set-cookie', line) for line in set_cookies), None
@@ -646,9 +646,9 @@ def steps_of(jar, set_cookies):
     sent = []
     counts = [0]
     request = with_cookies(answer, jar)
-    # Tracing may begin in the midst of a call.
+    # Tracing may begin in the middle of a call.
     previous = sys.gettrace()
-    # CPython 3.12 looks for this when tracing starts, and not again.
+    # CPython 3.12 looks at this only when tracing starts.
     sys._getframe().f_trace_opcodes = True
     sys.settrace(trace)
     try:

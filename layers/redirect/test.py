@@ -1,4 +1,4 @@
-"""Tests of lowhaio_redirect: what the servers that it is sent to see."""
+"""Tests of lowhaio_redirect: what the servers that it leads to receive."""
 
 import asyncio
 import contextlib
@@ -51,7 +51,7 @@ def redirect(location: bytes, code: int = 302, body: bytes = b'') -> bytes:
 
 @contextlib.asynccontextmanager
 async def redirected(*responses, **options):
-    """Yields a redirectable request to any http host, and the script that answers it."""
+    """Yield a redirectable request to any http host, and the script that answers it."""
     script = Answering(*responses)
     async with Server(script) as server:
         async with pool(get_connection=connecting_to(http=server.port)) as request:
@@ -186,7 +186,7 @@ async def test_the_body_of_a_response_without_redirect_is_that_of_the_pool():
 @pytest.mark.parametrize('url, locations, expected', [
     ('http://a.example/x/y?q', [b'z', b'?r', b'//b.example:81'],
      ['http://a.example/x/z', 'http://a.example/x/z?r', 'http://b.example:81']),
-    # The fragment is inherited until there is another one: RFC 9110 10.2.2.
+    # A fragment is inherited until there is another one (RFC 9110 10.2.2).
     ('http://a.example/#f', [b'/b', b'/c#', b'/d', b'#g', b'', b'?e#h?i/j'],
      ['http://a.example/b#f', 'http://a.example/c#', 'http://a.example/d#',
       'http://a.example/d#g', 'http://a.example/d#g', 'http://a.example/d?e#h?i/j']),
@@ -316,7 +316,7 @@ async def test_nothing_is_logged_where_nothing_is_left_out(responses, caplog):
 
 # ------------------------------------------------------------------------------- the location
 
-# RFC 3986 5.4.1 and 5.4.2, but those of other schemes.
+# The examples of RFC 3986 5.4.1 and 5.4.2, without those of other schemes.
 RFC_EXAMPLES = [
     ('g', '/b/c/g'), ('./g', '/b/c/g'), ('g/', '/b/c/g/'), ('/g', '/g'), ('?y', '/b/c/d;p?y'),
     ('g?y', '/b/c/g?y'), ('#s', '/b/c/d;p?q'), ('g#s', '/b/c/g'), ('g?y#s', '/b/c/g?y'),
@@ -343,7 +343,7 @@ RFC_EXAMPLES = [
     ('http://a', 'b', 'a', '/b'),
     ('http://a?q', '?r', 'a', '/?r'),
     ('http://a/b/../c?q', '?r', 'a', '/b/../c?r'),
-    # What urllib.parse would drop.
+    # urllib.parse would drop these.
     ('http://a/b?q', '?', 'a', '/b?'),
     ('http://a/b', '/c?', 'a', '/c?'),
     ('http://a/b', '//g/c?#f', 'g', '/c?'),
@@ -352,7 +352,7 @@ RFC_EXAMPLES = [
     ('http://a/b', '/c//../d', 'a', '/c/d'),
     ('http://a/b', '/c//', 'a', '/c//'),
     ('http://a/b/c', '..//d', 'a', '//d'),
-    # Spaces, bytes that are not ASCII, and what else may not stand in a target.
+    # These have spaces, bytes that are not ASCII, and other characters that no target may have.
     ('http://a/b', '/c d?e f', 'a', '/c%20d?e%20f'),
     ('http://a/b', '/\u00e9?\u00e9', 'a', '/%C3%A9?%C3%A9'),
     ('http://a/b', 'http://b\u00fccher.example/', 'xn--bcher-kva.example', '/'),
@@ -384,7 +384,7 @@ async def test_each_location_is_resolved_against_the_last():
 
 @pytest.mark.parametrize('location, target', [
     (b'/b', '/b'), (b'?r', '/a?r'), (b'/b?r', '/b?r'),
-    # The very same URL, and params are a part of that.
+    # These lead to the very same URL, which the params are part of.
     (b'', '/a?q&p=1'), (b'#f', '/a?q&p=1'),
 ])
 @on_loops
@@ -433,8 +433,7 @@ async def test_another_origin_gets_harmless_fields_only(location, is_same):
     assert values_of(second, b'cookie') == ([b'2', b'3'] if is_same else [])
 
 
-# Of each pair, lower case makes one of the two names, but they are of two owners; or it does not,
-# but they are one name.
+# Lower case makes one name of two that have different owners, or leaves two of one that is the same.
 @pytest.mark.parametrize('base, location, is_same', [
     ('http://\u0391\u03a3.example', '//\u03b1\u03c2.example', False),
     ('http://fa\xdf.example', '//fass.example', False),
@@ -558,7 +557,7 @@ async def test_twenty_redirects_are_followed_by_default():
         with pytest.raises(HttpTooManyRedirects) as error:
             await request(b'GET', 'http://a.example/')
     assert len(script.heads) == 21 + 21
-    # The same request would come to the same.
+    # The same request would fail in the same way.
     assert error.value.is_lasting
 
 
@@ -709,7 +708,7 @@ async def test_the_body_of_a_redirect_is_drained_up_to_a_bound(raw, is_drained):
 
 
 class Body:
-    """Of a response, whose chunks have the sizes."""
+    """The body of a response, whose chunks have these sizes."""
 
     def __init__(self, sizes):
         self.sizes = list(sizes)

@@ -1,4 +1,4 @@
-"""Tests of lowhaio_retry: what the servers see, and what is waited for in between."""
+"""Tests of lowhaio_retry: what servers receive, and how long it waits in between."""
 
 import asyncio
 import contextlib
@@ -49,7 +49,7 @@ ANSWER = (b'200', (), None)
 
 @pytest.fixture
 def slept(monkeypatch):
-    """No time passes, but what was to be waited for is kept."""
+    """Lets no time pass, but notes the seconds that would have been waited."""
     seconds = []
     sleep = asyncio.sleep
 
@@ -64,7 +64,7 @@ def slept(monkeypatch):
 
 @contextlib.asynccontextmanager
 async def retried(*responses, **options):
-    """Yields a request that is retried, and the script that answers it."""
+    """Yield a request that is retried, and the script that answers it."""
     script = Answering(*responses)
     async with Server(script) as server, pool() as request:
         again = retry(request, **options)
@@ -72,7 +72,7 @@ async def retried(*responses, **options):
 
 
 class Content:
-    """A response body, whose chunks are given. An exception is raised, and None waits for ever."""
+    """A response body with these chunks. An exception is raised, and None waits for ever."""
 
     hops = ('a fact of another layer',)
     trailers = ((b'a', b'b'),)
@@ -99,7 +99,7 @@ class Content:
 
 
 def failing(*errors):
-    """A request that raises one after the other, or returns what is no exception."""
+    """A request that raises these one after the other, or returns what is no exception."""
     async def request(method, url, **kwargs):
         made.append((method, url, kwargs))
         outcome = errors[len(made) - 1]
@@ -790,7 +790,7 @@ CUT_OFF = b'HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\nabc'
 
 
 def then_closing(raw):
-    """Answers each request of the first connections with what is cut off there."""
+    """A script whose connections answer one request each: with these bytes, and then they end."""
     async def script(peer):
         await peer.read_head()
         lines.append(peer.index)
@@ -845,7 +845,7 @@ async def test_a_body_in_memory_has_all_that_the_body_has(slept):
     assert not inner.is_closed
     await body.aclose()
     assert inner.is_closed
-    # What is lost is not taken for an empty body, by whoever reads on.
+    # Reading on raises, so that the body does not seem to be empty.
     for reading in anext(body), buffered(body):
         with pytest.raises(HttpDataError) as raised:
             await reading
