@@ -1488,13 +1488,6 @@ class Resolving(InTime):
         self.is_own_due = True
         super().expire()
 
-    async def stop(self) -> None:
-        """End it, and let it clean up. What it makes of that is of no interest."""
-        if not self.is_over:
-            self.expire()
-            with contextlib.suppress(Exception):
-                await self.run()
-
     def step(self) -> None:
         is_ambiguous = self.is_own_due and self.is_other_due
         self.is_own_due = self.is_other_due = False
@@ -2057,10 +2050,8 @@ class Acquisition:
         if connector.ssl_context is None:
             connector.ssl_context = connector.get_ssl_context()
         sessions = connector.books.sessions
-        session = sessions.get(self.origin.name)
-        if session is None:
-            session = TlsSession()
-            store_latest(sessions, self.origin.name, session)
+        session = sessions.get(self.origin.name) or TlsSession()
+        store_latest(sessions, self.origin.name, session)
         try:
             await connection.start_tls(connector.ssl_context, session, self.deadline)
         except Exception:
@@ -2122,8 +2113,13 @@ class Race:
         """The connection, if it has been made. Otherwise start what is due."""
         for connection in self.attempts.copy():
             # It was waited for, and has been woken.
-            if connection.waiter is None and self.is_connected(connection, now):
-                return connection
+            if connection.waiter is None:
+                try:
+                    connection.check_connected()
+                    return connection
+                except OSError as cause:
+                    self.fail(connection, cause)
+                    self.next_at = now
         if self.lookup is not None and self.lookup.is_ready():
             self.step_lookup(self.lookup, now)
         while self.next_at <= now < self.acquisition.deadline:
@@ -2132,15 +2128,6 @@ class Race:
                 return winner
         self.check_over(now)
         return None
-
-    def is_connected(self, connection: Connection, now: float) -> bool:
-        try:
-            connection.check_connected()
-            return True
-        except OSError as cause:
-            self.fail(connection, cause)
-            self.next_at = now
-            return False
 
     def fail(self, connection: Connection, cause: Exception) -> None:
         self.failures.append((connection.endpoint.peer, cause))
@@ -2189,8 +2176,11 @@ class Race:
         self.next_at = now
 
     async def stop_lookup(self) -> None:
-        if self.lookup is not None:
-            await self.lookup.stop()
+        """Let the resolver clean up. What it makes of that is of no interest."""
+        if self.lookup is not None and not self.lookup.is_over:
+            self.lookup.expire()
+            with contextlib.suppress(Exception):
+                await self.lookup.run()
 
     async def wait(self) -> None:
         """Wait until an attempt has succeeded or failed, the lookup can go on, or it is time."""
@@ -4085,11 +4075,7 @@ class Connection:
         """Close, as a finalizer has to: in any thread, whether or not the loop runs."""
         if self.state is CLOSED:
             return
-        try:
-            is_here = asyncio.get_running_loop() is self.loop
-        except RuntimeError:
-            is_here = False
-        if is_here or not self.loop.is_running():
+        if runs_here(self.loop) or not self.loop.is_running():
             self.close()
         else:
             with contextlib.suppress(RuntimeError):
