@@ -449,6 +449,62 @@ async def test_a_large_body_is_not_held_in_memory():
 
 
 @on_loops
+async def test_other_tasks_get_turns_while_a_body_is_hashed():
+    async def count():
+        nonlocal counted
+        while True:
+            await asyncio.sleep(0)
+            counted += 1
+
+    async def body():
+        for _ in range(100):
+            yield b'a'
+
+    async def sink(method, url, **kwargs):
+        seen.append(counted)
+        return b'200', (), None
+
+    counted, seen = 0, []
+    task = asyncio.create_task(count())
+    await signed(sink, credentials, 's3', 'eu-west-2')(b'PUT', 'http://a.example/', body=body)
+    task.cancel()
+    assert seen[0] >= 90
+
+
+@on_loops
+async def test_a_body_that_fails_while_it_is_hashed_is_closed():
+    class Failing:
+        is_closed = False
+
+        def __aiter__(self):
+            return self
+
+        async def __anext__(self):
+            raise KeyError('no content')
+
+        async def aclose(self):
+            self.is_closed = True
+
+    chunks = Failing()
+    with pytest.raises(HttpConnectionError, match='KeyError'):
+        await signed(print, credentials, 's3', 'eu-west-2')(
+            b'PUT', 'http://a.example/', body=lambda: chunks)
+    assert chunks.is_closed
+
+
+@on_loops
+async def test_a_body_that_has_ended_is_not_signed_as_an_empty_one():
+    chunks = streamed(b'abc')()
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        send = signed(request, credentials, 's3', 'eu-west-2')
+        await send(b'PUT', server.url, body=lambda: chunks)
+        with pytest.raises(HttpConnectionError, match='must return a new async iterator'):
+            await send(b'PUT', server.url, body=lambda: chunks)
+    assert script.bodies == [b'abc']
+
+
+@on_loops
 async def test_a_body_can_be_sent_again_by_what_is_below():
     calls = 0
 

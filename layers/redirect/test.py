@@ -433,7 +433,7 @@ async def test_another_origin_gets_harmless_fields_only(location, is_same):
     assert values_of(second, b'cookie') == ([b'2', b'3'] if is_same else [])
 
 
-# Lower case makes one name of two that have different owners, or leaves two of one that is the same.
+# Lower case makes one name of some that have different owners, and two of some that are the same.
 @pytest.mark.parametrize('base, location, is_same', [
     ('http://\u0391\u03a3.example', '//\u03b1\u03c2.example', False),
     ('http://fa\xdf.example', '//fass.example', False),
