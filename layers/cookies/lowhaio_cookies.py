@@ -493,7 +493,7 @@ class Store:
     # ---------------------------------------------------------------------------- what goes
 
     def make_room(self, grown: list[str]) -> None:
-        """Remove what is too much. `grown` has the domain of each cookie that was added."""
+        """Remove surplus cookies. `grown` has the domain of each cookie that was added."""
         for domain in dict.fromkeys(grown):
             if domain in self.domains:
                 self.thin_out(domain)
@@ -511,7 +511,7 @@ class Store:
         self.used[domain] = number
 
     def thin_out(self, domain: str) -> None:
-        """Remove what a domain has too much.
+        """Remove the cookies that a domain has too many of.
 
         What has expired goes first, then the oldest cookies, those without `Secure` before the
         others: what came without TLS must not push out what came with it (RFC 6265bis 5.7).

@@ -231,8 +231,8 @@ def redirectable(
     - `keep`: names of fields, as bytes, that other origins get as well, whatever they hold.
 
     The names of the fields that a redirect leaves out are logged at INFO. Arguments that make no
-    sense raise TypeError or ValueError at once. All errors of a request after its first redirect
-    are `HttpDataError`s, most of them `HttpRedirectError`s. See RFC 9110 15.4.
+    sense raise TypeError or ValueError at once. After the first redirect of a request, every
+    `HttpError` is an `HttpDataError`. See RFC 9110 15.4.
     """
     if not callable(request):
         raise TypeError(f'redirectable needs functions, got {request!r}')
@@ -309,7 +309,7 @@ class Rules:
                    kwargs: dict[str, Any]) -> Parts:
         """The parts of the request that the last of these redirects leads to.
 
-        Raises `HttpRedirectError` if that redirect must not, or can not, be followed.
+        Raises `HttpRedirectError` if that redirect must not, or cannot, be followed.
         """
         code, url = followed[-1]
         last_origin, origin = origin_of(last_url), origin_of(url)
@@ -350,7 +350,7 @@ def keeping(keep: Iterable[bytes], transform_headers: TransformHeaders) -> Trans
 
 
 def raise_as_answered(error: HttpError, followed: tuple[Hop, ...]) -> None:
-    """Make the error of a later request say that the first one was answered.
+    """Make the error of a later request tell that the first one was answered.
 
     A layer that retries must know that the first request has reached its server. So an
     `HttpConnectionError` becomes an `HttpRedirectError`, which is raised here.
