@@ -487,8 +487,8 @@ def test_s3_copy_signs_bodies_only_without_tls(tmp_path):
 
 BLOCK = random.Random(0).randbytes(64 * 1024)
 LARGE = BLOCK * 1500  # 94 MiB
-# What the kernel may hold of a stream that nobody reads, on its way over two connections. Linux lets
-# the buffers of some machines grow to 36 MiB for each.
+# What the kernel may hold of a stream that nobody reads, on its way over two connections. Linux
+# lets the buffers of some machines grow to 36 MiB for each.
 IN_BUFFERS = 75 * 1024 * 1024
 
 
