@@ -647,6 +647,7 @@ class Server:
 
     async def __aexit__(self, kind, error, traceback):
         self.server.close()
+        await turns(5)  # what was accepted just now has a peer
         for peer in self.peers:
             peer.writer.transport.abort()
         for task in self.tasks:
