@@ -3956,10 +3956,11 @@ class Connection:
         self.is_writing = False
 
     def on_readable(self) -> None:
-        waiter = self.waiter
-        if waiter is not None and self.awaits is DATA:
-            self.deliver(waiter)
-        elif waiter is not None and self.awaits is READABLE:
+        # No variable of this frame has the waiter. Its error may refer to the frame, which would
+        # make that a cycle.
+        if self.waiter is not None and self.awaits is DATA:
+            self.deliver(self.waiter)
+        elif self.waiter is not None and self.awaits is READABLE:
             self.wake()
         elif self.state is not IDLE:
             # Nobody reads now. Until somebody does, the loop need not look at it.

@@ -690,7 +690,8 @@ async def test_a_request_that_has_failed_keeps_nothing_until_garbage_is_collecte
                         uploading(request, server, body, length=len(step)))
                     assert message.startswith(at(server, text))
                     del body
-                    await until(lambda: kept() is None)  # noqa: B023
+                    await turns(3)
+                    assert kept() is None
 
 
 @pytest.mark.parametrize('steps', [(forever,), (b'a', forever)],
