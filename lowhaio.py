@@ -1733,6 +1733,7 @@ class Books:
 
     def return_place(self, origin_books: OriginBooks) -> None:
         """A connection has closed, or was not made. Its place goes to whoever is the next."""
+        assert origin_books.places, 'a place is returned once'
         origin_books.places -= 1
         self.places -= 1
         if origin_books.waiters:
