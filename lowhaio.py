@@ -1256,11 +1256,11 @@ def timed_out(socket_timeout: float) -> TimeoutError:
 
 # ------------------------------------------------------- stepping what the caller gave us
 #
-# Runs a coroutine that the caller's code has made, inside the caller's task. Most coroutines can
-# simply be awaited. One is stepped, by hand, where something else may have to happen while it
-# waits: a response, another connection, the end of its time. It must not notice, so what
-# asyncio.Task does for its coroutine is done here. The owner of the steps gets what the coroutine
-# returns or raises, and waits in its place.
+# Runs a coroutine of the caller's code inside the caller's task. Most of them can simply be
+# awaited. One is stepped by hand where something else may have to happen while it waits: a
+# response comes, another connection is made, its time ends. The coroutine must not notice the
+# difference, so this does for it what asyncio.Task does for its own. The owner of the steps waits
+# in its place, and gets what it returns or raises.
 
 class Steps:
     """Runs a coroutine in the current task, one step at a time."""
@@ -1329,7 +1329,8 @@ class Steps:
     async def wait(self, woken: asyncio.Future[None]) -> None:
         """Wait until it is ready, or something else has set the result of `woken`.
 
-        A cancellation of the task is passed on to it: what that means is told by its next step.
+        A cancellation of the task is passed on to the coroutine. Its next step tells what comes of
+        that.
         """
         def on_ready(_: object) -> None:
             wake(woken)
