@@ -41,7 +41,7 @@ import sys
 import types
 import warnings
 import weakref
-from asyncio import CancelledError
+from asyncio import CancelledError, get_running_loop
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from collections.abc import Mapping, Sequence, Sized
@@ -635,7 +635,7 @@ def Pool(
         try:
             if books.why_closed:
                 raise RuntimeError(books.why_closed)
-            loop = asyncio.get_running_loop()
+            loop = get_running_loop()
             if loop is not bound_loop:
                 check_loop(loop, bound_loop)
                 bound_loop = loop
@@ -737,7 +737,7 @@ def check_closable(bound_loop: Loop | None) -> None:
     """Connections of a loop that no longer runs can be closed from any other loop."""
     try:
         if bound_loop is not None and bound_loop.is_running() and \
-                asyncio.get_running_loop() is not bound_loop:
+                get_running_loop() is not bound_loop:
             raise RuntimeError('the pool is bound to the event loop of its first request, which '
                                'is running: close it there')
     except RuntimeError as cause:
@@ -948,16 +948,16 @@ class Exchange:
         return b''
 
     def feed_head(self, data: bytes) -> None:
-        heads = self.books.heads
         parser = self.parser
         if parser is None:
             # A head that is that of the last response, byte by byte, is not parsed again.
-            known = heads.get(self.endpoint.origin.name)
+            known = self.books.heads.get(self.endpoint.origin.name)
             if known is not None and data.startswith(known.data):
                 self.has_started = True
                 self.start_body(known, data[len(known.data):])
                 return
-            parser = self.parser = HeadParser(heads, self.declared.upgrade)
+            parser = self.parser = HeadParser(
+                self.books.heads, self.declared.upgrade)
         if not data:
             is_asked_for = self.phase in (READING, AWAITING_CONTINUE)
             parser.feed_end('it' if is_asked_for else 'the response head')
@@ -1530,7 +1530,7 @@ class Resolving(InTime):
 def runs_here(loop: Loop) -> bool:
     """The loop runs, and in this thread."""
     try:
-        return asyncio.get_running_loop() is loop
+        return get_running_loop() is loop
     except RuntimeError:
         return False
 
