@@ -1682,29 +1682,23 @@ class Books:
 
     # Places
 
-    def take_place(self, origin: Origin) -> OriginBooks | None:
-        """Lend a place for a new connection, or None if there is none."""
+    def take_place(self, origin: Origin) -> OriginBooks | str:
+        """Lend a place for a new connection, or tell why there is none."""
         origin_books = self.of_origin(origin)
         if origin_books.places >= self.max_per_origin:
-            return None
+            return (f'{origin_books.places} in use for {origin_books.name}, and '
+                    f'max_connections_per_origin is {self.max_per_origin}')
         if self.places >= self.max_connections and self.idle:
             # It belongs to another origin, because `take_idle` has found none of this one.
             next(iter(self.idle)).close()
         if self.places >= self.max_connections:
-            return None
+            self.drop_if_unused(origin_books)
+            return f'{self.places} in use, and max_connections is {self.max_connections}'
         origin_books.places += 1
         self.places += 1
         # It may have been dropped meanwhile: the garbage collector closes connections, too.
         self.by_origin[origin_books.name] = origin_books
         return origin_books
-
-    def why_none(self, origin: Origin) -> str:
-        """Why `take_place` has found none."""
-        origin_books = self.of_origin(origin)
-        if origin_books.places >= self.max_per_origin:
-            return (f'{origin_books.places} in use for {origin_books.name}, and '
-                    f'max_connections_per_origin is {self.max_per_origin}')
-        return f'{self.places} in use, and max_connections is {self.max_connections}'
 
     async def wait_for_place(self, loop: Loop, origin: Origin) -> OriginBooks | Connection:
         """Lend a place, or a connection that has just been returned and has one."""
@@ -1907,11 +1901,11 @@ class Acquisition:
         connection = books.take_idle(self.origin, peers, self.loop.time())
         if connection is not None:
             return connection
-        given: OriginBooks | Connection | None = None
+        given: OriginBooks | Connection | str = ''
         try:
             given = books.take_place(self.origin)
-            if given is None:
-                given = await self.wait_for_place()
+            if isinstance(given, str):
+                given = await self.wait_for_place(given)
                 # That may have taken long.
                 peers = await self.find_peers()
             if isinstance(given, Connection):
@@ -1978,13 +1972,12 @@ class Acquisition:
 
     # Places
 
-    async def wait_for_place(self) -> OriginBooks | Connection:
-        books = self.connector.books
+    async def wait_for_place(self, why: str) -> OriginBooks | Connection:
         try:
             if self.logger is not None:
                 # A request that waits for ever raises nothing. Only this line tells of it.
-                self.logger.info('Waiting for a connection: %s', books.why_none(self.origin))
-            return await books.wait_for_place(self.loop, self.origin)
+                self.logger.info('Waiting for a connection: %s', why)
+            return await self.connector.books.wait_for_place(self.loop, self.origin)
         except Exception as cause:
             error = HttpConnectionError(
                 f'{self.describe()}: waiting for a connection failed: {reason(cause)}')
