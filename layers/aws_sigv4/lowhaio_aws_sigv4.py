@@ -23,7 +23,6 @@ import hmac
 import logging
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Container, Iterable, Mapping
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
@@ -32,8 +31,11 @@ from typing import IO, Any, TypeVar, cast
 from urllib.parse import quote, unquote_to_bytes
 
 from lowhaio import (
+    Body,
     Fields,
+    Headers,
     HttpConnectionError,
+    Params,
     canonical_host,
     empty_async_iterator,
     encode_params,
@@ -80,9 +82,6 @@ URL = re.compile(r'(https?)://(\[[^\[\]/?#@]*\]|[^:\[\]/?#@]+)(:[0-9]{0,5})?(?![
                  r'([^?#]*)\??([^#]*)', re.IGNORECASE)
 CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
 
-Headers = Iterable[tuple[bytes, bytes]]
-Params = Mapping[str, Any] | Sequence[tuple[str, Any]]
-Body = Callable[..., AsyncIterator[bytes]]
 # The three arguments of a request that make its content: body, body_args and body_kwargs.
 Content = tuple[Body, Iterable[Any], Mapping[str, Any] | Iterable[tuple[str, Any]]]
 Credentials = Callable[[], Awaitable[tuple[str, str, Headers]]]

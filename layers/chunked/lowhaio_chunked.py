@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from functools import partial
 from typing import ParamSpec
 
-from lowhaio import repeatable
+from lowhaio import Headers, repeatable
 
 __all__ = ['chunked']
 
 # The encoded body takes the arguments of the body that is encoded.
 P = ParamSpec('P')
-Trailers = Callable[[], Iterable[tuple[bytes, bytes]]]
+Trailers = Callable[[], Headers]
 
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
 FIELD_VALUE = re.compile(rb'[^\x00-\x08\x0a-\x1f\x7f]*')  # RFC 9110 5.5

@@ -15,13 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from functools import partial
 from importlib import import_module
 from typing import Any, ParamSpec, cast
 
 from lowhaio import (
     Fields,
+    Headers,
     HttpConnectionError,
     HttpDataError,
     HttpError,
@@ -152,9 +153,9 @@ def decompressed(request: Callable[P, Awaitable[AnyResponse]], *, max_length: in
     inner: Callable[..., Awaitable[AnyResponse]] = request
 
     async def decompressed_request(
-            method: bytes, url: str, params: Any = (),
-            headers: Iterable[tuple[bytes, bytes]] = (), body: Any = empty_async_iterator,
-            body_args: Any = (), body_kwargs: Any = (), **kwargs: Any) -> AnyResponse:
+            method: bytes, url: str, params: Any = (), headers: Headers = (),
+            body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
+            **kwargs: Any) -> AnyResponse:
         try:
             sent = tuple(headers)
             names = {name.lower() for name, _ in sent}

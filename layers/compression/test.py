@@ -9,6 +9,7 @@ import pathlib
 import random
 import sys
 import tracemalloc
+import types
 import zlib
 
 import brotli
@@ -671,11 +672,27 @@ async def test_bad_headers_fail_before_anything_is_sent(headers):
 def test_codings_that_are_not_installed_are_not_asked_for(monkeypatch, missing, codings):
     for name in missing:
         monkeypatch.setitem(sys.modules, name, None)
-    spec = importlib.util.spec_from_file_location('without', lowhaio_compression.__file__)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = loaded_again()
     assert list(module.CODINGS) == codings
     assert module.ACCEPTED.split(b', ') == codings
+
+
+def test_a_brotli_that_has_no_bound_is_not_used(monkeypatch):
+    class Decompressor:
+        def process(self, data):
+            return data
+
+    old = types.ModuleType('brotli')
+    old.Decompressor = Decompressor
+    monkeypatch.setitem(sys.modules, 'brotli', old)
+    assert b'br' not in loaded_again().CODINGS
+
+
+def loaded_again():
+    spec = importlib.util.spec_from_file_location('again', lowhaio_compression.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def dechunked(body):

@@ -29,7 +29,7 @@ from urllib.request import Request
 from publicsuffixlist import PublicSuffixList
 
 import lowhaio
-from lowhaio import Fields, empty_async_iterator
+from lowhaio import Fields, Headers, empty_async_iterator
 
 __all__ = ['with_cookies']
 
@@ -97,9 +97,9 @@ def with_cookies(request: AnyRequest, jar: CookieJar, *,
     store = Store(jar)
 
     async def request_with_cookies(
-            method: bytes, url: str, params: Any = (),
-            headers: Iterable[tuple[bytes, bytes]] = (), body: Any = empty_async_iterator,
-            body_args: Any = (), body_kwargs: Any = (), **kwargs: Any) -> Response:
+            method: bytes, url: str, params: Any = (), headers: Headers = (),
+            body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
+            **kwargs: Any) -> Response:
         place = None
         sent = headers
         try:

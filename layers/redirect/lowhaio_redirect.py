@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from lowhaio import (
     Fields,
+    Headers,
     HttpConnectionError,
     HttpDataError,
     HttpError,
@@ -64,7 +65,7 @@ AnyError = TypeVar('AnyError', bound=HttpError)
 # What a transform may change of a request: method, body, body_args, body_kwargs and headers.
 Parts = tuple[bytes, Any, Any, Any, Fields]
 Transform = Callable[[bytes, Any, Any, Any, Fields], Parts]
-TransformHeaders = Callable[[Fields, str, str], Iterable[tuple[bytes, bytes]]]
+TransformHeaders = Callable[[Fields, str, str], Headers]
 
 
 class Hop(NamedTuple):
