@@ -426,7 +426,8 @@ used for later requests until that time."""
 Resolve = Callable[..., Awaitable[Iterable[Address]]]
 """`await resolve(host, record_type, get_logger_adapter=…)` returns the addresses of a host."""
 
-GetResolver = Callable[..., tuple[Resolve, Callable[..., Awaitable[None]]]]
+Resolver = tuple[Resolve, Callable[..., Awaitable[None]]]
+GetResolver = Callable[..., Resolver]
 """`get_dns_resolver(get_logger_adapter=…)` returns `resolve` and `clear_cache`."""
 
 GetConnection = Callable[[str, str, int], Awaitable[socket.socket]]
@@ -528,11 +529,8 @@ class Close(Protocol):
         """
 
 
-def get_dns_resolver_default(
-        get_logger_adapter: GetLoggerAdapter,
-) -> tuple[Resolve, Callable[..., Awaitable[None]]]:
-    resolver: tuple[Resolve, Callable[..., Awaitable[None]]] = \
-        dns().Resolver(get_logger_adapter=get_logger_adapter)
+def get_dns_resolver_default(get_logger_adapter: GetLoggerAdapter) -> Resolver:
+    resolver: Resolver = dns().Resolver(get_logger_adapter=get_logger_adapter)
     return resolver
 
 
@@ -1171,7 +1169,7 @@ class Names:
 
     def __init__(self, get_dns_resolver: GetResolver) -> None:
         self.get_dns_resolver = get_dns_resolver
-        self.resolver: tuple[Resolve, Callable[..., Awaitable[None]]] | None = None
+        self.resolver: Resolver | None = None
         self.known: dict[str, Peers] = {}
         # What the resolver is being asked, and the other requests that wait for the same answer.
         self.asking: dict[tuple[str, int], list[asyncio.Future[Any]]] = {}
