@@ -32,12 +32,14 @@ from tests.harness import (
     connecting_to,
     get,
     internet,
+    on_clock,
     on_loops,
     pool,
     python_blocks,
     response,
     run_block,
     trusting,
+    turns,
     value,
     values_of,
 )
@@ -803,6 +805,43 @@ async def test_a_request_made_by_the_body_of_one_that_logs_in_does_not_wait_for_
             b'PUT', URL + 'outer', headers=((b'content-length', b'1'),), body=body)
     assert code == b'200'
     assert visits == {b'/outer': 3, b'/inner': 3}
+
+
+@on_clock
+async def test_whoever_is_overtaken_lets_the_next_one_log_in():
+    async def request(method, url, **kwargs):
+        attempts.append((url[-1], asyncio.get_running_loop().create_future()))
+        return await attempts[-1][1]
+
+    async def nothing():
+        return
+        yield
+
+    async def refuse(*numbers):
+        """Answer these attempts with a nonce each, and let the requests go on."""
+        for number in numbers:
+            nonce = CHALLENGE.replace(b'"n"', b'"n%d"' % number) + b', stale=true'
+            name, _, value = nonce.partition(b': ')
+            attempts[number][1].set_result((b'401', ((name.lower(), value),), nothing()))
+            await turns(10)
+
+    def begin(name):
+        return asyncio.ensure_future(get(as_user, URL + name))
+
+    attempts = []
+    as_user = digest(request, 'user', 'password')
+    tasks = [begin('a'), begin('b')]
+    await turns(10)
+    await refuse(0, 1)  # the first attempts of both, without an answer
+    await refuse(2, 3)  # both have answered: a may log in, and b waits for it
+    assert [name for name, _ in attempts] == ['a', 'b', 'a', 'b', 'a']
+    tasks.append(begin('c'))
+    await turns(10)
+    await refuse(5, 4)  # c makes the nonce stale that a has answered
+    assert [name for name, _ in attempts[6:]] == ['c', 'b']
+    for task in tasks:
+        task.cancel()
+    await asyncio.wait(tasks)
 
 
 @pytest.mark.parametrize('is_known', [False, True])
