@@ -2800,13 +2800,14 @@ class RequestBody(Steps):
         while True:
             asked = ask()
             try:
-                waited_for = asked.send(None)
+                # What it waits for is in no variable: see `Steps.step`.
+                self.suspend(asked.send(None))
             except StopIteration as stop:
                 chunk = stop.value
             except StopAsyncIteration:
                 break
             else:
-                chunk = await self.wait_for_chunk(asked, waited_for)
+                chunk = await self.wait_for_chunk(asked)
                 if chunk is NO_CHUNK:
                     break
             if not isinstance(chunk, bytes):
@@ -2822,11 +2823,10 @@ class RequestBody(Steps):
         self.check_end()
         await self.send_head()
 
-    async def wait_for_chunk(self, asked: Any, waited_for: Any) -> Any:
+    async def wait_for_chunk(self, asked: Any) -> Any:
         """The chunk that was not there at once, or NO_CHUNK."""
         self.coroutine = asked
         self.is_over = False
-        self.suspend(waited_for)
         # The head does not wait for the first chunk.
         await self.send_head()
         while True:
@@ -3856,6 +3856,8 @@ class Connection:
             self.close()
         else:
             self.start_reading()
+            # Its time to idle goes on. The timer may have been due meanwhile.
+            self.start_timer(self.deadline)
             self.place.books.return_connection(self)
 
     def is_reusable(self, peers: Peers | None, now: float) -> bool:

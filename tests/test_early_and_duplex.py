@@ -694,6 +694,37 @@ async def test_a_request_that_has_failed_keeps_nothing_until_garbage_is_collecte
                     assert kept() is None
 
 
+@pytest.mark.usefixtures('only_full_collections')
+@on_loops
+async def test_what_a_body_has_waited_for_in_vain_is_not_kept_until_garbage_is_collected():
+    """Its error has the frames of the sending in its traceback, and those must not have it."""
+    def failing_soon(given):
+        future = asyncio.get_running_loop().create_future()
+        future.get_loop().call_soon(future.set_exception, KeyError('given'))
+        given.append(weakref.ref(future))
+        return future
+
+    async def waiting(number, given):
+        if number:
+            yield b'a'
+        await failing_soon(given)
+
+    async def is_refused(failing):
+        try:
+            await failing
+        except HttpDataError as error:
+            return isinstance(error.__cause__, KeyError)
+
+    for number in (0, 1):
+        given = []
+        with row(number):
+            async with Server(reading_all) as server, pool() as request:
+                body = functools.partial(waiting, number, given)
+                assert await is_refused(uploading(request, server, body, length=2))
+                await turns(3)
+                assert given[0]() is None
+
+
 @pytest.mark.parametrize('steps', [(forever,), (b'a', forever)],
                          ids=['right after the head', 'waiting'])
 @on_loops

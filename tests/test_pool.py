@@ -1088,6 +1088,33 @@ async def test_one_cancelled_in_the_lookup_after_its_wait_gives_back_the_connect
     assert script.connections == [0, 0]
 
 
+@on_clock
+async def test_a_connection_given_back_in_the_lookup_closes_when_its_time_to_idle_is_over():
+    """It may have passed already: nothing idles while a request has the connection."""
+    async def resolve(host):
+        names.append(host)
+        if len(names) == 3:
+            await asyncio.Event().wait()
+        return [ipaddress.IPv4Address('127.0.0.1')]
+
+    for seconds in (3, 6):
+        names = []
+        script = Halves()
+        options = {'max_connections': 1, 'keep_alive_timeout': 5, 'socket_timeout': 100,
+                   'get_dns_resolver': resolving(resolve)}
+        async with Server(script) as server, pool(**options) as request:
+            _, _, body = await request(b'GET', url_of(server, 'a'))
+            [waiting] = await begin(request, server, 'a')
+            assert len(names) == 2
+            script.go_on.set()
+            assert await buffered(body) == b'ok'
+            await until(lambda: len(names) == 3)  # noqa: B023
+            await passing(seconds)
+            waiting.cancel()
+            await passing(3)
+            assert server.peers[0].reader.at_eof()
+
+
 @on_loops
 async def test_the_place_of_an_idle_connection_is_free_once_it_has_closed():
     """To a new connection, which must not even be waited for."""
