@@ -880,11 +880,8 @@ class Endpoint:
 
 
 class EarlyResponse(Exception):
-    """The server has answered with 300 or above, so nothing more is sent."""
-
-
-class EarlyEnd(EarlyResponse):
-    """The server has answered below 300, and has closed the connection as it had announced."""
+    """Nothing more is sent. The server has answered with 300 or above, or it has answered below
+    and has closed the connection as it had announced."""
 
 
 class Exchange:
@@ -1020,7 +1017,7 @@ class Exchange:
                 self.early_length = len(self.content)
         elif self.decoder.is_done:
             if not data:
-                raise EarlyEnd
+                raise EarlyResponse
             self.decoder.has_surplus = True
             self.early_length += len(data)
         elif data:
@@ -1031,7 +1028,7 @@ class Exchange:
                 self.decoder.feed_end()
             except EOFError as cause:
                 raise EOFError(f'the response is cut off: {cause}') from cause
-            raise EarlyEnd
+            raise EarlyResponse
 
     def note_tls_write(self) -> None:
         """It has not succeeded, or not yet. A part of its record may have been sent."""
@@ -1073,9 +1070,9 @@ class Exchange:
         return error
 
     def doing(self) -> str:
-        what = self.phase.value
-        return what if self.phase is not READING else \
-            f'{what} head' if self.decoder is None else f'{what} body'
+        if self.decoder is not None and self.phase in (READING, AWAITING_CONTINUE):
+            return f'{READING.value} body'
+        return f'{READING.value} head' if self.phase is READING else self.phase.value
 
     def early_hint(self) -> str:
         """The request was not sent whole, although the server's log may show a good response."""
@@ -2613,9 +2610,6 @@ def encode_params(params: Params, **options: Any) -> str:
 # The caller's chunks, held to what the head declared of them: a chunk is checked before any
 # of it is sent. The generator's own time does not count towards `socket_timeout`.
 
-NO_CHUNK = object()
-
-
 def to_bytes(chunk: Any) -> bytes:
     try:
         return bytes(memoryview(chunk))
@@ -2802,14 +2796,11 @@ class RequestBody(Steps):
             try:
                 # What it waits for is in no variable: see `Steps.step`.
                 self.suspend(asked.send(None))
+                chunk = await self.wait_for_chunk(asked)
             except StopIteration as stop:
                 chunk = stop.value
             except StopAsyncIteration:
                 break
-            else:
-                chunk = await self.wait_for_chunk(asked)
-                if chunk is NO_CHUNK:
-                    break
             if not isinstance(chunk, bytes):
                 chunk = to_bytes(chunk)
             self.left -= len(chunk)
@@ -2824,7 +2815,7 @@ class RequestBody(Steps):
         await self.send_head()
 
     async def wait_for_chunk(self, asked: Any) -> Any:
-        """The chunk that was not there at once, or NO_CHUNK."""
+        """The chunk that was not there at once. Raises StopAsyncIteration if it is the end."""
         self.coroutine = asked
         self.is_over = False
         # The head does not wait for the first chunk.
@@ -2836,8 +2827,6 @@ class RequestBody(Steps):
                 self.step()
             except StopIteration as stop:
                 return stop.value
-            except StopAsyncIteration:
-                return NO_CHUNK
 
     async def send_head(self) -> None:
         if self.head:

@@ -16,6 +16,7 @@ from tests.harness import (
     SCHEMES,
     Server,
     at,
+    chunked,
     context_of,
     cut_into_bytes,
     failed,
@@ -276,6 +277,21 @@ async def test_what_fails_while_100_continue_is_waited_for():
                     at(server, f'waiting for 100 Continue: {text}'))
                 assert (error.reused, error.response_started) == (False, bool(raw))
                 assert body.times == []
+
+
+@on_loops
+async def test_a_malformed_body_in_place_of_100_continue_is_one_of_the_response():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(chunked(b'x\r\n'))
+        assert await peer.closed() == b''
+
+    async with Server(script) as server, pool() as request:
+        await failed(
+            uploading(request, server, Called(b'ab'), length=2, headers=EXPECT),
+            HttpDataError, ValueError,
+            at(server, 'reading the response body: bad chunk-size line: expected 1 to 16 hex '
+                       "digits, an optional extension and CRLF, got b'x\\r\\n'"))
 
 
 @SCHEMES
