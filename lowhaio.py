@@ -994,13 +994,14 @@ class Exchange:
     @property
     def early_room(self) -> int:
         """How many bytes may be taken while the request is being sent. 0: no more."""
+        size = self.endpoint.settings.recv_bufsize
         # What follows a 101 is no response.
         if self.decoder is None:
-            return self.endpoint.recv_bufsize
+            return size
         if self.head.code == b'101' or self.decoder.is_done and not self.is_last:
             return 0
         # Only one more read finds the end of the connection behind a whole response.
-        return max(self.endpoint.recv_bufsize - self.early_length + self.decoder.is_done, 0)
+        return max(size - self.early_length + self.decoder.is_done, 0)
 
     @property
     def is_last(self) -> bool:

@@ -878,6 +878,21 @@ async def test_the_end_behind_a_whole_last_response_that_fills_one_read_ends_the
             assert (response.request_sent, body.events) == (False, CANCELLED)
 
 
+@pytest.mark.parametrize('ending', ENDINGS)
+@on_loops
+async def test_the_end_behind_a_whole_last_response_of_many_reads_ends_the_sending(ending):
+    """Over TLS, a read gives one record at most."""
+    context, end = ENDINGS[ending]
+    content = b'a' * 100_000
+    script = EndingBehind(head(b'connection: close', b'content-length: 100000') + content, end)
+    with ThreadServer(script, context and context()) as server:
+        async with pool(get_ssl_context=trusting, recv_bufsize=len(content)) as request:
+            body = Sending(b'a', forever)
+            code, _, received = await uploading(request, server, body)
+            assert (code, await buffered(received)) == (b'200', content)
+            assert (received.request_sent, body.events) == (False, CANCELLED)
+
+
 @SCHEMES
 @on_loops
 async def test_bytes_between_a_whole_last_response_and_the_end_are_never_delivered(scheme):
