@@ -1,13 +1,10 @@
 # Made of lowhaio_aws_sigv4.py by .ci/stubs.py.
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
-from lowhaio import Fields
+from lowhaio import Fields, Headers, Params
 
 __all__ = ['aws_sigv4_headers', 'object_url', 'signed']
-Headers = Iterable[tuple[bytes, bytes]]
-Params = Mapping[str, Any] | Sequence[tuple[str, Any]]
 Credentials = Callable[[], Awaitable[tuple[str, str, Headers]]]
 Response = tuple[bytes, Fields, Any]
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])

@@ -1,11 +1,12 @@
 # Made of lowhaio_chunked.py by .ci/stubs.py.
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable
 from typing import ParamSpec
+from lowhaio import Headers
 
 __all__ = ['chunked']
 P = ParamSpec('P')
-Trailers = Callable[[], Iterable[tuple[bytes, bytes]]]
+Trailers = Callable[[], Headers]
 
 def chunked(
     body: Callable[P, AsyncIterator[bytes]],

@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import Any, NamedTuple, TypeVar
-from lowhaio import Fields, HttpDataError
+from lowhaio import Fields, Headers, HttpDataError
 
 __all__ = [
     'DEFAULT_REDIRECTS',
@@ -21,7 +21,7 @@ Response = tuple[bytes, Fields, Any]
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 Parts = tuple[bytes, Any, Any, Any, Fields]
 Transform = Callable[[bytes, Any, Any, Any, Fields], Parts]
-TransformHeaders = Callable[[Fields, str, str], Iterable[tuple[bytes, bytes]]]
+TransformHeaders = Callable[[Fields, str, str], Headers]
 
 class Hop(NamedTuple):
     code: bytes
