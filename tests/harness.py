@@ -652,7 +652,10 @@ class Server:
             peer.writer.transport.abort()
         for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        # That the client has reset a connection is of interest to nobody: it is asked for here, or
+        # the loop would be told of it, whenever that is collected.
+        await asyncio.gather(*self.tasks, *(peer.writer.wait_closed() for peer in self.peers),
+                             return_exceptions=True)
         await turns(3)
         if error is None and self.failures:
             raise self.failures[0]
