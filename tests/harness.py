@@ -133,7 +133,7 @@ CLOCKED = {name: type(f'StandingClock on {name}', (StandingClock, kind), {})
 SCHEMES = pytest.mark.parametrize('scheme', ['http', 'https'])
 
 # So that a hang is a failure. Nothing waits for it to pass.
-PATIENCE = 20
+PATIENCE = 60
 
 
 Test = Callable[..., Awaitable[None]]

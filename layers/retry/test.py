@@ -38,6 +38,7 @@ from tests.harness import (
     internet,
     on_clock,
     on_loops,
+    passing,
     pool,
     python_blocks,
     response,
@@ -572,7 +573,7 @@ async def test_the_last_response_is_returned_whole(slept):
     assert slept == [1]
 
 
-@on_loops
+@on_clock
 async def test_a_response_that_is_not_wanted_does_not_keep_its_connection(slept):
     async def script(peer):
         await peer.read_head()
@@ -580,13 +581,19 @@ async def test_a_response_that_is_not_wanted_does_not_keep_its_connection(slept)
             await peer.send(OK)
         else:
             await peer.send(b'HTTP/1.1 503 No\r\ncontent-length: 1000\r\n\r\nand so on')
+            is_sent.set()
             assert await peer.closed() == b''
             closed.set()
 
-    closed = asyncio.Event()
+    is_sent, closed = asyncio.Event(), asyncio.Event()
     async with Server(script) as server, pool(max_connections=1) as request:
         again = retry(request, code_intervals=((b'503', (0,)),))
-        assert (await get(again, server.url))[2] == b'ok'
+        task = asyncio.create_task(get(again, server.url))
+        await is_sent.wait()
+        await passing(0.999)
+        assert not task.done()
+        await passing(0.001)
+        assert (await task)[2] == b'ok'
         await closed.wait()
 
 
