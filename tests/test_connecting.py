@@ -146,20 +146,20 @@ async def test_socket_timeout_is_for_all_addresses_together():
 
 @on_loops_at_once
 async def test_socket_timeout_is_for_the_lookup_and_connecting_together():
-    """A lookup that took nearly all of it leaves nearly nothing."""
+    """A lookup that took most of it leaves only the rest."""
     ends = []
 
     async def resolve(host):
-        await asyncio.sleep(0.18)
+        await asyncio.sleep(0.7)
         ends.append(time.monotonic())
         return (ipaddress.IPv4Address('127.0.0.1'),)
 
     [silent] = bound_to('127.0.0.1')
     with silent, full_backlog(silent) as port:
-        async with pool(get_dns_resolver=resolving(resolve), socket_timeout=0.2) as request:
+        async with pool(get_dns_resolver=resolving(resolve), socket_timeout=1) as request:
             await failed(
                 request(b'GET', f'http://a.test:{port}/'), HttpConnectionError, TimeoutError)
-    assert time.monotonic() - ends[0] < 0.15
+    assert time.monotonic() - ends[0] < 0.9
 
 
 @on_loops_at_once
