@@ -1314,7 +1314,7 @@ class Steps:
     def is_ready(self) -> bool:
         """A step would get it further."""
         return not self.is_bare and (
-            bool(self.to_throw) or self.waited_for is None or self.waited_for.done())
+            self.waited_for is None or self.waited_for.done() or bool(self.to_throw))
 
     def interrupt(self, args: tuple[Any, ...] = ()) -> None:
         """Cancel what it waits for. Where that can not be, the next step cancels the coroutine."""
