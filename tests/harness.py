@@ -652,10 +652,14 @@ class Server:
             peer.writer.transport.abort()
         for task in self.tasks:
             task.cancel()
-        # That the client has reset a connection is of interest to nobody: it is asked for here, or
-        # the loop would be told of it, whenever that is collected.
-        await asyncio.gather(*self.tasks, *(peer.writer.wait_closed() for peer in self.peers),
-                             return_exceptions=True)
+        # Nobody needs to know that the client has reset a connection. But if nobody asks, the loop
+        # is told of it when that is collected.
+        ends = [asyncio.ensure_future(peer.writer.wait_closed()) for peer in self.peers]
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        await turns(5)
+        for end in ends:
+            end.cancel()
+        await asyncio.gather(*ends, return_exceptions=True)
         await turns(3)
         if error is None and self.failures:
             raise self.failures[0]
