@@ -831,11 +831,12 @@ def log_response(logger: Adapter, response: tuple[bytes, Fields, ReceivedBody]) 
         logger.debug('That was request %s of its connection', exchange.number)
     except BaseException as cause:
         exchange.phase = LOGGING
-        error = exchange.error(cause)
-        body._fail(cause)
+        if body._connection is not None:
+            # No one gets the body, so it need not fail.
+            body._connection.close()
         if not isinstance(cause, Exception):
             raise
-        raise error from cause
+        raise exchange.error(cause) from cause
 
 
 class Phase(Enum):
@@ -2098,6 +2099,8 @@ class Race:
         finally:
             for connection in self.attempts:
                 connection.close()
+            # They have the frames of the race in their tracebacks, so that is a cycle.
+            self.failures = []
             await self.stop_lookup()
 
     def advance(self, now: float) -> Connection | None:

@@ -3,12 +3,21 @@
 import asyncio
 import contextlib
 import logging
+import weakref
 from ipaddress import IPv4Address
 
 import aiodnsresolver
 import pytest
 
-from lowhaio import HttpConnectionError, HttpDataError, HttpDnsError, HttpTlsError, Pool, streamed
+from lowhaio import (
+    HttpConnectionError,
+    HttpDataError,
+    HttpDnsError,
+    HttpError,
+    HttpTlsError,
+    Pool,
+    streamed,
+)
 from tests.harness import (
     OK,
     SCHEMES,
@@ -16,13 +25,16 @@ from tests.harness import (
     Answering,
     Server,
     Sockets,
+    bound_to,
     context_of,
     failure,
     forever,
     get,
     holding,
+    no_address,
     on_loops,
     pool,
+    resolving,
     row,
     trusting,
     turns,
@@ -258,6 +270,47 @@ async def test_whatever_of_the_caller_raises_in_a_request_is_the_cause_of_an_err
                 with contextlib.suppress(HttpConnectionError):
                     await close()
                 await until(lambda: len(server.peers) == (name in ACCEPTED))  # noqa: B023
+
+
+@pytest.mark.usefixtures('only_full_collections')
+@on_loops
+async def test_a_request_that_failed_before_it_was_read_keeps_nothing_until_garbage_is_collected():
+    """Its frames, that is, which are in the traceback of its error."""
+    async def fail(url, **arguments):
+        async def body():
+            yield b''
+
+        kept = weakref.ref(body)
+        with pytest.raises(HttpError):
+            await request(b'GET', url, body=body, **arguments)
+        return kept
+
+    def connect(scheme, host, port):
+        raise KeyError('why')
+
+    class Failing(logging.LoggerAdapter):
+        def info(self, *args):
+            # Each time another one: the request has the adapter.
+            raise KeyError('why')
+
+    failing = {'get_logger_adapter': lambda extra: Failing(logging.getLogger(), extra)}
+    [refusing] = bound_to('127.0.0.1')
+    with refusing:
+        refused = f'http://127.0.0.1:{refusing.getsockname()[1]}'
+        async with Server(Answering(UNFINISHED, OK)) as server:
+            for name, options, url, arguments in [
+                    ('a refused connection', {}, refused, {}),
+                    ('no address', {'get_dns_resolver': resolving(no_address)},
+                     'http://name.test', {}),
+                    ('get_connection', {'get_connection': connect}, server.url, {}),
+                    ('no TLS', {}, server.url.replace('http', 'https'), {}),
+                    ('an unfinished response', {}, server.url, failing),
+                    ('a whole response', {}, server.url, failing)]:
+                with row(name):
+                    async with pool(**options) as request:
+                        kept = await fail(url, **arguments)
+                        await turns(3)
+                        assert kept() is None
 
 
 # Those of which the request got as far as a connection.
