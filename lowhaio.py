@@ -2291,6 +2291,7 @@ CODINGS = re.compile(
 # would read as two hosts.
 HOST_FIELD = re.compile(
     rb"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?")
+LENGTH = re.compile(rb'[0-9]{1,20}')  # RFC 9110 8.6, but bounded
 USUAL_METHODS = frozenset((b'GET', b'HEAD', b'POST', b'PUT', b'DELETE', b'PATCH', b'OPTIONS'))
 
 # RFC 3986 3. The request target begins with the path, and the fragment is not sent.
@@ -2397,7 +2398,7 @@ class Declared:
         self.length: int | None = None
         if b'content-length' in values:
             digits = values[b'content-length']
-            if not is_length(digits):
+            if not LENGTH.fullmatch(digits):
                 raise ValueError(
                     f'headers must have 1 to 20 digits as content-length, got {shown(digits)}')
             self.length = int(digits)
@@ -3184,16 +3185,12 @@ def parse_framing(head: Head, settings: Settings) -> tuple[int | None, list[byte
 
 
 def parse_length(value: bytes, before: int | None) -> int:
-    if not is_length(value):
+    if not LENGTH.fullmatch(value):
         raise ValueError(f'bad content-length: expected 1 to 20 digits, got {shown(value)}')
     length = int(value)
     if before is not None and length != before:
         raise ValueError(f'bad content-length: expected one, got {before} and {shown(value)}')
     return length
-
-
-def is_length(value: bytes) -> bool:
-    return value.isdigit() and len(value) <= 20
 
 
 def parse_keep_alive(value: bytes) -> float:
