@@ -65,7 +65,7 @@ if uvloop is not None:
 
 
 class StandingClock:
-    """Mixed into an event loop: its time stands still, until a test lets some of it pass."""
+    """Mixed into an event loop, it makes time stand still until a test lets some of it pass."""
 
     def __init__(self):
         super().__init__()
@@ -105,8 +105,11 @@ def run_timer(timer):
 
 
 async def passing(seconds: float) -> None:
-    """On a loop whose clock stands: what is ready happens, and then so much time passes, from one
-    timer to the next. What becomes ready then happens too."""
+    """Let time pass on a loop whose clock stands.
+
+    What is ready happens first. Then the clock goes from one timer to the next, and after each of
+    them what has become ready happens.
+    """
     loop = asyncio.get_running_loop()
     end = loop.now + seconds
     await settling()
@@ -132,7 +135,7 @@ CLOCKED = {name: type(f'StandingClock on {name}', (StandingClock, kind), {})
 
 SCHEMES = pytest.mark.parametrize('scheme', ['http', 'https'])
 
-# So that a hang is a failure. Nothing waits for it to pass.
+# After so many seconds a test has hung. No test waits for them to pass.
 PATIENCE = 60
 
 
@@ -167,8 +170,10 @@ def on_clock(test: Test) -> Callable[..., None]:
 
 
 def on_loops_at_once(test: Test) -> Callable[..., None]:
-    """As `on_loops`, but in a thread for each loop: for what mostly waits for time to pass. They
-    share the fixtures."""
+    """As `on_loops`, but with the loops in threads of their own, beside each other.
+
+    This is for tests that mostly wait for time to pass. The loops share the fixtures.
+    """
     @functools.wraps(test)
     def wrapper(*args, **kwargs):
         with nothing_left() as errors, concurrent.futures.ThreadPoolExecutor() as executor:
@@ -182,6 +187,7 @@ def on_loops_at_once(test: Test) -> Callable[..., None]:
 
 
 def run_on(kind, loop_name, errors, test, /, *args, **kwargs):
+    """Run the test on a new loop, and collect what that complains of."""
     def on_error(loop, context):
         # In debug mode, asyncio's servers report the clients that refuse their handshake.
         if context['message'] != 'Error on transport creation for incoming connection':
@@ -212,7 +218,7 @@ def run_on(kind, loop_name, errors, test, /, *args, **kwargs):
 
 @contextlib.asynccontextmanager
 async def patience():
-    """A hang is a failure, even if it is on a loop whose clock stands."""
+    """Make a failure of a hang, also on a loop whose clock stands."""
     loop = asyncio.get_running_loop()
     if not isinstance(loop, StandingClock):
         async with asyncio.timeout(PATIENCE):
@@ -230,8 +236,9 @@ async def patience():
 
 @contextlib.contextmanager
 def nothing_left():
-    """Yields a list for the errors that loops are told of."""
-    # What is there already is none of the test's. Without this, each collection would look at all
+    """Yield a list for the complaints of loops. Afterwards it must be empty, and no new descriptor
+    may be open."""
+    # What is there already is not the test's. Without this, each collection would look at all
     # that pytest keeps of the tests before, and that would be half of the time of the whole run.
     gc.freeze()
     before = open_descriptors()
@@ -260,15 +267,17 @@ async def until(condition: Callable[[], object]) -> None:
 
 
 async def forever():
+    """Wait for what never comes."""
     await asyncio.Event().wait()
 
 
 def cancelling():
+    """How many cancellations of the current task have not been taken back."""
     return asyncio.current_task().cancelling()
 
 
 async def run_until(coroutine, condition):
-    """Run a coroutine, in the current task, until it waits and the condition holds."""
+    """Run a coroutine in the current task, until it waits and the condition holds."""
     cancellation = None
     while True:
         waited_for = coroutine.throw(cancellation) if cancellation else coroutine.send(None)
@@ -287,7 +296,7 @@ async def run_until(coroutine, condition):
 
 @contextlib.contextmanager
 def row(name):
-    """Of a table whose rows one test runs one after the other: told when one of them fails."""
+    """Name the row when it fails, in a test that runs the rows of a table one after the other."""
     try:
         yield
     except BaseException as error:
@@ -296,6 +305,7 @@ def row(name):
 
 
 def run_script(script, *args, **kwargs):
+    """Run some Python in a process of its own, with all warnings as errors."""
     return subprocess.run(
         [sys.executable, '-X', 'dev', '-W', 'error', '-c', script, *args], text=True,
         env={**os.environ, 'PYTHONPATH': str(ROOT)}, timeout=PATIENCE, check=False,
@@ -304,6 +314,7 @@ def run_script(script, *args, **kwargs):
 
 @contextlib.contextmanager
 def no_descriptor_left():
+    """Within it no file or socket can be opened, for want of descriptors."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     free = os.open(os.devnull, os.O_RDONLY)
     os.close(free)
@@ -328,17 +339,20 @@ async def pool(**options):
 
 
 async def get(request, url, **kwargs):
+    """Make a GET request, and return code, headers and all of the body."""
     code, headers, body = await request(b'GET', url, **kwargs)
     return code, headers, await buffered(body)
 
 
 async def read_before(body):
+    """Check that the body can not be read again."""
     with pytest.raises(RuntimeError, match='^the response body has been read: it can be read '
                                            r'once, so keep what buffered\(\) returned$'):
         await buffered(body)
 
 
 def default_of(option):
+    """The default value of an option of `Pool`."""
     return inspect.signature(Pool).parameters[option].default
 
 
@@ -346,13 +360,14 @@ MAY_BE_TLS = ' (the port may be for https)'
 
 
 async def failure(awaitable) -> lowhaio.HttpError:
+    """The error that awaiting this raises."""
     with pytest.raises(lowhaio.HttpError) as info:
         await awaitable
     return info.value
 
 
 def where(server, method='GET'):
-    """How each message begins."""
+    """How the message of an error begins."""
     return f'{method} {server.origin} (peer 127.0.0.1:{server.port}), '
 
 
@@ -360,7 +375,10 @@ WAS_CLOSED = 'ConnectionAbortedError: the response body was closed before its en
 
 
 async def failed(awaitable, kind, cause, message=None):
-    """The error that the awaitable ends with, which leaves the task as it was."""
+    """The error that awaiting this raises, of this kind, with this cause and message.
+
+    It must leave no cancellation in the current task.
+    """
     before = asyncio.current_task().cancelling()
     with pytest.raises(lowhaio.HttpError) as caught:
         await awaitable
@@ -373,8 +391,10 @@ async def failed(awaitable, kind, cause, message=None):
 
 
 async def ends_after(seconds, awaitable, has_begun=lambda: True):
-    """On a loop whose clock stands: a task that ends when so much time has passed since it began
-    to wait, and no sooner."""
+    """A task that ends when so much time has passed since it began to wait, and no sooner.
+
+    For a loop whose clock stands.
+    """
     task = asyncio.ensure_future(awaitable)
     await until(has_begun)
     await passing(seconds - 0.001)
@@ -385,11 +405,12 @@ async def ends_after(seconds, awaitable, has_begun=lambda: True):
 
 
 def peer_prefix(server, method='GET'):
-    """How the message of an error begins that came with or after the connection."""
+    """How the message of an error begins that came when there was a connection already."""
     return f'{method} {server.origin} (peer 127.0.0.1:{server.port})'
 
 
 def system_error(kind, number):
+    """How an error of the system is told in a message."""
     return f'{kind.__name__}: [Errno {number}] {os.strerror(number)}'
 
 
@@ -398,6 +419,7 @@ WAITING = 'waiting for a connection failed: '
 
 
 def uploading(request, server, body, number=0, length=10 ** 9, headers=()):
+    """A PUT request with a body of a declared length."""
     return request(b'PUT', f'{server.url}{number}', headers=(*of_length(length), *headers),
                    body=body)
 
@@ -408,17 +430,18 @@ OK = b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok'
 
 
 def head(*lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> bytes:
+    """The head of a response, with its fields as lines."""
     return b'\r\n'.join((start, *lines, b'', b''))
 
 
 def wire_table(name):
-    """The rows of a table in the directory wire, by their names."""
+    """The rows of a table in the directory wire, by name."""
     return tomllib.loads((ROOT / 'tests' / 'wire' / f'{name}.toml').read_text(encoding='utf-8'))
 
 
 def wire_bytes(text) -> bytes:
-    """As a table has them: text of which each character is a byte, a number of times some text,
-    or a list of these."""
+    """The bytes that a table gives: as text of which each character is a byte, as a number and the
+    text that is repeated so often, or as a list of these."""
     if isinstance(text, str):
         return text.encode('latin-1')
     if text and isinstance(text[0], int):
@@ -434,10 +457,12 @@ def response(code: int = 200, body: bytes = b'', *fields: bytes) -> bytes:
 
 
 def with_length(*lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> bytes:
+    """A response of two bytes."""
     return head(*lines, b'content-length: 2', start=start) + b'ok'
 
 
 def chunked(body: bytes, *lines: bytes, start: bytes = b'HTTP/1.1 200 OK') -> bytes:
+    """A response whose body is given in chunks that are encoded already."""
     return head(b'transfer-encoding: chunked', *lines, start=start) + body
 
 
@@ -449,7 +474,8 @@ CLOSED = 'the peer closed the connection'
 
 
 def cut_into_bytes(raw):
-    # What is long shows nothing that what is short does not, but for the time it takes.
+    """The pieces in which something is sent byte by byte, or by 97 bytes if it is long."""
+    # Something long shows no more than something short, and takes longer.
     step = 1 if len(raw) < 300 else 97
     return [raw[i:i + step] for i in range(0, len(raw), step)]
 
@@ -488,7 +514,7 @@ FINAL = {
 
 
 class Unused:
-    """Options of a pool that must not get to ask the DNS, nor to open a socket."""
+    """Options of a pool that note it when the DNS is asked or a socket is opened."""
 
     def __init__(self):
         self.uses = []
@@ -504,11 +530,12 @@ class Unused:
 
 
 def of_length(length):
+    """The headers that declare the length of a body."""
     return ((b'content-length', b'%d' % length),)
 
 
 async def yielding(*chunks):
-    """Yields chunks at once; waits at None, and raises what is an exception."""
+    """A body that yields these chunks. It waits a turn for each None, and raises exceptions."""
     for chunk in chunks:
         if chunk is None:
             await asyncio.sleep(0)
@@ -527,8 +554,10 @@ AS_CHUNKS = ((b'transfer-encoding', b'chunked'),)
 
 
 class Body:
-    """A body that keeps what happens to it, and in which task. What it does when it is called:
-    the chunks of `yielding`, with `forever` to wait for what never comes."""
+    """A body that notes what happens to it, and if that is in the task that called it.
+
+    Its chunks are those of `yielding`, and `forever`, to wait for what never comes.
+    """
 
     def __init__(self, *chunks, cleanup_error=None, swallows=False):
         self.chunks = chunks
@@ -627,7 +656,7 @@ class Peer:
 
 
 class Server:
-    """Runs the script, a coroutine function of a Peer, for each connection."""
+    """A server that runs a script, a coroutine function of a Peer, for each connection."""
 
     def __init__(self, script, context=None):
         self.script = script
@@ -679,9 +708,11 @@ class Server:
 
 
 class Answering:
-    """A script that answers the requests, over whatever connections, with one raw response
-    after the other, the last one again and again, and keeps what was asked. A response may be
-    a function of the request's head and body; None closes the connection instead."""
+    """A script that answers each request with the next response, and at last with the last one.
+
+    It keeps what was asked, and over which connection. A response may be a function of the head
+    and the body of the request, and None closes the connection.
+    """
 
     def __init__(self, *responses, close_after: bool = False):
         self.responses = list(responses)
@@ -713,13 +744,14 @@ class Answering:
 
 
 def value(head: bytes, name: bytes) -> bytes | None:
-    """Of the request's only field of that name, in lower case."""
+    """The value of the only field of that name in a head, or None."""
     values = values_of(head, name)
     assert len(values) <= 1
     return values[0] if values else None
 
 
 def values_of(head: bytes, name: bytes) -> list[bytes]:
+    """The values of all fields of that name in a head."""
     return re.findall(rb'(?im)^' + re.escape(name) + rb': *(.*?)\r$', head)
 
 
@@ -741,7 +773,7 @@ class Uploads:
 
 
 def holding(*pieces: bytes):
-    """A script that sends the pieces, and then nothing until the client closes."""
+    """A script that sends the pieces, and then waits until the client closes."""
     async def script(peer):
         await peer.read_head()
         await peer.send(*pieces)
@@ -765,7 +797,7 @@ async def socket_to(family, address):
 
 
 def connecting_to(**ports: int):
-    """A `get_connection` for which all hosts are here: the port is that of the scheme."""
+    """A `get_connection` that leads all hosts to this machine, to the port of the scheme."""
     async def get_connection(scheme, host, port):
         return await socket_to(socket.AF_INET, ('127.0.0.1', ports[scheme]))
 
@@ -773,6 +805,7 @@ def connecting_to(**ports: int):
 
 
 def through_unix_socket(path):
+    """A `get_connection` that leads all hosts to a unix socket."""
     async def get_connection(scheme, host, port):
         return await socket_to(socket.AF_UNIX, path)
 
@@ -780,15 +813,16 @@ def through_unix_socket(path):
 
 
 class Unwanted(Exception):
-    pass
+    """What `unwanted` raises."""
 
 
 def unwanted(*args, **kwargs):
+    """A function that must not be called."""
     raise AssertionError('it must not be called')
 
 
 class Streams:
-    """Answers the requests that come over connections of any kind."""
+    """A handler of two streams that answers requests over connections of any kind."""
 
     def __init__(self, context=None):
         self.context = context
@@ -821,6 +855,7 @@ class Streams:
 
 @contextlib.asynccontextmanager
 async def unix_streams(streams, tmp_path):
+    """A server on a unix socket. Yields a `get_connection`, and the peer that errors name."""
     path = str(tmp_path / 's')
     server = await asyncio.start_unix_server(streams, path, ssl=streams.context)
     yield through_unix_socket(path), f' (peer {path})'
@@ -829,7 +864,7 @@ async def unix_streams(streams, tmp_path):
 
 @contextlib.asynccontextmanager
 async def listening(script, host='127.0.0.1'):
-    """A server of two streams, until its connections have ended."""
+    """A server whose script has the two streams of a connection. It waits for all of them."""
     started = []
 
     async def serve(reader, writer):
@@ -843,6 +878,7 @@ async def listening(script, host='127.0.0.1'):
 
 
 def url_of_proxy(address, user=''):
+    """The URL of a proxy at this address."""
     host, port = address[:2]
     return f'http://{user}[{host}]:{port}' if ':' in host else f'http://{user}{host}:{port}'
 
@@ -854,7 +890,7 @@ def url_of_proxy(address, user=''):
 
 @contextlib.contextmanager
 def deaf_server():
-    """Connections to it succeed, by its backlog, but nobody accepts them, nor reads."""
+    """A server that accepts no connection and reads nothing. Connecting to it succeeds."""
     with socket.create_server(('127.0.0.1', 0)) as listening:
         listening.setblocking(False)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -862,6 +898,8 @@ def deaf_server():
 
 
 class Deaf:
+    """See `deaf_server`."""
+
     def __init__(self, listening):
         self.listening = listening
         self.port = listening.getsockname()[1]
@@ -884,7 +922,7 @@ class Deaf:
 
 
 def bound_to(*addresses):
-    """A socket for each address, all with one port. Not listening, they refuse connections."""
+    """A socket for each address, all with one port. They refuse connections until they listen."""
     while True:
         with contextlib.ExitStack() as stack:
             socks = [stack.enter_context(socket.socket()) for _ in addresses]
@@ -999,7 +1037,7 @@ class AnsweringInThreads:
 
 @contextlib.contextmanager
 def full_backlog(sock):
-    """Make it listen, with more connections waiting to be accepted than it holds."""
+    """Make the socket listen, with more connections than it holds, so that connecting hangs."""
     sock.listen(0)
     with contextlib.ExitStack() as stack:
         for _ in range(8):
@@ -1010,12 +1048,14 @@ def full_backlog(sock):
 
 
 def handshake_plain(sock):
+    """Answer a TLS handshake with HTTP."""
     sock.recv(65536)
     sock.sendall(b'HTTP/1.1 400 Bad Request\r\n\r\n')
     receive_end(sock)
 
 
 def send_reset(sock):
+    """Close a blocking socket with a reset."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
     socket.socket.close(sock)
 
@@ -1041,7 +1081,7 @@ def bound_to_each(*addresses):
 
 
 class Website(http.server.BaseHTTPRequestHandler):
-    """It answers anything."""
+    """Answers each GET with a short page."""
 
     protocol_version = 'HTTP/1.1'
 
@@ -1056,13 +1096,15 @@ class Website(http.server.BaseHTTPRequestHandler):
 
 
 class WebServer(http.server.ThreadingHTTPServer):
+    """A server with a thread for each request."""
+
     request_queue_size = 64
     daemon_threads = True
 
 
 @contextlib.contextmanager
 def serving(server):
-    """In a thread."""
+    """Run a web server in a thread."""
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     yield server
@@ -1074,7 +1116,7 @@ def serving(server):
 
 
 def small_sock(family, size=4096):
-    """What is sent soon waits for the peer to read."""
+    """A `get_sock` whose buffer is small, so that sending soon waits for the peer to read."""
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setblocking(False)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, size)
@@ -1103,6 +1145,7 @@ class Sockets:
 
 
 def small_sending_sock(family, descriptors=None):
+    """As `small_sock`, but blocking until lowhaio has it."""
     sock = socket.socket(family)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
     if descriptors is not None:
@@ -1111,8 +1154,10 @@ def small_sending_sock(family, descriptors=None):
 
 
 class WantingToWrite(ssl.SSLSocket):
-    """To read on, it must first write: as in a renegotiation, or for a certificate that the
-    server asks for late, when the buffers are full."""
+    """A TLS socket that must write before it can read on, so many times as `wants` says.
+
+    That happens in a renegotiation, or when a certificate is asked for late and buffers are full.
+    """
 
     wants = 0
 
@@ -1124,11 +1169,12 @@ class WantingToWrite(ssl.SSLSocket):
 
 
 def wanting_to_write():
+    """A client's context whose sockets are `WantingToWrite`."""
     return trusting(sslsocket_class=WantingToWrite)
 
 
 class Socks:
-    """A `get_sock` that must never have more open sockets than allowed."""
+    """A `get_sock` that checks that there are never more open sockets than allowed."""
 
     def __init__(self, limit):
         self.limit = limit
@@ -1150,9 +1196,12 @@ class Socks:
 
 
 class Nameserver:
-    """A nameserver on UDP. It answers each name with a list of addresses, the name of an error,
-    or None: not at all. It may wait for a gate first. AAAA records have answers of their own; a
-    name that is not there has no address then, or the same error."""
+    """A nameserver on UDP.
+
+    Each name has a list of addresses, the name of an error, or None if it is never answered. With
+    a gate, the answer waits for that. A name without AAAA records has no address of that kind, or
+    the same error.
+    """
 
     def __init__(self):
         self.answers = {}
@@ -1208,12 +1257,12 @@ def asking(*nameservers):
 
 
 async def no_address(host):
+    """What `resolving` is given for a name that does not exist."""
     raise aiodnsresolver.DnsRecordDoesNotExist()
 
 
 def resolving(resolve, resolve_ipv6=no_address):
-    """A `get_dns_resolver` of the caller's own, from async functions of the host name, of which
-    the second is for AAAA records."""
+    """A `get_dns_resolver` from async functions of the host, for A and for AAAA records."""
     async def resolve_with_type(host, qtype, get_logger_adapter):
         if qtype == aiodnsresolver.TYPES.A:
             return await resolve(host)
@@ -1249,6 +1298,7 @@ class ServerAt(Server):
 
 
 def local_address(peer):
+    """The address at which the server was reached."""
     return peer.sock.getsockname()[0]
 
 
@@ -1284,6 +1334,7 @@ def certificates_for_what_is_sent():
 
 @functools.cache
 def authority():
+    """The authority of the tests."""
     return trustme.CA()
 
 
@@ -1312,10 +1363,12 @@ TLS_VERSIONS = pytest.mark.parametrize('version', [TLS_1_2, TLS_1_3], ids=['1.2'
 
 @functools.cache
 def server_context():
+    """A server's context with a certificate for the hosts of most tests."""
     return certified('127.0.0.1', 'name.test')
 
 
 def context_of(scheme):
+    """A server's context for the scheme, which is None for http."""
     return server_context() if scheme == 'https' else None
 
 
@@ -1328,6 +1381,7 @@ def without(left_out, *extensions):
 
 
 def issued(key, subject, issuer, issuer_key, extensions):
+    """The PEM of a certificate."""
     def named(name):
         return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
 
@@ -1344,8 +1398,10 @@ def issued(key, subject, issuer, issuer_key, extensions):
 
 
 def private_authority(name, left_out=None):
-    """The PEM of an authority as textbooks make it, and a server's context with a certificate of
-    it for the name. One extension may be missing."""
+    """The PEM of an authority as textbooks make it, and a server's context with its certificate.
+
+    One extension may be left out.
+    """
     authority_key, key = (ec.generate_private_key(ec.SECP256R1()) for _ in range(2))
     identifier = x509.SubjectKeyIdentifier.from_public_key(authority_key.public_key())
     usage = dict.fromkeys((
@@ -1368,7 +1424,7 @@ def private_authority(name, left_out=None):
 
 
 def strict_context(root):
-    """That of Python 3.13 and later, in earlier ones, too."""
+    """A client's context as Python 3.13 makes it, with earlier versions, too."""
     context = ssl.create_default_context(cadata=root)
     context.verify_flags |= ssl.VERIFY_X509_STRICT
     return context
@@ -1380,8 +1436,8 @@ ROOT = pathlib.Path(__file__).parent.parent
 
 
 def recipe(page):
-    """The program of a page of docs/recipes/, as a module. Only its imports, constants and
-    definitions are run."""
+    """The program of a page of docs/recipes/, as a module. Only imports, constants and definitions
+    are run."""
     tree = ast.parse(python_blocks(ROOT / 'docs' / 'recipes' / f'{page}.md')[0])
     tree.body = [node for node in tree.body if isinstance(
         node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
@@ -1392,25 +1448,27 @@ def recipe(page):
 
 
 def as_printed(error):
-    """The last line of a traceback, but for what differs between systems and between tests."""
+    """The last line of a traceback, without what differs between systems and tests."""
     text = f'{type(error).__name__}: {error}'.splitlines()[0].replace('0.05 seconds', '10 seconds')
     return re.sub(r' \(_ssl\.c:\d+\)|\[Errno \d+\] ', '', text)
 
 
 def python_blocks(readme: pathlib.Path) -> list[str]:
+    """The blocks of Python of a page."""
     return re.findall(r'(?<=^```python\n).*?(?=^```$)', readme.read_text(encoding='utf-8'),
                       re.MULTILINE | re.DOTALL)
 
 
 def run_block(block: str) -> None:
+    """Run a block as a program."""
     exec(compile(block, 'README.md', 'exec'), {'__name__': '__main__'})
 
 
 @contextlib.contextmanager
 def internet(script, *hosts: str):
-    """All hosts, over http and https, are servers that run the script, in a thread.
+    """Lead all hosts, over http and https, to servers that run the script in a thread.
 
-    Those of https have certificates for the hosts. For all who import `Pool` from now on.
+    This is for what imports `Pool` from now on. Those of https have certificates for the hosts.
     """
     context = certified(*hosts or ('*.example.com',))
     ports = {}

@@ -39,7 +39,7 @@ from tests.harness import (
     ({'max_header_length': None},
      'max_header_length must be a number of bytes, 1 or more, got None'),
 ])
-def test_an_option_is_checked_when_the_pool_is_made(options, message):
+def test_each_option_is_checked_when_the_pool_is_made(options, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 the whole message is compared
         Pool(**options)
     assert type(caught.value) is ValueError

@@ -775,16 +775,16 @@ async def test_a_renegotiation_in_which_the_server_falls_silent_is_an_error():
             tls.free()
 
     with ThreadServer(script) as server:
-        async with pool(get_ssl_context=trusting, socket_timeout=0.1) as request:
+        async with pool(get_ssl_context=trusting, socket_timeout=0.5) as request:
             url = f'https://127.0.0.1:{server.port}'
             await get(request, url)
-            await asyncio.sleep(0.11)  # its time is that of the request
+            await asyncio.sleep(0.51)  # its time is that of the request
             is_idle.set()
             await until(is_sent.is_set)
             error = await failed(
                 request(b'GET', url), HttpDataError, TimeoutError,
                 f'GET {url} (peer 127.0.0.1:{server.port}), sending the request: TimeoutError: '
-                'socket_timeout, 0.1 seconds, passed')
+                'socket_timeout, 0.5 seconds, passed')
             assert (error.reused, error.response_started) == (True, False)
             is_over.set()
 
