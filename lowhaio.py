@@ -821,8 +821,8 @@ async def read_head(connection: Connection, exchange: Exchange, deadline: float)
 def log_response(logger: Adapter, response: tuple[bytes, Fields, ReceivedBody]) -> None:
     """Log that the response has come.
 
-    If the adapter raises, the request fails: kept quiet, its owner would never hear of it. The
-    connection is then closed, unless the whole response has arrived.
+    If the adapter raises, the request fails, because the owner of the adapter would not hear of
+    the error otherwise. The connection is then closed, unless the whole response has arrived.
     """
     code, _, body = response
     exchange = body._exchange
@@ -850,13 +850,13 @@ class Phase(Enum):
     LOGGING = 'logging'
 
 
-# While it is REQUEST_BODY or LOGGING the caller's own code runs, so it is that which fails. It is
-# WAITING_FOR_BODY when the connection fails while the caller's generator is awaited.
+# In REQUEST_BODY and LOGGING the caller's own code runs, so an error is that of the caller. In
+# WAITING_FOR_BODY the connection has failed while the caller's generator was awaited.
 AWAITING_CONTINUE, REQUEST_BODY, SENDING, WAITING_FOR_BODY, READING, LOGGING = Phase
 
 
-# Whether the kernel was handed any byte of the request. Of a TLS write that fails, it may have
-# been handed a part of the record.
+# Whether any byte of the request was handed to the kernel. A TLS write that fails may have handed
+# over a part of its record.
 Sent = Enum('Sent', 'NOTHING MAYBE SOMETHING')
 SENT_NOTHING, SENT_MAYBE, SENT_SOMETHING = Sent
 
@@ -868,7 +868,7 @@ class Endpoint:
 
     def __init__(self, origin: Origin, peer: str, where: str, settings: Settings) -> None:
         self.origin = origin
-        # The address as the resolver has it. Errors show where that is, with the port.
+        # The address in the words of the resolver. Errors show it with the origin and the port.
         self.peer = peer
         self.shown = origin.name + (f' (peer {where})' if where else '')
         self.settings = settings
@@ -881,18 +881,18 @@ class Endpoint:
 
 
 class EarlyResponse(Exception):
-    """Nothing more is sent. The server has answered with 300 or above, or it has answered below
-    and has closed the connection as it had announced."""
+    """Ends the sending. The server has answered with 300 or above, or it has answered below 300
+    and then closed the connection, as it had announced."""
 
 
 class Exchange:
     """One request and its response: what was declared, sent and received of them.
 
-    The connection feeds it with what arrives. While the request is being sent, that is
-    `feed_early`, which raises `EarlyResponse` if the response ends the sending. From 300 on, the
-    head does. Below, the sending goes on, and of the content as much is taken as one read may
-    give; the rest is left to the kernel. Only if the response is whole, and the last of its
-    connection, does the end of the connection end the sending too.
+    The connection feeds it with what arrives. While the request is being sent, the connection
+    calls `feed_early`, which raises `EarlyResponse` if the response ends the sending. A head of
+    300 or above does that. Below 300 the sending goes on: as much of the content is taken as one
+    read may give, and the kernel keeps the rest. The end of the connection ends the sending only
+    if the response is whole, and the last of its connection.
     """
 
     __slots__ = ('endpoint', 'books', 'method', 'declared', 'number', 'phase', 'sent',
@@ -902,11 +902,11 @@ class Exchange:
     def __init__(self, endpoint: Endpoint, books: Books, method: bytes, declared: Declared,
                  number: int) -> None:
         self.endpoint = endpoint
-        # They remember the last head of the origin. Only until this head has come.
+        # They remember the last head of the origin. Set until the head of this response has come.
         self.books = books
         self.method = method
         self.declared = declared
-        # It is the first, second and so on of its connection.
+        # The first exchange of a connection has the number 1.
         self.number = number
         self.phase = SENDING
         self.sent = SENT_NOTHING
@@ -914,10 +914,10 @@ class Exchange:
         self.request_sent = True
         # A byte of the response, or of an interim response, has arrived.
         self.has_started = False
-        # From the first byte of the head on, unless the head is that of the last response again.
+        # Made when the head begins to come, unless the head is the same as the last one.
         self.parser: HeadParser | None = None
-        # From the end of the head on, and not before: the head, the decoder of the body, and what
-        # it made of the bytes that came before there was a response body to take the content.
+        # Set when all of the head has come: the head, the decoder of the body, and the content that
+        # has come before there is a response body to take it.
         self.head: Head
         self.decoder: Decoder | None = None
         self.content: bytes
@@ -946,7 +946,7 @@ class Exchange:
     def feed_head(self, data: bytes) -> None:
         parser = self.parser
         if parser is None:
-            # A head that is that of the last response, byte by byte, is not parsed again.
+            # A head that is the same as the last one, byte by byte, is not parsed again.
             known = self.books.heads.get(self.endpoint.origin.name)
             if known is not None and data.startswith(known.data):
                 self.has_started = True
@@ -972,7 +972,7 @@ class Exchange:
         self.content = decoder.feed(data)
 
     def remember_head(self) -> None:
-        """The next exchanges with the origin may go by what this one has parsed."""
+        """Store what the next exchanges with the origin need not parse again."""
         self.parser = None
         origin_name = self.endpoint.origin.name
         if self.number == 1:
@@ -1033,12 +1033,13 @@ class Exchange:
             raise EarlyResponse
 
     def note_tls_write(self) -> None:
-        """It has not succeeded, or not yet. A part of its record may have been sent."""
+        """Note that a TLS write has not succeeded, or not yet. It may have sent a part of its
+        record."""
         if self.sent is SENT_NOTHING:
             self.sent = SENT_MAYBE
 
     def blame_response(self, error: Exception) -> None:
-        """What has come while the request was being sent is at fault, or the connection is."""
+        """Note that what came while the request was being sent is at fault, or the connection."""
         if isinstance(error, ValueError):
             self.phase = READING
         elif isinstance(error, (OSError, EOFError)) and self.phase is REQUEST_BODY:
@@ -2170,7 +2171,7 @@ class Race:
         self.next_at = now
 
     async def stop_lookup(self) -> None:
-        """Let the resolver clean up. What it makes of that is of no interest."""
+        """Cancel the lookup and let it clean up. What it returns or raises is ignored."""
         if self.lookup is not None and not self.lookup.is_over:
             self.lookup.expire()
             with contextlib.suppress(Exception):
@@ -2770,7 +2771,7 @@ class RequestBody(Steps):
             raise TypeError('body must be a function that returns an async iterator of bytes, as '
                             f'streamed(data) is, got {type(body).__name__}')
         self.chunks = iterator_of(body(*body_args, **dict(body_kwargs)))
-        # Until it has been sent.
+        # Empty once it has been sent.
         self.head = head
         declared = exchange.declared
         self.framing = SentChunks() if declared.is_coded else None
@@ -2793,7 +2794,7 @@ class RequestBody(Steps):
     async def send(self) -> None:
         """Send the head along with the first chunk, and then the other chunks."""
         connection, exchange = self.connection, self.exchange
-        # What an async generator returns has what is needed of a coroutine, and costs less.
+        # The awaitable of an async generator can be stepped like a coroutine, and costs less.
         ask = self.chunks.__anext__ if isinstance(self.chunks, types.AsyncGeneratorType) else \
             self.next_chunk
         while True:
@@ -2888,8 +2889,8 @@ class RequestBody(Steps):
         try:
             try:
                 if not self.is_over:
-                    # It may still be handling an earlier cancellation. This one is the same one
-                    # again, so it has the same message.
+                    # The generator may still be handling an earlier cancellation. This repeats
+                    # that one, so it has the same message.
                     self.interrupt(
                         error.args if isinstance(error, CancelledError) else
                         self.cancel_args or () if cancelling > self.cancelling else ())
@@ -3631,7 +3632,7 @@ class Connection:
         self.place = place
         # Until the first response.
         self.tls_session: TlsSession | None = None
-        # From the request to the end of its response. There is none at other times.
+        # Set from the request to the end of its response, and only then.
         self.exchange: Exchange
         self.requests = 0
         self.waiter: asyncio.Future[Any] | None = None
@@ -3640,7 +3641,7 @@ class Connection:
         self.is_reading = False
         self.is_writing = False
         self.watch = UNWATCHED
-        # The end of what is waited for, or of the time to idle.
+        # When the wait times out, or when the idle connection expires.
         self.deadline = inf
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at = inf
@@ -3719,8 +3720,8 @@ class Connection:
         """Hand all of it to the kernel. Each progress starts the time anew."""
         exchange = self.exchange
         exchange.phase = SENDING
-        # While there is no progress. What arrives meanwhile is none, or a peer that sends and
-        # never reads could hold us for ever.
+        # It is set anew when a send has made progress. What arrives is no progress, because then a
+        # peer that sends and never reads could hold us for ever.
         deadline = 0.0
         while True:
             if self.watch is NEWS:
@@ -3828,7 +3829,7 @@ class Connection:
         A read that was filled may have left bytes behind.
         """
         exchange = self.exchange
-        # It may hold secrets, and the connection may idle for long.
+        # The exchange may hold secrets, and the connection may idle for a long time.
         del self.exchange
         if exchange.may_reuse() and not (self.is_full and not self.is_quiet()):
             self.deadline = deadline = self.loop.time() + exchange.keep_alive
@@ -3948,7 +3949,7 @@ class Connection:
         elif self.waiter is not None and self.awaits is READABLE:
             self.wake()
         elif self.state is not IDLE:
-            # Nobody reads now. Until somebody does, the loop need not look at it.
+            # There is nobody to read for. The loop need not look until somebody reads again.
             self.stop_reading()
             if self.watch is not UNWATCHED:
                 self.watch = NEWS
@@ -4028,7 +4029,7 @@ class Connection:
                 self.timer.cancel()
             if self.waiter is not None and self.awaits is DATA and not self.waiter.done():
                 self.waiter.set_exception(ConnectionAbortedError('closed meanwhile'))
-                # For the loop it has been retrieved, should nobody wait any more.
+                # This marks it as retrieved, in case nobody waits any more.
                 self.waiter.exception()
         self.state = CLOSED
         self.is_reading = self.is_writing = False
