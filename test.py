@@ -133,7 +133,7 @@ async def test_no_task_is_made():
 
 # ---------------------------------------------------------------------------- requests: the method
 
-async def sent(method=b'GET', path='', is_refused=False, **arguments):
+async def sent(method=b'GET', path='', **arguments):
     """What the server is asked: the request line and the fields, but for `host`."""
     answering = Answering(OK)
     async with Server(answering) as server, pool() as request:
