@@ -508,6 +508,8 @@ def user(tmp_path_factory):
         (directory / name).write_text(code)
     (directory / 'mypy.ini').write_text(
         '[mypy]\n[mypy-aiodnsresolver]\nignore_missing_imports = True\n')
+    # So that pyright takes no configuration of a directory above.
+    (directory / 'pyrightconfig.json').write_text('{}')
     # To stubtest, what lru_cache wraps takes anything: that is how it is declared. And it takes
     # what mypy makes up after `callable(…)` for a part of the module.
     (directory / 'allowed.txt').write_text(
@@ -547,12 +549,13 @@ def test_the_stubs_are_those_of_the_modules():
 
 def test_mypy_takes_no_other_types_of_a_module_than_those_of_a_stub_only_package(
         user, site, tmp_path):
-    """Why the distributions have such packages. `py.typed` and `lowhaio.pyi` are for others."""
-    (tmp_path / 'lowhaio.py').write_bytes((site / 'lowhaio.py').read_bytes())
-    (tmp_path / 'lowhaio.pyi').write_bytes((site / 'lowhaio-stubs/__init__.pyi').read_bytes())
+    """Why the distributions have such packages, and no `py.typed` or `.pyi` beside the module."""
+    # By another name, because the stubs of lowhaio may be installed where mypy is.
+    (tmp_path / 'alone.py').write_bytes((site / 'lowhaio.py').read_bytes())
+    (tmp_path / 'alone.pyi').write_bytes((site / 'lowhaio-stubs/__init__.pyi').read_bytes())
     (tmp_path / 'py.typed').touch()
     printed, _ = run('mypy', '--config-file=', '--cache-dir', tmp_path / 'cache', '-c',
-                     'import lowhaio', cwd=user, PYTHONPATH=str(tmp_path))
+                     'import alone', cwd=user, PYTHONPATH=str(tmp_path))
     assert 'missing library stubs or py.typed marker  [import-untyped]' in printed
 
 
