@@ -916,8 +916,8 @@ class Exchange:
         self.has_started = False
         # Made when the head begins to come, unless the head is the same as the last one.
         self.parser: HeadParser | None = None
-        # Set when all of the head has come: the head, the decoder of the body, and the content that
-        # has come before there is a response body to take it.
+        # Set when all of the head has come: the head, the decoder of the body, and the content
+        # that has come before there is a response body to take it.
         self.head: Head
         self.decoder: Decoder | None = None
         self.content: bytes
