@@ -777,10 +777,11 @@ def holding(*pieces: bytes):
     async def script(peer):
         await peer.read_head()
         await peer.send(*pieces)
+        script.sent += 1
         await peer.closed()
         script.closed += 1
 
-    script.closed = 0
+    script.sent = script.closed = 0
     return script
 
 

@@ -74,7 +74,7 @@ async def test_the_connection_released_last_is_reused_first():
             await body.aclose()
 
 
-async def ends_of_idle(respond, **options):
+async def ends_of_idle(respond, is_idle=None, **options):
     """Respond to one request, and return what the server sees after its response."""
     ends = []
 
@@ -86,6 +86,8 @@ async def ends_of_idle(respond, **options):
     request, close = Pool(**options)
     async with Server(script) as server:
         assert (await get(request, server.url))[2] == b'ok'
+        if is_idle is not None:
+            is_idle.set()
         await until(lambda: ends)  # and this before `close`
         await close()
     return ends
@@ -114,8 +116,11 @@ async def test_an_idle_connection_closes_when_its_time_is_over():
             await peer.send(response)  # noqa: B023
 
         with row(case):
-            ends = ends_of_idle(respond, keep_alive_timeout=keep_alive_timeout)
-            assert await (await ends_after(seconds, ends) if seconds else ends) == [b'']
+            is_idle = asyncio.Event()
+            ends = ends_of_idle(respond, is_idle, keep_alive_timeout=keep_alive_timeout)
+            if seconds:
+                ends = await ends_after(seconds, ends, is_idle.is_set)
+            assert await ends == [b'']
 
 
 @on_clock

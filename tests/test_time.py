@@ -57,7 +57,8 @@ async def test_a_response_that_stops_coming_fails_in_time():
     async def fail(sent, phase):
         script = holding(sent)
         async with Server(script) as server, pool(socket_timeout=5) as request:
-            error = await failure(await ends_after(5, get(request, server.url)))
+            error = await failure(
+                await ends_after(5, get(request, server.url), lambda: script.sent))
             assert (type(error), type(error.__cause__)) == (HttpDataError, TimeoutError)
             assert str(error) == (f'{where(server)}reading the response {phase}: TimeoutError: '
                                   'socket_timeout, 5 seconds, passed')
@@ -80,25 +81,32 @@ async def test_a_head_in_trickles_fails_in_time(before):
         await peer.send(before + b'HTTP/1.1 200 ')
         while not peer.reader.at_eof():
             await peer.send(b'x')
+            trickles.append(True)
             await asyncio.sleep(0.1)
 
+    trickles = []
     async with Server(script) as server, pool(socket_timeout=5) as request:
-        error = await failure(await ends_after(5, request(b'GET', server.url)))
+        error = await failure(
+            await ends_after(5, request(b'GET', server.url), lambda: trickles))
         assert (type(error), type(error.__cause__)) == (HttpDataError, TimeoutError)
         assert error.response_started
 
 
 @on_clock
 async def test_the_time_of_a_head_does_not_begin_with_its_first_byte():
+    is_sent = asyncio.Event()
+
     async def script(peer):
         await peer.read_head()
+        is_sent.set()
         await asyncio.sleep(2)
         await peer.send(b'H')
         await peer.closed()
 
     async with Server(script) as server, pool(socket_timeout=5) as request:
         await failed(
-            await ends_after(5, request(b'GET', server.url)), HttpDataError, TimeoutError)
+            await ends_after(5, request(b'GET', server.url), is_sent.is_set),
+            HttpDataError, TimeoutError)
 
 
 @on_clock
