@@ -1216,6 +1216,9 @@ class Names:
             del self.asking[key]
             for waiter in waiters:
                 give_to(waiter, answer)
+            # An error refers to this frame by its traceback, so this frame must not refer to it.
+            answer = None
+            waiters.clear()
 
     async def resolve(self, host: str, record_type: int,
                       get_logger_adapter: GetLoggerAdapter) -> list[Address]:
@@ -1958,8 +1961,11 @@ class Acquisition:
                 if not any(answers):
                     raise
                 has_all = False
-        if not any(answers):
-            raise failure
+        try:
+            if not any(answers):
+                raise failure
+        finally:
+            del failure  # by its traceback, it refers to this frame
         return self.connector.names.store(self.origin.host, answers, has_all)
 
     def ask(self, record_type: int) -> Resolving:
