@@ -303,7 +303,7 @@ async def test_a_request_that_failed_before_it_was_read_keeps_nothing_until_garb
                     ('no address', {'get_dns_resolver': resolving(no_address)},
                      'http://name.test', {}),
                     ('get_connection', {'get_connection': connect}, server.url, {}),
-                    ('no TLS', {}, server.url.replace('http', 'https'), {}),
+                    ('no TLS', {'socket_timeout': 0.1}, server.url.replace('http', 'https'), {}),
                     ('an unfinished response', {}, server.url, failing),
                     ('a whole response', {}, server.url, failing)]:
                 with row(name):
