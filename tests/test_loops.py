@@ -917,16 +917,16 @@ async def exchanges_of_all_kinds(server):
         await asyncio.sleep(0.001)
         yield b'k'
 
-    options = {'get_ssl_context': trusting, 'socket_timeout': 0.5, 'keep_alive_timeout': 0.03}
-    async with pool(**options) as request:
+    options = {'get_ssl_context': trusting, 'keep_alive_timeout': 0.03}
+    async with pool(**options) as request, pool(socket_timeout=0.5, **options) as impatient:
         for path in ('', 'chunked'):
             await get(request, server.url + path)
         _, _, body = await request(
             b'PUT', server.url + 'upload', headers=((b'content-length', b'2'),), body=late_body)
         await buffered(body)
-        for path in ('silent', 'bad'):
+        for ask, path in ((impatient, 'silent'), (request, 'bad')):
             with pytest.raises(HttpDataError):
-                await get(request, server.url + path)
+                await get(ask, server.url + path)
         _, _, body = await request(b'GET', server.url + 'part')
         await body.aclose()
         _, _, body = await request(b'GET', server.url + 'part')
