@@ -2806,8 +2806,10 @@ class RequestBody(Steps):
         while True:
             asked = ask()
             try:
-                # What it waits for is in no variable: see `Steps.step`.
-                self.suspend(asked.send(None))
+                waited_for = asked.send(None)
+                self.suspend(waited_for)
+                # It may fail with an error that has this frame: see `Steps.step`.
+                del waited_for
                 chunk = await self.wait_for_chunk(asked)
             except StopIteration as stop:
                 chunk = stop.value
