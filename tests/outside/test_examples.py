@@ -35,6 +35,9 @@ ENVIRONMENT = {
     'PYTHONWARNINGS': 'error',
 }
 
+# A shell ignores interrupts for what it starts in the background. The programs are not to.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # So that a hang is a failure. Nothing waits for it to pass.
 PATIENCE = 60
 
