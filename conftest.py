@@ -1,6 +1,7 @@
 """Makes the module, the layers and the harness of the tests importable without installing any."""
 
 import gc
+import os
 import pathlib
 import sys
 
@@ -14,6 +15,11 @@ sys.path[:0] = [str(ROOT), *(str(module.parent) for module in ROOT.glob('layers/
 pytest.register_assert_rewrite('tests.harness')
 
 from tests.harness import authority  # noqa: E402
+
+
+def pytest_xdist_auto_num_workers(config):
+    """Two for each core: a good part of the time goes by while a test waits for a socket."""
+    return min(2 * (os.cpu_count() or 1), 16)
 
 
 @pytest.fixture(scope='session', autouse=True)
