@@ -939,10 +939,17 @@ def bound_to(*addresses):
 
 
 def receive_head(sock):
-    """As `Peer.read_head`, of a blocking socket."""
+    """As `Peer.read_head`, of a blocking socket. What follows the head is left to be received."""
     data = b''
     while not data.endswith(b'\r\n\r\n'):
-        more = sock.recv(65536)
+        data += receive_exactly(sock, 1)
+    return data
+
+
+def receive_exactly(sock, length):
+    data = b''
+    while len(data) < length:
+        more = sock.recv(length - len(data))
         if not more:
             raise EOFError
         data += more

@@ -49,6 +49,7 @@ from tests.harness import (
     peer_prefix,
     pool,
     receive_end,
+    receive_exactly,
     receive_head,
     resolving,
     run_script,
@@ -903,7 +904,7 @@ def answer_by_path(sock):
     while True:
         path = receive_head(sock).split()[1]
         if path == b'/upload':
-            sock.recv(2)
+            receive_exactly(sock, 2)
         if path == b'/silent':
             receive_end(sock)
         sock.sendall({b'/chunked': CHUNKED + b'0\r\n\r\n', b'/part': OK[:-1],
