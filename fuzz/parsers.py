@@ -11,7 +11,8 @@ given to a request in arbitrary pieces, and these promises are kept:
 - nothing spins while the client waits for the rest of a response;
 - what is accepted is read in the same way by h11 and httptools, except for a list of differences
   with their reasons, which is printed with how often each was met;
-- twice as many bytes take at most three times the CPU, with the limits raised so that all is read;
+- four times as many bytes take at most eight times the CPU, with the limits raised so that all is
+  read;
 - the memory that a response takes is bounded, whatever it repeats without end.
 
 With --atheris, which has wheels for CPython 3.11, the choice of bytes is guided by the lines of
