@@ -734,8 +734,8 @@ async def test_a_resolver_may_clean_up_when_a_race_is_cancelled():
     assert cleaned == ['name.test']
 
 
-# A nameserver's time-out is at 0.1 seconds. The loop, blocked for 0.2, finds both due.
-IN_THE_TICK = list(itertools.product((1, 2), (0.001, 0.15), (False, True)))
+# A nameserver's time-out is at 0.4 seconds. The loop, blocked for 0.6, finds both due.
+IN_THE_TICK = list(itertools.product((1, 2), (0.001, 0.5), (False, True)))
 
 
 @on_loops
@@ -756,7 +756,7 @@ async def test_a_cancellation_in_the_tick_of_a_timeout_of_the_aaaa_lookup_wins(n
             nameserver.ipv6_answers[name] = None
             opened, limit = Opened(), asyncio.timeout(None)
             request = await stack.enter_async_context(pool(
-                get_dns_resolver=asking(*[(0.1, nameserver.address)] * count), get_sock=opened))
+                get_dns_resolver=asking(*[(0.4, nameserver.address)] * count), get_sock=opened))
             task = asyncio.create_task(request_in(limit, request, f'http://{name}:{hosts.port}/'))
             started.append((task, limit, opened))
         await until(lambda: nameserver.ipv6_queries.total() >= len(started))
@@ -765,7 +765,7 @@ async def test_a_cancellation_in_the_tick_of_a_timeout_of_the_aaaa_lookup_wins(n
                 limit.reschedule(loop.time() + seconds)
             else:
                 loop.call_later(seconds, task.cancel)
-        time.sleep(0.2)
+        time.sleep(0.6)
         for case, (task, _, opened) in zip(IN_THE_TICK, started, strict=True):
             with row(case):
                 _, _, by_timeout = case
