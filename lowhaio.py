@@ -1701,7 +1701,7 @@ class Books:
         self.by_origin[origin_books.name] = origin_books
         return origin_books
 
-    async def wait_for_place(self, loop: Loop, origin: Origin) -> OriginBooks | Connection:
+    async def await_place(self, loop: Loop, origin: Origin) -> OriginBooks | Connection:
         """Lend a place, or a connection that has just been returned and has one."""
         origin_books = self.of_origin(origin)
         ticket = next(self.tickets)
@@ -1906,7 +1906,7 @@ class Acquisition:
         try:
             given = books.take_place(self.origin)
             if isinstance(given, str):
-                given = await self.wait_for_place(given)
+                given = await self.await_place(given)
                 # That may have taken long.
                 peers = await self.find_peers()
             if isinstance(given, Connection):
@@ -1976,12 +1976,12 @@ class Acquisition:
 
     # Places
 
-    async def wait_for_place(self, why: str) -> OriginBooks | Connection:
+    async def await_place(self, why: str) -> OriginBooks | Connection:
         try:
             if self.logger is not None:
                 # A request that waits for ever raises nothing. Only this line tells of it.
                 self.logger.info('Waiting for a connection: %s', why)
-            return await self.connector.books.wait_for_place(self.loop, self.origin)
+            return await self.connector.books.await_place(self.loop, self.origin)
         except Exception as cause:
             error = HttpConnectionError(
                 f'{self.describe()}: waiting for a connection failed: {reason(cause)}')
@@ -2810,7 +2810,7 @@ class RequestBody(Steps):
                 self.suspend(waited_for)
                 # It may fail with an error that has this frame: see `Steps.step`.
                 del waited_for
-                chunk = await self.wait_for_chunk(asked)
+                chunk = await self.await_chunk(asked)
             except StopIteration as stop:
                 chunk = stop.value
             except StopAsyncIteration:
@@ -2828,7 +2828,7 @@ class RequestBody(Steps):
         self.check_end()
         await self.send_head()
 
-    async def wait_for_chunk(self, asked: Any) -> Any:
+    async def await_chunk(self, asked: Any) -> Any:
         """The chunk that was not there at once. Raises StopAsyncIteration if it is the end."""
         self.coroutine = asked
         self.is_over = False

@@ -978,7 +978,7 @@ async def test_a_session_that_was_of_much_use_is_followed_by_the_next_at_once(
     script = ResumingInThreads()
     sessions = Sessions()
     sessions.context.minimum_version = version
-    # The first ones were not.
+    # The first ones served too few connections to be worth reading the next at once.
     forgets = (1, 2, *range(21, 100, 17))
     with ThreadServer(script, own_context(version)) as server:
         resumed = await sessions.connect(server, script, 100, forgets)
