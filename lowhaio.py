@@ -2698,6 +2698,9 @@ class Expected:
         # What there may be of it before its end has come.
         self.begun = re.compile(begun)
 
+    def __repr__(self) -> str:
+        return f'<Expected {self.name}>'
+
 
 VALUE = FIELD_VALUE.pattern
 CHUNK_SIZE = Expected('a chunk-size line', rb'([0-9A-Fa-f]{1,16})(?:;%b)?\r\n' % VALUE,
@@ -2722,6 +2725,9 @@ class SentChunks:
         # Bytes of content before that, and what has come of it.
         self.left = 0
         self.begun = b''
+
+    def __repr__(self) -> str:
+        return f'<SentChunks {self.left} bytes before {self.expected.name}>'
 
     def check(self, data: bytes) -> None:
         """Raise, unless the body may go on like this."""
@@ -3583,6 +3589,10 @@ class TlsSession:
         self.uses = 0
         self.to_pass: float = 0
         self.pause = 0
+
+    def __repr__(self) -> str:
+        what = 'nothing to resume' if self.session is None else f'resumed {self.uses} times'
+        return f'<TlsSession {what}, read after {self.to_pass} more connections>'
 
     def store(self, sock: ssl.SSLSocket) -> None:
         if self.to_pass:

@@ -7,13 +7,16 @@ from ipaddress import IPv4Address
 
 import pytest
 
+import lowhaio
 from lowhaio import Pool, buffered, repeatable, streamed
 from tests.harness import (
     OK,
     UNFINISHED,
     Answering,
     Server,
+    always,
     bound_to,
+    certified,
     forever,
     get,
     holding,
@@ -22,6 +25,7 @@ from tests.harness import (
     pool,
     resolving,
     run_until,
+    trusting,
     yielding,
 )
 
@@ -132,6 +136,29 @@ async def test_a_request_body_shows_how_much_of_it_is_left(fields, state):
         await run_until(
             request(b'PUT', server.url, headers=fields, body=body),
             lambda: state in shown('RequestBody') and exchange in shown('Exchange'))
+
+
+@on_one_loop
+async def test_a_chunked_request_body_shows_what_must_come_next():
+    async def body():
+        yield b'5\r\nab'
+        await asyncio.Event().wait()
+
+    async with Server(holding(b'')) as server, pool() as request:
+        await run_until(
+            request(b'PUT', server.url, headers=((b'transfer-encoding', b'chunked'),), body=body),
+            lambda: '<SentChunks 3 bytes before CRLF after the chunk>' in shown('SentChunks'))
+    assert repr(lowhaio.CHUNK_END) == '<Expected CRLF after the chunk>'
+
+
+@on_one_loop
+async def test_a_tls_session_shows_how_often_it_was_resumed():
+    async with (Server(holding(OK), certified('name.test')) as server,
+                pool(get_ssl_context=trusting, get_dns_resolver=always('127.0.0.1')) as request):
+        await request(b'GET', f'https://name.test:{server.port}/')
+        after = 'inf' if lowhaio.SESSIONS_ARE_LOST else '0'
+        assert (f'<TlsSession resumed 0 times, read after {after} more connections>'
+                in shown('TlsSession'))
 
 
 @on_one_loop
