@@ -2695,7 +2695,7 @@ class Expected:
     def __init__(self, name: str, whole: bytes, begun: bytes) -> None:
         self.name = name
         self.whole = re.compile(whole)
-        # What there may be of it before its end has come.
+        # Matches the beginnings of it, for as long as its end has not come.
         self.begun = re.compile(begun)
 
     def __repr__(self) -> str:
@@ -2722,7 +2722,7 @@ class SentChunks:
 
     def __init__(self) -> None:
         self.expected = CHUNK_SIZE
-        # Bytes of content before that, and what has come of it.
+        # Bytes of content that come before it, and the part of it that has come.
         self.left = 0
         self.begun = b''
 
@@ -2731,7 +2731,7 @@ class SentChunks:
 
     def check(self, data: bytes) -> None:
         """Raise, unless the body may go on like this."""
-        # Most often this is a chunk.
+        # Usually the data is one whole chunk.
         if self.expected is CHUNK_SIZE and not self.begun:
             line = CHUNK_SIZE.whole.match(data)
             if line is not None and data.endswith(b'\r\n'):
