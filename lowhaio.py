@@ -60,8 +60,8 @@ __all__ = [
     'GetResolverLoggerAdapter', 'Headers', 'HttpConnectionClosedError', 'HttpConnectionError',
     'HttpDataError', 'HttpDnsError', 'HttpError', 'HttpHeaderTooLong', 'HttpLoggerAdapter',
     'HttpTlsError', 'Params', 'Pool', 'Request', 'Resolve', 'Response', 'ResponseBody',
-    'buffered', 'canonical_host', 'empty_async_iterator', 'encode_params', 'repeatable',
-    'streamed', 'timeout',
+    'buffered', 'canonical_host', 'empty_async_iterator', 'encode_params',
+    'get_dns_resolver_default', 'repeatable', 'streamed', 'timeout',
 ]
 
 # ---------------------------------------------------------------------------------- limits
@@ -106,6 +106,30 @@ MAX_JOINED_CHUNK = 64 * 1024
 # four times as many requests as places, a higher number would not save another connection
 # (benchmarks/connections.py).
 MAX_OVERTAKING = 10
+
+# Seconds that a lookup gets when there are stale addresses, before these are used: a reply that is
+# lost is asked for again after half a second. Then it is asked again after pauses that double from
+# one second up to the limit.
+STALE_PATIENCE = 1
+MAX_STALE_PAUSE = 8
+# Seconds for which a lookup waits for A records when it has AAAA records.
+PATIENCE_FOR_A = 1
+# Seconds for which AAAA records are used when A has failed, before it is asked again.
+MAX_INCOMPLETE = 5
+# Seconds for which a pool remembers, at most, that a name does not exist.
+MAX_MISSING = 5
+# Seconds after which the hosts file is looked at again.
+HOSTS_PAUSE = 1
+# Seconds that each nameserver gets for a reply, in each round.
+WAITS = (0.5, 1, 2, 4)
+# Nameservers and domains of resolv.conf that are used, as by other resolvers.
+MAX_NAMESERVERS = 3
+MAX_SEARCH = 6
+# Limits of its options `attempts` and `timeout`, as resolv.conf(5) has them.
+MAX_ATTEMPTS = 5
+MAX_TIMEOUT = 30
+# Bytes of a reply that is asked for again because it was truncated (RFC 6891 6.2.5).
+MAX_DATAGRAM = 4096
 
 # Host names whose addresses a pool remembers, and origins whose TLS sessions it remembers.
 MAX_NAMES = 1024
@@ -529,9 +553,17 @@ class Close(Protocol):
         """
 
 
-def get_dns_resolver_default(get_logger_adapter: GetLoggerAdapter) -> Resolver:
-    resolver: Resolver = dns().Resolver(get_logger_adapter=get_logger_adapter)
-    return resolver
+def get_dns_resolver_default(
+        get_logger_adapter: GetLoggerAdapter, *, hosts: str = '/etc/hosts',
+        resolv_conf: str = '/etc/resolv.conf', port: int = 53) -> Resolver:
+    """Return `resolve` and `clear_cache` of the resolver that a pool has by default.
+
+    It answers by the hosts file, and by the nameservers and the search list of resolv.conf, both
+    as they are now. With `functools.partial` it can be given other files, and another port of the
+    nameservers.
+    """
+    resolver = LocalResolver(hosts, resolv_conf, port)
+    return resolver.resolve, resolver.clear_cache
 
 
 def get_sock_default(family: int) -> socket.socket:
@@ -576,6 +608,10 @@ def Pool(
         max_connections_per_origin: int | None = None,
         pool_timeout: float | None = None,
         max_requests_per_connection: int | None = None,
+        min_ttl: float = 1,
+        max_stale: float = 30,
+        max_grace: float = 60,
+        max_lookups: int = 100,
         get_logger_adapter: GetLoggerAdapter = get_logger_adapter_default,
         get_resolver_logger_adapter: GetResolverLoggerAdapter =
         get_resolver_logger_adapter_default,
@@ -606,6 +642,14 @@ def Pool(
       origin are served in the order in which they came. Those of another origin may overtake, but
       never more than 10 of them for each of `max_connections`. None: no limit.
     - `max_requests_per_connection`: after so many a connection is closed. None: no limit.
+    - `min_ttl`: the addresses of a host are used for as long as its DNS records last, but for so
+      long at least. 0: those whose records last for no time are asked for with each request.
+    - `max_stale`: when the nameservers give no answer, the last addresses are used for so long
+      after their time. 0: not at all.
+    - `max_grace`: for how long, at most, idle connections to an address are used that is missing
+      in the last answer, if it came with others in an earlier one. It is also limited by the time
+      for which that answer was fresh. 0: not at all.
+    - `max_lookups`: how many questions the resolver is asked at the same time.
     - `get_logger_adapter(extra)` returns a logger adapter for one request, or for the pool.
       `get_resolver_logger_adapter(extra)` returns such a function for the resolver.
     """
@@ -617,7 +661,7 @@ def Pool(
         checked_limit('max_connections_per_origin', max_connections_per_origin),
         inf if pool_timeout is None else checked_seconds('pool_timeout', pool_timeout, 0),
         Heads(max_header_length))
-    names = Names(get_dns_resolver)
+    names = Names(get_dns_resolver, min_ttl, max_stale, max_grace, max_lookups)
     connector = Connector(get_sock, get_connection, get_ssl_context, settings, names, books)
     urls = parsed_urls()
     bound_loop: Loop | None = None
@@ -1105,39 +1149,59 @@ PEER_CLOSED = (EOFError, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError,
 #
 # From the name of a host to its addresses. This part owns the resolver, and what it has said for
 # as long as that is fresh. Addresses without `expires_at`, which a resolver of the caller's may
-# return, are asked for each time. `Acquisition` and `Race` decide which records are asked for,
-# and get the addresses as `Peers`.
+# return, are asked for each time. `Acquisition` and `Race` get the addresses as `Peers`.
+#
+# An address has one of these ages. `Peers` tells which:
+#
+#     current    in the last answer, whose time is not over
+#     recent     in an earlier answer of several, as of a nameserver that rotates them. Idle
+#                connections to it may still be used, but no new ones are made
+#     stale      in the last answer, whose time is over, while the nameservers give none
 
 class Peers:
     """The current addresses of one host, by their text, in the order in which they are tried."""
 
-    __slots__ = ('addresses', 'first_count', 'before', 'expires_at', 'has_all', 'turn')
+    __slots__ = ('addresses', 'first_count', 'before', 'recent', 'expires_at', 'lifetime',
+                 'has_all', 'took', 'failures', 'ask_at', 'turn')
 
-    def __init__(self) -> None:
+    def __init__(self, turn: int = 0) -> None:
         self.addresses: dict[str, Address] = {}
         # So many of them came with the first answer. They are tried before the others.
         self.first_count = 0
         # The addresses that were current before these, for their order.
         self.before: dict[str, Address] = {}
+        # Addresses that are no longer current, and until when they count as recent.
+        self.recent: dict[str, float] = {}
         self.expires_at = inf
+        # The seconds for which the answer was fresh, and those that the lookup took.
+        self.lifetime = 0.0
+        self.took = 0.0
         # The AAAA records are among them, or there are none.
         self.has_all = False
+        # How many lookups have failed since the last that did not, and when the next one is due.
+        self.failures = 0
+        self.ask_at = -inf
         # How many races to this host have begun.
-        self.turn = 0
+        self.turn = turn
 
     def __repr__(self) -> str:
         return (f'<Peers {", ".join(self.addresses)} until {self.expires_at:g}, '
                 f'{"all" if self.has_all else "A only"}, turn {self.turn}>')
 
-    def renew(self, answers: Iterable[Iterable[Address]], has_all: bool) -> None:
+    def renew(self, now: float, max_grace: float) -> None:
+        """Forget the addresses for those of a new answer, which `add` adds."""
+        # With a single address at a time, a new one means that the host has moved.
+        grace = self.expires_at + min(self.lifetime, max_grace) if len(self.addresses) > 1 else now
+        self.recent = {text: until for text, until in self.recent.items() if now < until}
+        if now < grace:
+            self.recent |= dict.fromkeys(self.addresses, grace)
         self.before, self.addresses = self.addresses, {}
         self.first_count = 0
         self.expires_at = inf
-        self.has_all = has_all
-        for answer in answers:
-            self.add(answer)
+        self.failures = 0
+        self.ask_at = -inf
 
-    def add(self, answer: Iterable[Address]) -> None:
+    def add(self, answer: Iterable[Address], now: float, min_ttl: float) -> None:
         """Add one answer of the resolver, in the order in which these addresses were before.
 
         Some nameservers rotate their answers, and that would undo the rotation of `in_turn`.
@@ -1146,8 +1210,19 @@ class Peers:
                if (text := str(address)) not in self.addresses}
         self.addresses |= {text: new[text] for text in self.before if text in new} | new
         self.first_count = self.first_count or len(self.addresses)
-        for address in new.values():
-            self.expires_at = min(self.expires_at, getattr(address, 'expires_at', 0))
+        expires_at = min((getattr(address, 'expires_at', -inf) for address in new.values()),
+                         default=inf)
+        if expires_at > -inf:
+            expires_at = max(expires_at, now + min_ttl)
+        self.expires_at = min(self.expires_at, expires_at)
+        self.lifetime = self.expires_at - now
+
+    def is_recent(self, peer: str, now: float) -> bool:
+        return now < self.recent.get(peer, -inf)
+
+    def patience(self, seconds: float) -> float:
+        """The seconds for a lookup that can be done without. A slow nameserver gets more."""
+        return max(seconds, 2 * self.took)
 
     def in_turn(self, turn: int) -> list[Address]:
         """All addresses. In each turn an answer begins one later, so that all of it are used."""
@@ -1157,22 +1232,43 @@ class Peers:
                 for index in range(len(group))]
 
 
+def random_turn() -> int:
+    """Many programs that start at the same time are not to begin all with the same address."""
+    return int.from_bytes(os.urandom(2))
+
+
 def fixed_peers(address: Address) -> Peers:
     """Those of an origin that has an address in place of a name."""
     peers = Peers()
-    peers.renew([[address]], has_all=True)
+    peers.addresses = {str(address): address}
+    peers.first_count = 1
+    peers.has_all = True
     return peers
 
 
 class Names:
-    __slots__ = ('get_dns_resolver', 'resolver', 'known', 'asking')
+    """What a pool knows of its hosts, and the questions that it asks its resolver."""
 
-    def __init__(self, get_dns_resolver: GetResolver) -> None:
+    __slots__ = ('get_dns_resolver', 'min_ttl', 'max_stale', 'max_grace', 'resolver', 'known',
+                 'missing', 'asking', 'turns_to_ask', 'asked')
+
+    def __init__(self, get_dns_resolver: GetResolver, min_ttl: float, max_stale: float,
+                 max_grace: float, max_lookups: int) -> None:
         self.get_dns_resolver = get_dns_resolver
+        self.min_ttl = checked_seconds('min_ttl', min_ttl, 0)
+        self.max_stale = checked_seconds('max_stale', max_stale, 0)
+        self.max_grace = checked_seconds('max_grace', max_grace, 0)
         self.resolver: Resolver | None = None
         self.known: dict[str, Peers] = {}
+        # Hosts without an address: until when that is remembered, and the error.
+        self.missing: dict[str, tuple[float, type[Exception], str]] = {}
         # What the resolver is being asked, and the other requests that wait for the same answer.
         self.asking: dict[tuple[str, int], list[asyncio.Future[Any]]] = {}
+        # It serves first the one that came first.
+        self.turns_to_ask = asyncio.Semaphore(
+            checked_count('max_lookups', max_lookups, 'a number, 1 or more'))
+        # How many questions the resolver has been asked since its cache was cleared.
+        self.asked = 0
 
     def __repr__(self) -> str:
         return f'<Names: {len(self.known)} known, {len(self.asking)} being asked for>'
@@ -1184,12 +1280,40 @@ class Names:
         peers = self.known.get(origin.host)
         return peers if peers is not None and now < peers.expires_at else None
 
-    def store(self, host: str, answers: list[list[Address]], has_all: bool) -> Peers:
+    def stale(self, host: str, now: float) -> Peers | None:
+        """The addresses of the host that may be used if there are no others to be had."""
+        peers = self.known.get(host)
+        return peers if peers is not None and now < peers.expires_at + self.max_stale else None
+
+    def check_missing(self, host: str, now: float) -> None:
+        if host in self.missing:
+            until, kind, text = self.missing[host]
+            if now < until:
+                raise kind(text)
+            del self.missing[host]
+
+    def store(self, host: str, lookup: Lookup) -> Peers:
         # All requests to the host share one object, so that they take turns.
-        peers = self.known.get(host) or Peers()
-        peers.renew(answers, has_all)
+        peers = self.known.get(host) or Peers(random_turn())
+        now = lookup.loop.time()
+        peers.renew(now, self.max_grace)
+        for _, answer in sorted(lookup.answers.items()):
+            peers.add(answer, now, self.min_ttl)
+        if dns().TYPES.A not in lookup.answers:
+            # Its nameservers may have those in a moment, and they would be tried first.
+            peers.expires_at = min(peers.expires_at, now + MAX_INCOMPLETE)
+        peers.took = now - lookup.began_at
+        peers.has_all = dns().TYPES.AAAA in lookup.answers
         store_latest(self.known, host, peers)
         return peers
+
+    def store_missing(self, host: str, cause: Exception, now: float) -> None:
+        self.known.pop(host, None)
+        if self.min_ttl:
+            kind = dns().DnsNoMatchingAnswers if isinstance(cause, dns().DnsNoMatchingAnswers) \
+                else dns().DnsRecordDoesNotExist
+            until = now + min(self.min_ttl, MAX_MISSING)
+            store_latest(self.missing, host, (until, kind, str(cause)))
 
     async def answer(self, loop: Loop, host: str, record_type: int,
                      get_resolver_adapter: Callable[[], GetLoggerAdapter]) -> list[Address]:
@@ -1207,7 +1331,8 @@ class Names:
             # The request that was asking was cancelled, so the next one asks.
         waiters = self.asking[key] = []
         try:
-            answer = await self.resolve(host, record_type, get_resolver_adapter())
+            async with self.turns_to_ask:
+                answer = await self.resolve(loop, host, record_type, get_resolver_adapter())
             return answer
         except Exception as error:
             answer = error
@@ -1220,16 +1345,35 @@ class Names:
             answer = None
             waiters.clear()
 
-    async def resolve(self, host: str, record_type: int,
+    async def resolve(self, loop: Loop, host: str, record_type: int,
                       get_logger_adapter: GetLoggerAdapter) -> list[Address]:
+        asked_at = loop.time()
+        addresses = await self.ask(host, record_type, get_logger_adapter)
+        if any(0 < getattr(address, 'expires_at', inf) < asked_at for address in addresses):
+            # From CPython 3.12 on, a resolver of aiodnsresolver's may keep an answer that came
+            # after a failure until garbage is collected, also if its cache is cleared. (Addresses
+            # from its hosts file expire at 0.)
+            self.resolver = None
+            addresses = await self.ask(host, record_type, get_logger_adapter)
+        return addresses
+
+    async def ask(self, host: str, record_type: int,
+                  get_logger_adapter: GetLoggerAdapter) -> list[Address]:
         if self.resolver is None:
             self.resolver = self.get_dns_resolver(get_logger_adapter=get_logger_adapter)
+            self.asked = 0
+        self.asked += 1
+        if self.asked > MAX_NAMES:
+            # Its cache has no limit of its own.
+            self.asked = 1
+            await self.resolver[1](get_logger_adapter=get_logger_adapter)
         try:
             addresses = list(await self.resolver[0](
                 host, record_type, get_logger_adapter=get_logger_adapter))
         except dns().DnsTimeout as cause:
             raise TimeoutError(
-                'no nameserver answered in the time that the resolver gives') from cause
+                str(cause) or 'no nameserver answered in the time that the resolver gives'
+            ) from cause
         for address in addresses:
             if not isinstance(address, (IPv4Address, IPv6Address)):
                 raise TypeError('the resolver must return IPv4Address and IPv6Address objects, '
@@ -1238,8 +1382,150 @@ class Names:
 
     async def clear(self, get_resolver_adapter: GetResolverLoggerAdapter) -> None:
         self.known.clear()
+        self.missing.clear()
         if self.resolver is not None:
             await self.resolver[1](get_logger_adapter=get_resolver_adapter({}))
+
+
+class Lookup:
+    """Asks for the A records of one host, and for the AAAA records if they are needed.
+
+    They are if there is no A record, if A has failed or is not answered soon, or if `wants_both`.
+    Some nameservers answer only one of the two questions.
+    """
+
+    __slots__ = ('loop', 'names', 'host', 'deadline', 'why_late', 'wants_both',
+                 'get_resolver_adapter', 'began_at', 'questions', 'ends', 'answers', 'failures')
+
+    def __init__(self, loop: Loop, names: Names, host: str, deadline: float,
+                 why_late: str, wants_both: bool,
+                 get_resolver_adapter: Callable[[], GetLoggerAdapter]) -> None:
+        self.loop = loop
+        self.names = names
+        self.host = host
+        self.deadline = deadline
+        self.why_late = why_late
+        self.wants_both = wants_both
+        self.get_resolver_adapter = get_resolver_adapter
+        self.began_at = loop.time()
+        # By the type of the records: what is being asked, and until when.
+        self.questions: dict[int, Resolving] = {}
+        self.ends: dict[int, float] = {}
+        # What came of it. That there are no such records is an empty answer, and a failure too.
+        self.answers: dict[int, list[Address]] = {}
+        self.failures: dict[int, Exception] = {}
+
+    def __repr__(self) -> str:
+        return (f'<Lookup of {self.host}: {len(self.questions)} being asked, '
+                f'{len(self.answers)} answered, {len(self.failures)} failed>')
+
+    async def run(self) -> None:
+        """Ask. If there is no address, raise what tells most about the reason."""
+        self.ask(dns().TYPES.A, self.deadline)
+        try:
+            while not self.advance(self.loop.time()):
+                await self.wait()
+            if not any(self.answers.values()):
+                raise self.failure()
+        finally:
+            # By their tracebacks, they refer to this frame, which refers to them.
+            self.failures.clear()
+            for question in self.questions.values():
+                await question.stop()
+            self.questions.clear()
+
+    def advance(self, now: float) -> bool:
+        """Take what has come, and ask what is due. Whether it is over."""
+        ipv4, ipv6 = dns().TYPES.A, dns().TYPES.AAAA
+        for kind in list(self.questions):
+            question = self.questions[kind]
+            if now >= self.ends[kind] and not question.is_late:
+                if self.ends[kind] < self.deadline:
+                    question.why_late = f'no answer in {now - self.began_at:.2g} seconds'
+                question.expire()
+            self.step(kind)
+        has_ipv4 = bool(self.answers.get(ipv4))
+        has_failed = ipv4 in self.failures and ipv4 not in self.answers
+        if has_failed:
+            # It may be that the nameservers answer nothing. A slow one gets more time.
+            end = min(self.ends.get(ipv6, inf), now + max(
+                CONNECTION_ATTEMPT_DELAY, 2 * (now - self.began_at)))
+        elif has_ipv4:
+            # There are addresses to connect to, so this gets only the time of one attempt.
+            end = now + CONNECTION_ATTEMPT_DELAY
+        else:
+            end = self.deadline
+        if ipv6 not in self.ends:
+            is_late = now >= self.began_at + CONNECTION_ATTEMPT_DELAY
+            if self.wants_both if has_ipv4 else ipv4 not in self.questions or is_late:
+                self.ask(ipv6, end)
+        elif has_failed:
+            self.ends[ipv6] = end
+        if ipv4 in self.questions:
+            return bool(self.answers.get(ipv6)) and now >= self.began_at + PATIENCE_FOR_A
+        return ipv6 not in self.questions or has_ipv4 and not self.wants_both
+
+    def ask(self, kind: int, end: float) -> None:
+        self.ends[kind] = min(end, self.deadline)
+        self.questions[kind] = Resolving(
+            self.loop,
+            self.names.answer(self.loop, self.host, kind, self.get_resolver_adapter),
+            self.why_late)
+        self.step(kind)
+
+    def step(self, kind: int) -> None:
+        question = self.questions[kind]
+        if not question.is_ready():
+            return
+        try:
+            question.step()
+            return
+        except StopIteration as stop:
+            self.answers[kind] = stop.value
+        except Exception as cause:
+            self.failures[kind] = cause
+            if isinstance(cause, dns().DnsRecordDoesNotExist):
+                self.answers[kind] = []
+            elif kind == dns().TYPES.A and not is_unanswered(cause):
+                raise
+        del self.questions[kind]
+
+    async def wait(self) -> None:
+        """Wait until a question can go on, or something is due."""
+        ipv4, ipv6 = dns().TYPES.A, dns().TYPES.AAAA
+        times = [self.ends[kind] for kind in self.questions if not self.questions[kind].is_late]
+        if ipv4 in self.questions:
+            if ipv6 not in self.ends:
+                times.append(self.began_at + CONNECTION_ATTEMPT_DELAY)
+            elif self.answers.get(ipv6):
+                times.append(self.began_at + PATIENCE_FOR_A)
+        woken = self.loop.create_future()
+        timer = self.loop.call_at(min(times), wake, woken) if times else None
+        first, *others = self.questions.values()
+        unwatch = [other.watch(woken) for other in others]
+        try:
+            await first.wait(woken)
+        except GeneratorExit:
+            for other in others:
+                other.abandon()
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+            for function in unwatch:
+                function()
+
+    def failure(self) -> Exception:
+        """A nameserver that fails tells more than a record that does not exist."""
+        failures = sorted(self.failures.values(),
+                          key=lambda cause: isinstance(cause, dns().DnsRecordDoesNotExist))
+        return failures[0] if failures else LookupError('the resolver returned no address')
+
+
+def is_unanswered(cause: Exception) -> bool:
+    """There was no answer that could be used. (A resolver of the caller's may forbid a name.)"""
+    return isinstance(cause, (dns().DnsError, OSError)) and \
+        not isinstance(cause, (dns().DnsRecordDoesNotExist, PermissionError))
 
 
 def dns() -> Any:
@@ -1251,8 +1537,423 @@ def dns() -> Any:
     return aiodnsresolver
 
 
-def timed_out(socket_timeout: float) -> TimeoutError:
-    return TimeoutError(f'socket_timeout, {socket_timeout:g} seconds, passed')
+RESPONSE_CODES: dict[object, str] = {1: 'format error (FORMERR)', 2: 'server failure (SERVFAIL)',
+                  4: 'not implemented (NOTIMP)', 5: 'refused (REFUSED)'}
+
+
+def dns_reason(cause: Exception) -> str:
+    """Why there is no address, in words, with the class of the resolver's error if it is one."""
+    module = dns()
+    if isinstance(cause, TimeoutError) and isinstance(cause.__cause__, module.DnsTimeout):
+        tries = str(cause.__cause__)
+        return reason(cause) if tries in str(cause) else f'{reason(cause)}: {tries}'
+    if not isinstance(cause, module.DnsError):
+        return reason(cause)
+    text = str(cause)
+    if isinstance(cause, module.DnsNoMatchingAnswers):
+        words = 'the name has no address'
+    elif isinstance(cause, module.DnsRecordDoesNotExist):
+        words = 'there is no such name'
+    elif isinstance(cause, module.DnsResponseCode):
+        code, *nameserver = cause.args or ('unknown',)
+        words = RESPONSE_CODES.get(code, f'response code {code}')
+        text = ''.join(f'from nameserver {where}' for where in nameserver)
+    elif isinstance(cause, module.DnsCnameChainTooLong):
+        words = 'its chain of aliases is too long, or a loop'
+    elif isinstance(cause, module.DnsSocketError):
+        words = 'no nameserver could be asked'
+        text = text or (reason(cause.__cause__) if cause.__cause__ else '')
+    else:
+        words, text = text or 'no usable answer came', ''
+    return f'{words}{" " if text.startswith("from") else ": " if text else ""}{text} ' \
+           f'({type(cause).__name__})'
+
+
+def passed(socket_timeout: float) -> str:
+    return f'socket_timeout, {socket_timeout:g} seconds, passed'
+
+
+# ---------------------------------------------------------------------- the local resolver
+#
+# The resolver of a pool, unless the caller gives one. It answers as `getaddrinfo` of the same
+# machine would, by the files that say so: the hosts file first, then the nameservers and the
+# search list of resolv.conf. What goes over the network is done by aiodnsresolver, by options of
+# its own and some functions of its module that are replaced. It remembers only which nameservers
+# answer, and which full name was found for a short one: `Names` has the addresses.
+
+class LocalResolver:
+    __slots__ = ('hosts', 'resolv_conf', 'long_names', 'full_names')
+
+    def __init__(self, hosts: str, resolv_conf: str, port: int) -> None:
+        self.hosts = HostsFile(hosts)
+        self.resolv_conf = ResolvConf(resolv_conf, port)
+        # Full names whose replies were truncated, so that more room is asked for at once.
+        self.long_names: dict[str, bool] = {}
+        # By a name that is not full: the full one, until when, and an answer about it.
+        self.full_names: dict[str, tuple[str, float, int, Sequence[Address]]] = {}
+
+    def __repr__(self) -> str:
+        return f'<LocalResolver with {self.hosts} and {self.resolv_conf}>'
+
+    async def resolve(self, host: str, record_type: int,
+                      get_logger_adapter: GetLoggerAdapter) -> Sequence[Address]:
+        now = get_running_loop().time()
+        logger = get_logger_adapter({
+            'aiodnsresolver_fqdn': host, 'aiodnsresolver_qtype': record_type})
+        local = self.hosts.find(host, now, logger)
+        # RFC 6761 6.3: these names are never asked of a nameserver.
+        if local is None and (host == 'localhost' or host.endswith('.localhost')):
+            local = LOOPBACK
+        if local is not None:
+            logger.info('Resolved %s from %s: %s', host, self.hosts.path, local)
+            return of_kind(local, record_type, now + HOSTS_PAUSE)
+        self.resolv_conf.refresh(logger)
+        names = self.resolv_conf.candidates(host)
+        if names == [host]:
+            return await self.ask(host, record_type, get_logger_adapter)
+        name, until, kind, answer = self.full_names.get(host, ('', -inf, 0, ()))
+        if name not in names or now >= until:
+            name, until, kind, answer = self.full_names[host] = await self.search(
+                names, record_type, get_logger_adapter)
+            if kind != record_type:
+                raise dns().DnsNoMatchingAnswers(f'{name} has only addresses of the other kind')
+        return answer if kind == record_type else \
+            await self.ask(name, record_type, get_logger_adapter)
+
+    async def clear_cache(self, get_logger_adapter: GetLoggerAdapter) -> None:
+        self.full_names.clear()
+        self.long_names.clear()
+
+    async def search(
+            self, names: list[str], record_type: int, get_logger_adapter: GetLoggerAdapter,
+    ) -> tuple[str, float, int, Sequence[Address]]:
+        """Find the first of these names that has an address of either kind."""
+        failures = []
+        try:
+            for name in names:
+                for kind in sorted(KINDS, key=record_type.__ne__):
+                    try:
+                        answer = await self.ask(name, kind, get_logger_adapter)
+                    except dns().DnsNoMatchingAnswers:
+                        continue
+                    except dns().DnsRecordDoesNotExist:
+                        break
+                    except dns().DnsResponseCode as cause:
+                        failures.append(cause)
+                        break
+                    until = min(getattr(address, 'expires_at', 0) for address in answer)
+                    return name, max(until, get_running_loop().time() + 1), kind, answer
+            raise failures[0] if failures else dns().DnsRecordDoesNotExist(
+                f'{", ".join(names)} were asked for')
+        finally:
+            # By their tracebacks, they refer to this frame.
+            failures.clear()
+
+    async def ask(self, name: str, record_type: int,
+                  get_logger_adapter: GetLoggerAdapter) -> Sequence[Address]:
+        return await Query(self, name).run(record_type, get_logger_adapter)
+
+
+LOOPBACK = IPv4Address('127.0.0.1'), IPv6Address('::1')
+# The types of the records of addresses: A and AAAA.
+KINDS = 1, 28
+
+
+def of_kind(addresses: Iterable[Address], record_type: int, expires_at: float) -> list[Address]:
+    version, kind = (4, dns().IPv4AddressExpiresAt) if record_type == dns().TYPES.A else \
+        (6, dns().IPv6AddressExpiresAt)
+    found = [kind(str(address), expires_at=expires_at) for address in addresses
+             if address.version == version]
+    if not found:
+        raise dns().DnsNoMatchingAnswers(f'the hosts file has only IPv{10 - version} addresses')
+    return found
+
+
+def file_stamp(path: str) -> tuple[int, ...]:
+    """It differs when the file has changed. Empty if there is no file."""
+    try:
+        facts = os.stat(path)
+    except OSError:
+        return ()
+    return facts.st_mtime_ns, facts.st_size, facts.st_ino, facts.st_dev
+
+
+def read_lines(path: str, comments: bytes, logger: Adapter) -> Iterator[tuple[int, list[str]]]:
+    """The number and the words of each line of a file that is not a comment."""
+    try:
+        with open(path, 'rb') as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        logger.warning('%s can not be read: %s', path, error)
+        return
+    for number, line in enumerate(lines, 1):
+        words = re.split(b'[%s]' % comments, line, maxsplit=1)[0].decode(errors='replace').split()
+        if words:
+            yield number, words
+
+
+class HostsFile:
+    """The addresses of the hosts file, for as long as it does not change (hosts(5))."""
+
+    __slots__ = ('path', 'stamp', 'look_at', 'addresses')
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.stamp: tuple[int, ...] | None = None
+        self.look_at = -inf
+        # By the name in lower case, in the order of the lines.
+        self.addresses: dict[str, tuple[Address, ...]] = {}
+
+    def __repr__(self) -> str:
+        return f'<HostsFile {self.path}: {len(self.addresses)} names>'
+
+    def find(self, host: str, now: float, logger: Adapter) -> tuple[Address, ...] | None:
+        if now >= self.look_at:
+            self.look_at = now + HOSTS_PAUSE
+            stamp = file_stamp(self.path)
+            if stamp != self.stamp:
+                self.stamp = stamp
+                self.read(logger)
+        return self.addresses.get(host)
+
+    def read(self, logger: Adapter) -> None:
+        self.addresses = {}
+        # Files that block advertisements have the same address a hundred thousand times.
+        parsed: dict[str, tuple[Address, ...]] = {}
+        for number, (text, *names) in read_lines(self.path, b'#', logger):
+            if text not in parsed:
+                parsed[text] = tuple(parse_address(text))
+            if not parsed[text]:
+                logger.warning('%s, line %d: expected an IP address and names, got %r',
+                               self.path, number, text[:MAX_SHOWN])
+                continue
+            for name in names:
+                key = name.lower()
+                self.addresses[key] = self.addresses.get(key, ()) + parsed[text]
+
+
+def parse_address(text: str) -> list[Address]:
+    """The address, if it is one."""
+    with contextlib.suppress(ValueError):
+        return [IPv6Address(text) if ':' in text else IPv4Address(text)]
+    return []
+
+
+class ResolvConf:
+    """What resolv.conf says now (resolv.conf(5)), and which nameservers have answered."""
+
+    __slots__ = ('path', 'port', 'stamp', 'nameservers', 'search', 'ndots', 'waits', 'rotates')
+
+    def __init__(self, path: str, port: int) -> None:
+        self.path = path
+        self.port = port
+        self.stamp: tuple[int, ...] | None = None
+        # What a socket connects to, in the order in which they are asked.
+        self.nameservers: list[tuple[Any, ...]] = []
+        self.search: list[str] = []
+        self.ndots = 1
+        # The seconds that each nameserver gets in each round.
+        self.waits: Sequence[float] = ()
+        self.rotates = False
+
+    def __repr__(self) -> str:
+        return f'<ResolvConf {self.path}: {len(self.nameservers)} nameservers>'
+
+    def refresh(self, logger: Adapter) -> None:
+        stamp = file_stamp(self.path)
+        if stamp != self.stamp:
+            self.stamp = stamp
+            self.read(logger)
+        if not self.nameservers:
+            raise dns().DnsError(f'there is no nameserver in {self.path}')
+
+    def read(self, logger: Adapter) -> None:
+        addresses: list[Address] = []
+        self.search = []
+        options: dict[str, str] = {}
+        for number, (keyword, *values) in read_lines(self.path, b'#;', logger):
+            if keyword == 'nameserver':
+                found = parse_address(values[0]) if values else []
+                addresses += found
+                if not found:
+                    logger.warning('%s, line %d: expected the IP address of a nameserver, got %r',
+                                   self.path, number, ' '.join(values)[:MAX_SHOWN])
+            elif keyword in ('search', 'domain'):
+                self.search = [name for value in values
+                               if HOST_NAME.fullmatch(name := value.lower().removesuffix('.'))]
+            elif keyword == 'options':
+                options |= {name: value for name, _, value in
+                            (option.partition(':') for option in values)}
+        del addresses[MAX_NAMESERVERS:], self.search[MAX_SEARCH:]
+        # A socket of aiodnsresolver's has the family that all of its nameservers need.
+        is_mixed = any(address.version == 6 for address in addresses)
+        self.nameservers = [
+            (f'::ffff:{address}', self.port, 0, 0) if is_mixed and address.version == 4 else
+            sockaddr(address, self.port) for address in addresses]
+        self.ndots = number_of(options, 'ndots', 1)
+        self.rotates = 'rotate' in options
+        attempts = min(max(number_of(options, 'attempts', len(WAITS)), 1), MAX_ATTEMPTS)
+        seconds = min(number_of(options, 'timeout', 0), MAX_TIMEOUT)
+        # Of the usual waits, a slow nameserver needs the longest.
+        self.waits = [seconds] * attempts if seconds else \
+            (*WAITS, *WAITS[-1:] * MAX_ATTEMPTS)[max(len(WAITS) - attempts, 0):][:attempts]
+
+    def candidates(self, host: str) -> list[str]:
+        """The full names that the host may mean, in the order in which they are asked for."""
+        names = [f'{host}.{domain}' for domain in self.search if len(host) + len(domain) < 253]
+        return [host, *names] if host.count('.') >= self.ndots else [*names, host]
+
+    def has_answered(self, nameserver: tuple[Any, ...]) -> None:
+        """It is asked first from now on, and those that failed before it last."""
+        if nameserver in self.nameservers:
+            index = self.nameservers.index(nameserver) + self.rotates
+            self.nameservers = self.nameservers[index:] + self.nameservers[:index]
+
+
+def number_of(options: dict[str, str], name: str, default: int) -> int:
+    value = options.get(name, '')
+    return int(value) if value.isdecimal() and len(value) < 10 else default
+
+
+class Query:
+    """Asks the nameservers for the records of one full name.
+
+    It is done by a resolver of aiodnsresolver's that lives as long as the query, so that nothing
+    of it is kept. Some functions of its module are replaced, but only for this resolver.
+    """
+
+    __slots__ = ('resolver', 'name', 'tries', 'is_long')
+
+    def __init__(self, resolver: LocalResolver, name: str) -> None:
+        self.resolver = resolver
+        self.name = name
+        # The nameservers that were asked, and how many seconds each has got.
+        self.tries: list[tuple[str, float]] = []
+        # Replies of more than 512 bytes are asked for.
+        self.is_long = name in resolver.long_names
+
+    def __repr__(self) -> str:
+        return f'<Query for {self.name}: {len(self.tries)} tries>'
+
+    async def run(self, record_type: int,
+                  get_logger_adapter: GetLoggerAdapter) -> Sequence[Address]:
+        module = dns()
+        is_ipv6 = len(self.resolver.resolv_conf.nameservers[0]) == 4
+        replaced = {
+            # Both files have been read, and by other rules.
+            'parse_etc_hosts': dict, 'parse_resolve_conf': tuple,
+            'AF_INET': socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+            'pack': self.pack, 'parse': self.parse, 'recvfrom': self.receive}
+        make = types.FunctionType(module.Resolver.__code__, vars(module) | replaced,
+                                  argdefs=module.Resolver.__defaults__)
+        resolve, clear_cache = make(
+            get_host=no_host, get_nameservers=self.nameservers, set_sock_options=no_options,
+            transform_fqdn=mix_case, get_logger_adapter=get_silent_adapter)
+        try:
+            answer: Sequence[Address] = await resolve(
+                self.name, record_type, get_logger_adapter=get_logger_adapter)
+            return answer
+        except module.DnsTimeout as error:
+            error.args = self.told(),
+            raise
+        except CancelledError as error:
+            # It may be the end of socket_timeout.
+            raise CancelledError(*error.args) from module.DnsTimeout(self.told())
+        finally:
+            # It cancels the timers that end what it has cached.
+            await clear_cache(get_logger_adapter=get_silent_adapter)
+
+    def told(self) -> str:
+        tries = [f'{nameserver} in {seconds:g} s' for nameserver, seconds in self.tries]
+        return f'no answer from nameserver {", ".join(tries)}'
+
+    async def nameservers(self, _: object, fqdn: bytes) -> AsyncIterator[tuple[Any, ...]]:
+        """How many seconds each try has, and which nameserver."""
+        resolv_conf = self.resolver.resolv_conf
+        nameservers = resolv_conf.nameservers
+        for seconds in resolv_conf.waits:
+            for nameserver in nameservers:
+                was_long = self.is_long
+                self.tries.append((nameserver[0], seconds))
+                yield seconds, nameserver
+                if was_long != self.is_long:
+                    yield seconds, nameserver
+
+    def pack(self, message: Any) -> bytes:
+        if self.is_long:
+            # The OPT record of EDNS (RFC 6891 6.1.2), with the size of a reply as its class.
+            message = message._replace(ar=(dns().ResourceRecord(
+                name=b'', qtype=41, qclass=MAX_DATAGRAM, ttl=0, rdata=b''),))
+        packed: bytes = dns().pack(message)
+        return packed
+
+    def parse(self, data: bytes) -> Any:
+        """Parse a reply, and shorten the chain of aliases in it to what is asked for."""
+        message = dns().parse(data)
+        aliases = {record.name.lower(): record for record in message.an
+                   if record.qtype == dns().TYPES.CNAME}
+        if not aliases or len(message.qd) != 1:
+            return message
+        question, = message.qd
+        end, ttl = question.name.lower(), MAX_SECONDS
+        while end in aliases:
+            # Each alias is followed once, as they may lead around in a circle.
+            alias = aliases.pop(end)
+            end, ttl = alias.rdata.lower(), min(ttl, alias.ttl)
+        found = tuple(
+            record._replace(name=question.name, ttl=min(ttl, record.ttl)) for record in message.an
+            if record.qtype == question.qtype and record.name.lower() == end)
+        return message._replace(an=found) if found else message
+
+    async def receive(self, loop: Loop, sockets: Iterable[tuple[socket.socket, Any]],
+                      _: int) -> tuple[Any, tuple[bytes, tuple[Any, ...]]]:
+        """Receive a reply. An error of the nameserver ends the try at once."""
+        module = dns()
+        try:
+            query, (data, nameserver) = await module.recvfrom(loop, sockets, MAX_DATAGRAM)
+        except OSError as cause:
+            raise module.DnsSocketError(
+                f'nameserver {self.tries[-1][0]}: {reason(cause)}') from cause
+        # What is too short or has another number is none, and aiodnsresolver waits on.
+        if len(data) >= 12 and int.from_bytes(data[:2]) == query.qid:
+            code, is_truncated, has_answers = data[3] & 15, data[2] & 2, any(data[6:8])
+            if code not in (0, 3):
+                raise module.DnsResponseCode(code, nameserver[0])
+            if is_truncated and not self.is_long:
+                self.is_long = True
+                store_latest(self.resolver.long_names, self.name, True)
+                raise module.DnsError('the reply was truncated')
+            if is_truncated and not has_answers:
+                raise module.DnsError(
+                    f'nameserver {nameserver[0]} has truncated the reply, though '
+                    f'{MAX_DATAGRAM} bytes of it were asked for')
+            self.resolver.resolv_conf.has_answered(nameserver)
+        return query, (data, nameserver)
+
+
+async def no_host(*_: object) -> None:
+    """The hosts file has been looked at already."""
+
+
+def no_options(_: object) -> None:
+    """Those that aiodnsresolver sets limit a reply to 512 bytes."""
+
+
+async def mix_case(name: bytes) -> bytes:
+    """Give letters a case by chance: a forged reply would have to match it."""
+    chances = os.urandom(len(name))
+    return bytes(char ^ 32 if chance & 1 and 97 <= char <= 122 else char
+                 for char, chance in zip(name, chances, strict=True))
+
+
+def get_silent_adapter(extra: dict[str, Any]) -> Adapter:
+    """For what aiodnsresolver logs when it is made. It is made for each query."""
+    return SILENT
+
+
+SILENT: Adapter = logging.LoggerAdapter(logging.Logger('', logging.CRITICAL + 1), {})
 
 
 # ------------------------------------------------------- stepping what the caller gave us
@@ -1315,6 +2016,18 @@ class Steps:
     def resume(self) -> Any:
         return self.coroutine.throw(self.to_throw.pop()) if self.to_throw else \
             self.coroutine.send(None)
+
+    def watch(self, woken: asyncio.Future[None]) -> Callable[[], object]:
+        """Set the result of `woken` when it is ready. Return the function that undoes this."""
+        def on_ready(_: object = None) -> None:
+            self.is_bare = False
+            wake(woken)
+
+        waited_for = self.waited_for
+        if waited_for is None:
+            return self.loop.call_soon(on_ready).cancel
+        waited_for.add_done_callback(on_ready)
+        return partial(waited_for.remove_done_callback, on_ready)
 
     def is_ready(self) -> bool:
         """A step would get it further."""
@@ -1398,12 +2111,12 @@ def not_awaitable(waited_for: Any, loop: Loop) -> RuntimeError | None:
 class InTime(Steps):
     """Runs a coroutine up to a deadline. Then the coroutine is cancelled, but not the task."""
 
-    __slots__ = ('socket_timeout', 'is_late')
+    __slots__ = ('why_late', 'is_late')
 
-    def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any],
-                 socket_timeout: float) -> None:
+    def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any], why_late: str) -> None:
         super().__init__(loop, coroutine)
-        self.socket_timeout = socket_timeout
+        # What the error after the deadline says.
+        self.why_late = why_late
         self.is_late = False
 
     async def run_until(self, deadline: float) -> Any:
@@ -1417,6 +2130,13 @@ class InTime(Steps):
         self.is_late = True
         self.interrupt()
 
+    async def stop(self) -> None:
+        """Cancel it and let it clean up. What it returns or raises is ignored."""
+        if not self.is_over:
+            self.expire()
+            with contextlib.suppress(Exception):
+                await self.run()
+
     def step(self) -> None:
         try:
             super().step()
@@ -1424,7 +2144,7 @@ class InTime(Steps):
             if not self.is_late:
                 raise
             # A cancellation of the task wins, also if the coroutine went on after that.
-            raise (timed_out(self.socket_timeout) if self.cancel_args is None else
+            raise (TimeoutError(self.why_late) if self.cancel_args is None else
                    CancelledError(*self.cancel_args)) from None
 
 
@@ -1447,9 +2167,8 @@ class Resolving(InTime):
 
     __slots__ = ('task', 'own', 'is_own_due', 'is_other_due', '__weakref__')
 
-    def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any],
-                 socket_timeout: float) -> None:
-        super().__init__(loop, coroutine, socket_timeout)
+    def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any], why_late: str) -> None:
+        super().__init__(loop, coroutine, why_late)
         self.task = current_task()
         # How many cancellations the coroutine has made, and not taken back.
         self.own = 0
@@ -1934,45 +2653,58 @@ class Acquisition:
         if self.connector.get_connection is not None:
             return None
         try:
-            return self.connector.names.fresh(self.origin, now) or await self.look_up()
+            return self.connector.names.fresh(self.origin, now) or await self.look_up(now)
         except Exception as cause:
             raise HttpDnsError(f'{self.describe()}: resolving {self.origin.host} failed: '
-                               f'{reason(cause)}') from cause
+                               f'{dns_reason(cause)}') from cause
 
-    async def look_up(self) -> Peers:
-        """Ask for the A records. Ask for the AAAA records, too, if there are no others, or if the
-        idle connection that comes next has an IPv6 address. Otherwise a race may ask for them."""
-        answers: list[list[Address]] = []
-        has_all = False
-        failure: Exception = LookupError('the resolver returned no address')
-        deadline = self.deadline
-        for record_type in (dns().TYPES.A, dns().TYPES.AAAA):
-            if any(answers):
-                if not self.connector.books.is_ipv6_next(self.origin):
-                    break
-                # There are addresses to connect to, so this gets only the time of one attempt.
-                deadline = min(deadline, self.loop.time() + CONNECTION_ATTEMPT_DELAY)
-            has_all = record_type == dns().TYPES.AAAA
-            try:
-                answers.append(await self.ask(record_type).run_until(deadline))
-            except dns().DnsRecordDoesNotExist as cause:
-                failure = cause
-            except Exception:
-                if not any(answers):
-                    raise
-                has_all = False
+    async def look_up(self, now: float) -> Peers:
+        """Ask for the addresses. Stale ones are used if the nameservers give none in time."""
+        names, host = self.connector.names, self.origin.host
+        names.check_missing(host, now)
+        stale = names.stale(host, now)
+        deadline, why_late = self.deadline, passed(self.connector.settings.socket_timeout)
+        if stale is not None:
+            if now < stale.ask_at:
+                return stale
+            seconds = stale.patience(STALE_PATIENCE if not stale.failures else
+                                     CONNECTION_ATTEMPT_DELAY)
+            if now + seconds < deadline:
+                deadline, why_late = now + seconds, f'no answer in {seconds:.2g} seconds'
+            if stale.failures:
+                # In the meantime no other request asks.
+                stale.ask_at = deadline
+        lookup = self.new_lookup(deadline, why_late)
         try:
-            if not any(answers):
-                raise failure
-        finally:
-            del failure  # by its traceback, it refers to this frame
-        return self.connector.names.store(self.origin.host, answers, has_all)
+            await lookup.run()
+        except Exception as cause:
+            if isinstance(cause, dns().DnsRecordDoesNotExist):
+                names.store_missing(host, cause, self.loop.time())
+            if stale is None or not is_unanswered(cause):
+                raise
+            self.keep_stale(stale, cause)
+            return stale
+        return names.store(host, lookup)
 
-    def ask(self, record_type: int) -> Resolving:
+    def new_lookup(self, deadline: float, why_late: str) -> Lookup:
+        # An idle connection that comes next and has an IPv6 address needs the AAAA records.
+        return Lookup(self.loop, self.connector.names, self.origin.host, deadline, why_late,
+                      self.connector.books.is_ipv6_next(self.origin), self.get_resolver_adapter)
+
+    def keep_stale(self, stale: Peers, cause: Exception) -> None:
+        if not stale.failures:
+            self.get_resolver_adapter()({}).warning(
+                'Resolving %s failed: %s. Its last addresses are used for up to %g seconds',
+                self.origin.host, dns_reason(cause), self.connector.names.max_stale)
+        now = self.loop.time()
+        stale.ask_at = now + min(2 ** stale.failures, MAX_STALE_PAUSE)
+        stale.failures += 1
+
+    def ask_ipv6(self) -> Resolving:
         return Resolving(
             self.loop, self.connector.names.answer(
-                self.loop, self.origin.host, record_type, self.get_resolver_adapter),
-            self.connector.settings.socket_timeout)
+                self.loop, self.origin.host, dns().TYPES.AAAA, self.get_resolver_adapter),
+            passed(self.connector.settings.socket_timeout))
 
     # Places
 
@@ -2011,7 +2743,7 @@ class Acquisition:
         sock = None
         try:
             coroutine = awaited(get_connection(origin.scheme, origin.host, origin.port))
-            steps = InTime(self.loop, coroutine, self.connector.settings.socket_timeout)
+            steps = InTime(self.loop, coroutine, passed(self.connector.settings.socket_timeout))
             sock = await steps.run_until(self.deadline)
             if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
                 raise TypeError('it must return a connected socket.socket, without TLS, got '
@@ -2067,7 +2799,7 @@ class Race:
     """
 
     __slots__ = ('acquisition', 'peers', 'turn', 'addresses', 'attempts', 'lookup', 'has_asked',
-                 'next_at', 'failures')
+                 'give_up_at', 'next_at', 'failures')
 
     def __init__(self, acquisition: Acquisition, peers: Peers) -> None:
         self.acquisition = acquisition
@@ -2081,6 +2813,8 @@ class Race:
         # The lookup of AAAA records, while it goes on.
         self.lookup: Resolving | None = None
         self.has_asked = False
+        # When the lookup has had its time, because nothing else may still succeed.
+        self.give_up_at = inf
         # When the next address is tried, or asked for.
         self.next_at = 0.0
         # What has failed, and why.
@@ -2100,7 +2834,8 @@ class Race:
         try:
             while (winner := self.advance(self.acquisition.loop.time())) is None:
                 await self.wait()
-            await self.stop_lookup()
+            if self.lookup is not None:
+                await self.lookup.stop()
             self.attempts.remove(winner)
             return winner
         finally:
@@ -2108,7 +2843,8 @@ class Race:
                 connection.close()
             # They have the frames of the race in their tracebacks, so that is a cycle.
             self.failures = []
-            await self.stop_lookup()
+            if self.lookup is not None:
+                await self.lookup.stop()
 
     def advance(self, now: float) -> Connection | None:
         """The connection, if it has been made. Otherwise start what is due."""
@@ -2127,6 +2863,9 @@ class Race:
             winner = self.start_next(now)
             if winner is not None:
                 return winner
+        if self.lookup is not None and not self.attempts and self.give_up_at == inf:
+            # All addresses have failed, and the nameservers may never answer this.
+            self.give_up_at = now + self.peers.patience(CONNECTION_ATTEMPT_DELAY)
         self.check_over(now)
         return None
 
@@ -2144,7 +2883,7 @@ class Race:
             self.next_at = inf
             if not self.peers.has_all and not self.has_asked:
                 self.has_asked = True
-                self.lookup = self.acquisition.ask(dns().TYPES.AAAA)
+                self.lookup = self.acquisition.ask_ipv6()
                 self.step_lookup(self.lookup, now)
             return None
         self.addresses[address] = True
@@ -2167,21 +2906,15 @@ class Race:
             lookup.step()
             return
         except StopIteration as stop:
-            self.peers.add(stop.value)
+            self.peers.add(stop.value, now, self.acquisition.connector.names.min_ttl)
             self.peers.has_all = True
         except dns().DnsRecordDoesNotExist:
             self.peers.has_all = True
         except Exception as cause:
             self.failures.append(('AAAA records', cause))
         self.lookup = None
+        self.give_up_at = inf
         self.next_at = now
-
-    async def stop_lookup(self) -> None:
-        """Cancel the lookup and let it clean up. What it returns or raises is ignored."""
-        if self.lookup is not None and not self.lookup.is_over:
-            self.lookup.expire()
-            with contextlib.suppress(Exception):
-                await self.lookup.run()
 
     async def wait(self) -> None:
         """Wait until an attempt has succeeded or failed, the lookup can go on, or it is time."""
@@ -2189,7 +2922,8 @@ class Race:
         woken = loop.create_future()
         for connection in self.attempts:
             connection.wait_writable_with(woken)
-        timer = loop.call_at(min(self.next_at, self.acquisition.deadline), wake, woken)
+        timer = loop.call_at(
+            min(self.next_at, self.give_up_at, self.acquisition.deadline), wake, woken)
         try:
             if self.lookup is None:
                 await woken
@@ -2203,12 +2937,14 @@ class Race:
         is_late = now >= self.acquisition.deadline
         pending = self.pending()
         if pending and not is_late:
-            return
+            if now < self.give_up_at:
+                return
+            self.failures += [(what, TimeoutError('no answer in time')) for what in pending]
         causes = [cause for _, cause in self.failures]
         cause: Exception | None = ExceptionGroup('no address accepted a connection', causes) \
             if len(causes) > 1 else causes[0] if causes else None
         if is_late:
-            late = timed_out(self.acquisition.connector.settings.socket_timeout)
+            late = TimeoutError(passed(self.acquisition.connector.settings.socket_timeout))
             late.__cause__, cause = cause, late
             if not pending and not causes:
                 pending = ['no address was tried']
@@ -3870,10 +4606,11 @@ class Connection:
             self.place.books.return_connection(self)
 
     def is_reusable(self, peers: Peers | None, now: float) -> bool:
-        """It leads to a current address, has not expired, and nothing has come since its last
-        response, not even since the loop looked last."""
-        return ((peers is None or self.endpoint.peer in peers.addresses) and now < self.deadline
-                and (not self.poller.poll(0) or self.is_quiet()))
+        """It leads to a current or recent address, has not expired, and nothing has come since its
+        last response, not even since the loop looked last."""
+        peer = self.endpoint.peer
+        return ((peers is None or peer in peers.addresses or peers.is_recent(peer, now))
+                and now < self.deadline and (not self.poller.poll(0) or self.is_quiet()))
 
     def is_quiet(self) -> bool:
         """Neither data nor an end has come. (TLS session tickets are neither.)"""
@@ -4025,7 +4762,8 @@ class Connection:
         elif self.waiter is not None and self.awaits is not STEPS:
             waiter, self.waiter = self.waiter, None
             if not waiter.done():
-                waiter.set_exception(timed_out(self.endpoint.settings.socket_timeout))
+                waiter.set_exception(TimeoutError(
+                    passed(self.endpoint.settings.socket_timeout)))
 
     # Closing
 
