@@ -9,6 +9,7 @@ import asyncio
 import collections
 import concurrent.futures
 import contextlib
+import dataclasses
 import datetime
 import errno
 import functools
@@ -388,6 +389,26 @@ async def failed(awaitable, kind, cause, message=None):
     assert cause is None or type(error.__cause__) is cause
     assert message is None or str(error) == message
     return error
+
+
+async def measured(awaitable):
+    """How many seconds it takes, and the task that has ended.
+
+    For a loop whose clock stands. Time passes only when nothing else happens any more.
+    """
+    loop = asyncio.get_running_loop()
+    begin = loop.now
+    task = asyncio.ensure_future(awaitable)
+    while True:
+        for _ in range(4):
+            if not task.done():
+                await settling()
+        while loop.timers and loop.timers[0][2].cancelled():
+            heapq.heappop(loop.timers)
+        if task.done():
+            return round(loop.now - begin, 3), task
+        assert loop.timers, 'it waits for ever'
+        loop.set_time(max(loop.now, loop.timers[0][0]))
 
 
 async def ends_after(seconds, awaitable, has_begun=lambda: True):
@@ -1068,8 +1089,8 @@ def send_reset(sock):
     socket.socket.close(sock)
 
 
-def bound_to_each(*addresses):
-    """As `bound_to`, but IPv6 addresses may be among them."""
+def bound_to_each(*addresses, kind=socket.SOCK_STREAM):
+    """As `bound_to`, but IPv6 addresses may be among them, and the sockets may be of UDP."""
     while True:
         with contextlib.ExitStack() as stack:
             port = 0
@@ -1077,7 +1098,7 @@ def bound_to_each(*addresses):
             try:
                 for address in addresses:
                     family = socket.AF_INET6 if ':' in address else socket.AF_INET
-                    socks.append(stack.enter_context(socket.socket(family)))
+                    socks.append(stack.enter_context(socket.socket(family, kind)))
                     socks[-1].bind((address, port))
                     port = socks[-1].getsockname()[1]
             except OSError as error:
@@ -1251,6 +1272,209 @@ class Nameserver:
         self.server.server.server_close()
 
 
+@dataclasses.dataclass
+class Reply:
+    """What a `ScriptedNameserver` says of a name.
+
+    Of the addresses, which may be of both kinds, those of the kind that is asked for are told. If
+    there are aliases, the name is one of the first, and the last has the addresses. `late` are the
+    seconds until it is sent, or None if it never is. A reply that is too long has none of the
+    records, as with most nameservers, or those that fit.
+    """
+
+    addresses: tuple[str, ...] = ()
+    ttl: int = 300
+    aliases: tuple[str, ...] = ()
+    rcode: str = 'NOERROR'
+    late: float | None = 0
+    is_cut_to_fit: bool = False
+
+    def records(self, name, kind):
+        names = [name, *self.aliases]
+        texts = [f'{alias}. {self.ttl} CNAME {other}.'
+                 for alias, other in itertools.pairwise(names)]
+        texts += [f'{names[-1]}. {self.ttl} {kind} {address}' for address in self.addresses
+                  if (':' in address) == (kind == 'AAAA')]
+        return [record for text in texts for record in dnslib.RR.fromZone(text)]
+
+
+def found(*addresses, **options):
+    """The reply for a name that has these addresses."""
+    return Reply(addresses, **options)
+
+
+SILENCE = Reply(late=None)
+SERVFAIL, REFUSED_REPLY, NXDOMAIN = (
+    Reply(rcode=rcode) for rcode in ('SERVFAIL', 'REFUSED', 'NXDOMAIN'))
+
+
+def one_by_one(*replies):
+    """For each query the next reply, and at last always the last one."""
+    left = list(replies)
+    return lambda query: left.pop(0) if len(left) > 1 else left[0]
+
+
+def rotating(addresses, count, **options):
+    """For each query the next few of the addresses."""
+    numbers = itertools.count(0, count)
+
+    def reply(query):
+        first = next(numbers)
+        return found(*(addresses[(first + index) % len(addresses)] for index in range(count)),
+                     **options)
+
+    return reply
+
+
+@dataclasses.dataclass
+class Query:
+    """What a `ScriptedNameserver` was asked: when, by the seconds since it began, the name in
+    lower case, the kind, at which of its addresses, and how long a reply may be by EDNS."""
+
+    time: float
+    name: str
+    kind: str
+    at: str
+    edns: int | None
+
+
+class ScriptedNameserver:
+    """A nameserver on UDP on the loop of the test, so that it works also if the clock stands.
+
+    It has one port at one or more addresses. It replies by `answers`, which may change at any
+    time: by name, or by name and kind if the two kinds differ, to a `Reply` or a function of the
+    `Query` that returns one. Other names do not exist. For the queries to an address that is in
+    `answers_at`, the reply there comes before all of these.
+    """
+
+    def __init__(self, *addresses):
+        self.addresses = addresses or ('127.0.0.1',)
+        self.answers = {}
+        self.answers_at = {}
+        self.queries = []
+        self.pending = self.most_pending = 0
+        self.socks = {}
+
+    async def __aenter__(self):
+        self.loop = asyncio.get_running_loop()
+        self.began = self.loop.time()
+        socks = bound_to_each(*self.addresses, kind=socket.SOCK_DGRAM)
+        self.port = socks[0].getsockname()[1]
+        for address, sock in zip(self.addresses, socks, strict=True):
+            self.listen(address, sock)
+        return self
+
+    async def __aexit__(self, *error):
+        for address in list(self.socks):
+            self.refuse(address)
+
+    def listen(self, address, sock=None):
+        """Reply at the address from now on, if it refused before."""
+        if sock is None:
+            sock = socket.socket(socket.AF_INET6 if ':' in address else socket.AF_INET,
+                                 socket.SOCK_DGRAM)
+            sock.bind((address, self.port))
+        sock.setblocking(False)
+        self.socks[address] = sock
+        self.loop.add_reader(sock.fileno(), self.receive, address, sock)
+
+    def refuse(self, address):
+        """Refuse what comes to the address from now on."""
+        sock = self.socks.pop(address)
+        self.loop.remove_reader(sock.fileno())
+        sock.close()
+
+    def receive(self, address, sock):
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                data, peer = sock.recvfrom(65536)
+                self.reply(dnslib.DNSRecord.parse(data), address, sock, peer)
+
+    def reply(self, request, address, sock, peer):
+        kind = dnslib.QTYPE[request.q.qtype]
+        name = str(request.q.qname).rstrip('.').lower()
+        sizes = [record.edns_len for record in request.ar if record.rtype == dnslib.QTYPE.OPT]
+        query = Query(round(self.loop.time() - self.began, 3), name, kind, address,
+                      sizes[0] if sizes else None)
+        self.queries.append(query)
+        reply = self.answers_at.get(
+            address, self.answers.get((name, kind), self.answers.get(name, NXDOMAIN)))
+        if callable(reply):
+            reply = reply(query)
+        if reply.late is None:
+            return
+        self.pending += 1
+        self.most_pending = max(self.most_pending, self.pending)
+        data = packed(request, reply, name, kind, max(query.edns or 0, 512))
+        if reply.late:
+            self.loop.call_later(reply.late, self.send, address, sock, peer, data)
+        else:
+            self.send(address, sock, peer, data)
+
+    def send(self, address, sock, peer, data):
+        self.pending -= 1
+        if self.socks.get(address) is sock:
+            sock.sendto(data, peer)
+
+    def asked(self, **wanted):
+        """The names and kinds of the queries that have these values."""
+        return [(query.name, query.kind) for query in self.matching(**wanted)]
+
+    def times(self, **wanted):
+        """When the queries that have these values came."""
+        return [query.time for query in self.matching(**wanted)]
+
+    def matching(self, **wanted):
+        return [query for query in self.queries
+                if all(getattr(query, key) == value for key, value in wanted.items())]
+
+
+def packed(request, reply, name, kind, size):
+    """The bytes of a reply, of this size at most."""
+    message = request.reply(ra=1, aa=0)
+    message.header.rcode = getattr(dnslib.RCODE, reply.rcode)
+    message.add_answer(*reply.records(name, kind))
+    if len(data := message.pack()) <= size:
+        return data
+    message.header.tc = 1
+    while message.rr and (len(data) > size or not reply.is_cut_to_fit):
+        message.rr.pop()
+        data = message.pack() if reply.is_cut_to_fit or not message.rr else data
+    return data
+
+
+class NameFiles:
+    """The files hosts and resolv.conf of a machine that asks a `ScriptedNameserver`, and a
+    `get_dns_resolver` that reads them."""
+
+    def __init__(self, directory, nameserver, hosts='', resolv_conf=None):
+        self.hosts = directory / 'hosts'
+        self.resolv_conf = directory / 'resolv.conf'
+        self.changes = itertools.count(1)
+        self.write_hosts(hosts)
+        self.write_resolv_conf(nameservers_of(nameserver) if resolv_conf is None else resolv_conf)
+        self.get_dns_resolver = functools.partial(
+            lowhaio.get_dns_resolver_default, hosts=str(self.hosts),
+            resolv_conf=str(self.resolv_conf), port=nameserver.port)
+
+    def write_hosts(self, content):
+        self.write(self.hosts, content)
+
+    def write_resolv_conf(self, content):
+        self.write(self.resolv_conf, content)
+
+    def write(self, path, content):
+        """Write text or bytes in place. The time of the change is another one each time, however
+        little has passed."""
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        os.utime(path, (0, next(self.changes)))
+
+
+def nameservers_of(nameserver):
+    """The lines of resolv.conf for all addresses of a nameserver."""
+    return ''.join(f'nameserver {address}\n' for address in nameserver.addresses)
+
+
 def asking(*nameservers):
     """A `get_dns_resolver` that asks nameservers, each given as (seconds, address)."""
     async def get_nameservers(_, fqdn):
@@ -1308,6 +1532,43 @@ class ServerAt(Server):
 def local_address(peer):
     """The address at which the server was reached."""
     return peer.sock.getsockname()[0]
+
+
+class ServerAtEach:
+    """Answers all requests, at several addresses with one port. At some others it refuses."""
+
+    def __init__(self, *addresses, refusing=()):
+        self.addresses = [*addresses, *refusing]
+        self.serving = len(addresses)
+        self.heads = []
+        self.used = []  # the address of each request
+        self.connections = []  # the address of each connection
+        self.ended = []  # the address of each connection that has ended
+
+    async def __aenter__(self):
+        async with contextlib.AsyncExitStack() as stack:
+            socks = bound_to_each(*self.addresses)
+            self.port = socks[0].getsockname()[1]
+            for sock in socks:
+                stack.callback(sock.close)
+            for sock in socks[:self.serving]:
+                await stack.enter_async_context(ServerAt(sock, self.answer))
+            self.stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *error):
+        await self.stack.__aexit__(*error)
+
+    async def answer(self, peer):
+        address = local_address(peer)
+        self.connections.append(address)
+        try:
+            while True:
+                self.heads.append(await peer.read_head())
+                self.used.append(address)
+                await peer.send(OK)
+        finally:
+            self.ended.append(address)
 
 
 def expiring(asked, *seconds):
