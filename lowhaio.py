@@ -1685,8 +1685,8 @@ def read_lines(path: str, comments: bytes, logger: Adapter) -> Iterator[tuple[in
             lines = file.read().splitlines()
     except FileNotFoundError:
         return
-    except OSError as error:
-        logger.warning('%s can not be read: %s', path, error)
+    except PermissionError as error:
+        logger.warning('%s is not used: %s', path, error)
         return
     for number, line in enumerate(lines, 1):
         words = re.split(b'[%s]' % comments, line, maxsplit=1)[0].decode(errors='replace').split()
@@ -1711,11 +1711,11 @@ class HostsFile:
 
     def find(self, host: str, now: float, logger: Adapter) -> tuple[Address, ...] | None:
         if now >= self.look_at:
-            self.look_at = now + HOSTS_PAUSE
             stamp = file_stamp(self.path)
             if stamp != self.stamp:
-                self.stamp = stamp
                 self.read(logger)
+                self.stamp = stamp
+            self.look_at = now + HOSTS_PAUSE
         return self.addresses.get(host)
 
     def read(self, logger: Adapter) -> None:
@@ -1764,8 +1764,8 @@ class ResolvConf:
     def refresh(self, logger: Adapter) -> None:
         stamp = file_stamp(self.path)
         if stamp != self.stamp:
-            self.stamp = stamp
             self.read(logger)
+            self.stamp = stamp
         if not self.nameservers:
             raise dns().DnsError(f'there is no nameserver in {self.path}')
 
@@ -2790,6 +2790,10 @@ class Acquisition:
             raise
 
 
+# What an error of a race calls its lookup.
+IPV6_RECORDS = 'AAAA records'
+
+
 class Race:
     """Connects to the first address of a host that accepts (RFC 8305 5), without tasks.
 
@@ -2827,7 +2831,7 @@ class Race:
 
     def pending(self) -> list[str]:
         """What may still succeed."""
-        lookups = [] if self.lookup is None else ['AAAA records']
+        lookups = [] if self.lookup is None else [IPV6_RECORDS]
         return [connection.endpoint.peer for connection in self.attempts] + lookups
 
     async def run(self) -> Connection:
@@ -2911,7 +2915,7 @@ class Race:
         except dns().DnsRecordDoesNotExist:
             self.peers.has_all = True
         except Exception as cause:
-            self.failures.append(('AAAA records', cause))
+            self.failures.append((IPV6_RECORDS, cause))
         self.lookup = None
         self.give_up_at = inf
         self.next_at = now
@@ -2949,7 +2953,9 @@ class Race:
             if not pending and not causes:
                 pending = ['no address was tried']
             self.failures += [(what, late) for what in pending]
-        reasons = '; '.join(f'{what}: {reason(cause)}' for what, cause in self.failures)
+        reasons = '; '.join(
+            f'{what}: {dns_reason(cause) if what == IPV6_RECORDS else reason(cause)}'
+            for what, cause in self.failures)
         raise HttpConnectionError(
             f'{self.acquisition.describe()}: connecting failed: {reasons}') from cause
 

@@ -10,6 +10,7 @@ The directory tests/ has the rest by area: all that may come, in whatever pieces
 
 import asyncio
 import contextlib
+import functools
 import gc
 import inspect
 import ipaddress
@@ -1391,7 +1392,7 @@ async def test_names_are_asked_for_again_when_their_records_are_stale():
         return [aiodnsresolver.IPv4AddressExpiresAt('127.0.0.1', expires_at=expires_at)]
 
     async with Server(Answering(OK)) as server, pool(
-            get_dns_resolver=resolving(resolve)) as request:
+            get_dns_resolver=resolving(resolve), min_ttl=0) as request:
         for host, ttl, queries in (('fresh.test', 300, 1), ('stale.test', 0, 3)):  # noqa: B007
             for _ in range(3):
                 await get(request, f'http://{host}:{server.port}/')
@@ -1625,13 +1626,28 @@ def test_the_defaults_of_the_options():
         'get_connection': None, 'http_version': b'HTTP/1.1', 'keep_alive_timeout': 15,
         'recv_bufsize': 122880, 'max_header_length': 16384, 'socket_timeout': 10,
         'max_connections': None, 'max_connections_per_origin': None, 'pool_timeout': None,
-        'max_requests_per_connection': None}
+        'max_requests_per_connection': None, 'min_ttl': 1, 'max_stale': 30, 'max_grace': 60,
+        'max_lookups': 100}
 
 
-def test_the_resolver_is_that_of_aiodnsresolver_by_default(monkeypatch):
-    monkeypatch.setattr(aiodnsresolver, 'Resolver', dict)
-    assert default_of('get_dns_resolver')(get_logger_adapter=print) == {
-        'get_logger_adapter': print}
+@on_loops
+async def test_the_resolver_reads_the_hosts_file_and_resolv_conf_by_default(tmp_path):
+    hosts, resolv_conf = tmp_path / 'hosts', tmp_path / 'resolv.conf'
+    hosts.write_text('127.0.0.1 Local.Test\n')
+    resolv_conf.write_text('nameserver 127.0.0.1\n')
+    nameserver = Nameserver()
+    nameserver.answers = {'name.test': ['127.0.0.1']}
+    get_dns_resolver = functools.partial(
+        default_of('get_dns_resolver'), hosts=str(hosts), resolv_conf=str(resolv_conf),
+        port=nameserver.address[1])
+    try:
+        async with (Server(Answering(OK)) as server,
+                    pool(get_dns_resolver=get_dns_resolver) as request):
+            for name in ('local.test', 'name.test', 'sub.localhost'):
+                assert (await get(request, f'http://{name}:{server.port}/'))[2] == b'ok'
+        assert nameserver.queries == {'name.test': 1}
+    finally:
+        nameserver.stop()
 
 
 def test_a_request_has_these_parameters():

@@ -63,9 +63,9 @@ async def test_a_name_is_asked_for_once_while_its_records_are_fresh(nameserver):
 
 
 @on_loops
-async def test_records_that_live_for_no_time_are_asked_for_each_time(nameserver):
+async def test_records_that_live_for_no_time_are_asked_for_each_time_if_min_ttl_is_0(nameserver):
     nameserver.ttl = 0
-    options = {'get_dns_resolver': asking((5, nameserver.address))}
+    options = {'get_dns_resolver': asking((5, nameserver.address)), 'min_ttl': 0}
     async with Server(Answering(OK)) as server, pool(**options) as request:
         for _ in range(3):
             await get(request, f'http://name.test:{server.port}/')
@@ -96,7 +96,7 @@ async def test_the_addresses_of_a_custom_resolver_are_asked_for_again_when_they_
 @on_loops
 async def test_addresses_are_as_fresh_as_the_stalest_of_them():
     asked = []
-    options = {'get_dns_resolver': expiring(asked, 3600, 0)}
+    options = {'get_dns_resolver': expiring(asked, 3600, 0), 'min_ttl': 0}
     async with Server(Answering(OK)) as server, pool(**options) as request:
         for _ in range(3):
             await get(request, f'http://a.test:{server.port}/')
@@ -169,25 +169,31 @@ async def test_a_connection_to_an_address_that_is_no_longer_current_is_not_reuse
 
 NO_ADDRESS = {
     'the name does not exist': (
-        'NXDOMAIN', aiodnsresolver.DnsRecordDoesNotExist, 'DnsRecordDoesNotExist', 1),
+        'NXDOMAIN', aiodnsresolver.DnsRecordDoesNotExist,
+        'there is no such name (DnsRecordDoesNotExist)', 1),
     'no answer in the response': (
-        [], aiodnsresolver.DnsNoMatchingAnswers, 'DnsNoMatchingAnswers', 1),
+        [], aiodnsresolver.DnsNoMatchingAnswers,
+        'the name has no address (DnsNoMatchingAnswers)', 1),
     'the nameserver fails': (
-        'SERVFAIL', aiodnsresolver.DnsResponseCode, 'DnsResponseCode: 2', 2),
+        'SERVFAIL', aiodnsresolver.DnsResponseCode,
+        'server failure (SERVFAIL) (DnsResponseCode)', 2),
     'the nameserver refuses': (
-        'REFUSED', aiodnsresolver.DnsResponseCode, 'DnsResponseCode: 5', 2),
+        'REFUSED', aiodnsresolver.DnsResponseCode, 'refused (REFUSED) (DnsResponseCode)', 2),
+    'the nameserver says what nobody knows': (
+        'NOTZONE', aiodnsresolver.DnsResponseCode, 'response code 10 (DnsResponseCode)', 2),
 }
 
 
 @on_loops
 async def test_a_name_that_has_no_address_is_an_error(nameserver):
-    options = {'get_dns_resolver': asking((5, nameserver.address), (5, nameserver.address))}
+    options = {'get_dns_resolver': asking((5, nameserver.address), (5, nameserver.address)),
+               'min_ttl': 0}
     for case, (answer, cause, text, queries) in NO_ADDRESS.items():
         with row(case):
             nameserver.answers['missing.test'] = answer
             nameserver.queries.clear()
             async with Server(Answering(OK)) as server, pool(**options) as request:
-                for number in (1, 2):  # an error is not remembered
+                for number in (1, 2):  # with min_ttl 0, no error is remembered
                     error = await failed(
                         request(b'GET', 'https://MISSING.test.:8443/path?query'),
                         HttpDnsError, cause,

@@ -504,4 +504,4 @@ async def test_recipe_pinned_addresses():
                     get(request, f'http://{name}:{server.port}/'), HttpDnsError,
                     aiodnsresolver.DnsRecordDoesNotExist,
                     f'GET http://{name}:{server.port}: resolving {name} failed: '
-                    'DnsRecordDoesNotExist')
+                    'there is no such name (DnsRecordDoesNotExist)')
