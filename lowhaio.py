@@ -42,7 +42,7 @@ import types
 import warnings
 import weakref
 from asyncio import CancelledError, get_running_loop
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from collections.abc import Mapping, Sequence, Sized
 from enum import Enum
@@ -1190,11 +1190,13 @@ class Peers:
 
     def renew(self, now: float, max_grace: float) -> None:
         """Forget the addresses for those of a new answer, which `add` adds."""
-        # With a single address at a time, a new one means that the host has moved.
-        grace = self.expires_at + min(self.lifetime, max_grace) if len(self.addresses) > 1 else now
+        grace = self.expires_at + min(self.lifetime, max_grace)
         self.recent = {text: until for text, until in self.recent.items() if now < until}
         if now < grace:
-            self.recent |= dict.fromkeys(self.addresses, grace)
+            # Where there is one address at a time, a new one means that the host has moved.
+            counts = Counter(address.version for address in self.addresses.values())
+            self.recent |= {text: grace for text, address in self.addresses.items()
+                            if counts[address.version] > 1}
         self.before, self.addresses = self.addresses, {}
         self.first_count = 0
         self.expires_at = inf
@@ -1267,7 +1269,7 @@ class Names:
         # It serves first the one that came first.
         self.turns_to_ask = asyncio.Semaphore(
             checked_count('max_lookups', max_lookups, 'a number, 1 or more'))
-        # How many questions the resolver has been asked since its cache was cleared.
+        # How many questions a resolver has been asked since its cache was cleared.
         self.asked = 0
 
     def __repr__(self) -> str:
@@ -1316,10 +1318,14 @@ class Names:
             store_latest(self.missing, host, (until, kind, str(cause)))
 
     async def answer(self, loop: Loop, host: str, record_type: int,
-                     get_resolver_adapter: Callable[[], GetLoggerAdapter]) -> list[Address]:
-        """What the resolver returns or raises, for all who ask for the same at the same time."""
+                     get_resolver_adapter: Callable[[], GetLoggerAdapter],
+                     ) -> tuple[list[Address], float]:
+        """What the resolver returns, and when it was asked, or what it raises.
+
+        It is one for all who ask for the same at the same time.
+        """
         key = host, record_type
-        answer: list[Address] | Exception | None = None
+        answer: tuple[list[Address], float] | Exception | None = None
         while key in self.asking:
             waiter = loop.create_future()
             self.asking[key].append(waiter)
@@ -1332,7 +1338,8 @@ class Names:
         waiters = self.asking[key] = []
         try:
             async with self.turns_to_ask:
-                answer = await self.resolve(loop, host, record_type, get_resolver_adapter())
+                now = loop.time()
+                answer = await self.resolve(now, host, record_type, get_resolver_adapter()), now
             return answer
         except Exception as error:
             answer = error
@@ -1345,30 +1352,29 @@ class Names:
             answer = None
             waiters.clear()
 
-    async def resolve(self, loop: Loop, host: str, record_type: int,
+    async def resolve(self, now: float, host: str, record_type: int,
                       get_logger_adapter: GetLoggerAdapter) -> list[Address]:
-        asked_at = loop.time()
-        addresses = await self.ask(host, record_type, get_logger_adapter)
-        if any(0 < getattr(address, 'expires_at', inf) < asked_at for address in addresses):
+        if self.resolver is None:
+            self.resolver = self.get_dns_resolver(get_logger_adapter=get_logger_adapter)
+        resolver = self.resolver
+        self.asked = (self.asked + 1) % MAX_NAMES
+        if not self.asked:
+            # The cache of a resolver has no limit of its own.
+            await resolver[1](get_logger_adapter=get_logger_adapter)
+        addresses = await self.ask(resolver, host, record_type, get_logger_adapter)
+        if any(0 < getattr(address, 'expires_at', inf) < now for address in addresses):
             # From CPython 3.12 on, a resolver of aiodnsresolver's may keep an answer that came
             # after a failure until garbage is collected, also if its cache is cleared. (Addresses
             # from its hosts file expire at 0.)
-            self.resolver = None
-            addresses = await self.ask(host, record_type, get_logger_adapter)
+            if self.resolver is resolver:
+                self.resolver = self.get_dns_resolver(get_logger_adapter=get_logger_adapter)
+            addresses = await self.ask(self.resolver, host, record_type, get_logger_adapter)
         return addresses
 
-    async def ask(self, host: str, record_type: int,
+    async def ask(self, resolver: Resolver, host: str, record_type: int,
                   get_logger_adapter: GetLoggerAdapter) -> list[Address]:
-        if self.resolver is None:
-            self.resolver = self.get_dns_resolver(get_logger_adapter=get_logger_adapter)
-            self.asked = 0
-        self.asked += 1
-        if self.asked > MAX_NAMES:
-            # Its cache has no limit of its own.
-            self.asked = 1
-            await self.resolver[1](get_logger_adapter=get_logger_adapter)
         try:
-            addresses = list(await self.resolver[0](
+            addresses = list(await resolver[0](
                 host, record_type, get_logger_adapter=get_logger_adapter))
         except dns().DnsTimeout as cause:
             raise TimeoutError(
@@ -1421,8 +1427,8 @@ class Lookup:
 
     async def run(self) -> None:
         """Ask. If there is no address, raise what tells most about the reason."""
-        self.ask(dns().TYPES.A, self.deadline)
         try:
+            self.ask(dns().TYPES.A, self.deadline)
             while not self.advance(self.loop.time()):
                 await self.wait()
             if not any(self.answers.values()):
@@ -1432,7 +1438,6 @@ class Lookup:
             self.failures.clear()
             for question in self.questions.values():
                 await question.stop()
-            self.questions.clear()
 
     def advance(self, now: float) -> bool:
         """Take what has come, and ask what is due. Whether it is over."""
@@ -1481,7 +1486,9 @@ class Lookup:
             question.step()
             return
         except StopIteration as stop:
-            self.answers[kind] = stop.value
+            self.answers[kind], asked_at = stop.value
+            # It may have been another request that asked.
+            self.began_at = min(self.began_at, asked_at)
         except Exception as cause:
             self.failures[kind] = cause
             if isinstance(cause, dns().DnsRecordDoesNotExist):
@@ -1557,7 +1564,7 @@ def dns_reason(cause: Exception) -> str:
     elif isinstance(cause, module.DnsResponseCode):
         code, *nameserver = cause.args or ('unknown',)
         words = RESPONSE_CODES.get(code, f'response code {code}')
-        text = ''.join(f'from nameserver {where}' for where in nameserver)
+        text = ''.join(f'from {where}' for where in nameserver)
     elif isinstance(cause, module.DnsCnameChainTooLong):
         words = 'its chain of aliases is too long, or a loop'
     elif isinstance(cause, module.DnsSocketError):
@@ -1631,7 +1638,7 @@ class LocalResolver:
         failures = []
         try:
             for name in names:
-                for kind in sorted(KINDS, key=record_type.__ne__):
+                for kind in (record_type, *(kind for kind in KINDS if kind != record_type)):
                     try:
                         answer = await self.ask(name, kind, get_logger_adapter)
                     except dns().DnsNoMatchingAnswers:
@@ -1766,8 +1773,6 @@ class ResolvConf:
         if stamp != self.stamp:
             self.read(logger)
             self.stamp = stamp
-        if not self.nameservers:
-            raise dns().DnsError(f'there is no nameserver in {self.path}')
 
     def read(self, logger: Adapter) -> None:
         addresses: list[Address] = []
@@ -1796,9 +1801,9 @@ class ResolvConf:
         self.rotates = 'rotate' in options
         attempts = min(max(number_of(options, 'attempts', len(WAITS)), 1), MAX_ATTEMPTS)
         seconds = min(number_of(options, 'timeout', 0), MAX_TIMEOUT)
-        # Of the usual waits, a slow nameserver needs the longest.
-        self.waits = [seconds] * attempts if seconds else \
-            (*WAITS, *WAITS[-1:] * MAX_ATTEMPTS)[max(len(WAITS) - attempts, 0):][:attempts]
+        # With fewer attempts, these are the longest, which a slow nameserver needs.
+        waits = WAITS[-attempts:] + WAITS[-1:] * (attempts - len(WAITS))
+        self.waits = (seconds,) * attempts if seconds else waits
 
     def candidates(self, host: str) -> list[str]:
         """The full names that the host may mean, in the order in which they are asked for."""
@@ -1824,11 +1829,13 @@ class Query:
     of it is kept. Some functions of its module are replaced, but only for this resolver.
     """
 
-    __slots__ = ('resolver', 'name', 'tries', 'is_long')
+    __slots__ = ('resolver', 'name', 'nameserver', 'tries', 'is_long')
 
     def __init__(self, resolver: LocalResolver, name: str) -> None:
         self.resolver = resolver
         self.name = name
+        # The one that is being asked.
+        self.nameserver: tuple[Any, ...] = ()
         # The nameservers that were asked, and how many seconds each has got.
         self.tries: list[tuple[str, float]] = []
         # Replies of more than 512 bytes are asked for.
@@ -1840,7 +1847,10 @@ class Query:
     async def run(self, record_type: int,
                   get_logger_adapter: GetLoggerAdapter) -> Sequence[Address]:
         module = dns()
-        is_ipv6 = len(self.resolver.resolv_conf.nameservers[0]) == 4
+        nameservers = self.resolver.resolv_conf.nameservers
+        if not nameservers:
+            raise module.DnsError(f'there is no nameserver in {self.resolver.resolv_conf.path}')
+        is_ipv6 = len(nameservers[0]) == 4
         replaced = {
             # Both files have been read, and by other rules.
             'parse_etc_hosts': dict, 'parse_resolve_conf': tuple,
@@ -1859,8 +1869,9 @@ class Query:
             error.args = self.told(),
             raise
         except CancelledError as error:
-            # It may be the end of socket_timeout.
-            raise CancelledError(*error.args) from module.DnsTimeout(self.told())
+            # It may be the end of socket_timeout, whose error tells this.
+            error.__cause__ = module.DnsTimeout(self.told())
+            raise
         finally:
             # It cancels the timers that end what it has cached.
             await clear_cache(get_logger_adapter=get_silent_adapter)
@@ -1874,12 +1885,12 @@ class Query:
         resolv_conf = self.resolver.resolv_conf
         nameservers = resolv_conf.nameservers
         for seconds in resolv_conf.waits:
-            for nameserver in nameservers:
+            for self.nameserver in nameservers:
                 was_long = self.is_long
-                self.tries.append((nameserver[0], seconds))
-                yield seconds, nameserver
+                self.tries.append((self.nameserver[0], seconds))
+                yield seconds, self.nameserver
                 if was_long != self.is_long:
-                    yield seconds, nameserver
+                    yield seconds, self.nameserver
 
     def pack(self, message: Any) -> bytes:
         if self.is_long:
@@ -1908,29 +1919,27 @@ class Query:
         return message._replace(an=found) if found else message
 
     async def receive(self, loop: Loop, sockets: Iterable[tuple[socket.socket, Any]],
-                      _: int) -> tuple[Any, tuple[bytes, tuple[Any, ...]]]:
+                      size: int) -> tuple[Any, tuple[bytes, tuple[Any, ...]]]:
         """Receive a reply. An error of the nameserver ends the try at once."""
-        module = dns()
+        module, where = dns(), f'nameserver {self.nameserver[0]}'
         try:
-            query, (data, nameserver) = await module.recvfrom(loop, sockets, MAX_DATAGRAM)
+            query, (data, _) = await module.recvfrom(loop, sockets, MAX_DATAGRAM)
         except OSError as cause:
-            raise module.DnsSocketError(
-                f'nameserver {self.tries[-1][0]}: {reason(cause)}') from cause
+            raise module.DnsSocketError(f'{where}: {reason(cause)}') from cause
         # What is too short or has another number is none, and aiodnsresolver waits on.
         if len(data) >= 12 and int.from_bytes(data[:2]) == query.qid:
             code, is_truncated, has_answers = data[3] & 15, data[2] & 2, any(data[6:8])
             if code not in (0, 3):
-                raise module.DnsResponseCode(code, nameserver[0])
+                raise module.DnsResponseCode(code, where)
             if is_truncated and not self.is_long:
                 self.is_long = True
                 store_latest(self.resolver.long_names, self.name, True)
                 raise module.DnsError('the reply was truncated')
             if is_truncated and not has_answers:
-                raise module.DnsError(
-                    f'nameserver {nameserver[0]} has truncated the reply, though '
-                    f'{MAX_DATAGRAM} bytes of it were asked for')
-            self.resolver.resolv_conf.has_answered(nameserver)
-        return query, (data, nameserver)
+                raise module.DnsError(f'the reply of {where} was truncated, though {MAX_DATAGRAM} '
+                                      'bytes of it were asked for')
+            self.resolver.resolv_conf.has_answered(self.nameserver)
+        return query, (data, self.nameserver)
 
 
 async def no_host(*_: object) -> None:
@@ -2140,12 +2149,13 @@ class InTime(Steps):
     def step(self) -> None:
         try:
             super().step()
-        except CancelledError:
+        except CancelledError as error:
             if not self.is_late:
                 raise
             # A cancellation of the task wins, also if the coroutine went on after that.
-            raise (TimeoutError(self.why_late) if self.cancel_args is None else
-                   CancelledError(*self.cancel_args)) from None
+            if self.cancel_args is not None:
+                raise CancelledError(*self.cancel_args) from None
+            raise TimeoutError(self.why_late) from error.__cause__
 
 
 class Resolving(InTime):
@@ -2693,11 +2703,12 @@ class Acquisition:
 
     def keep_stale(self, stale: Peers, cause: Exception) -> None:
         if not stale.failures:
-            self.get_resolver_adapter()({}).warning(
+            logger = self.logger or get_logger_adapter_default(
+                logger_extra(self.method, self.origin.name))
+            logger.warning(
                 'Resolving %s failed: %s. Its last addresses are used for up to %g seconds',
                 self.origin.host, dns_reason(cause), self.connector.names.max_stale)
-        now = self.loop.time()
-        stale.ask_at = now + min(2 ** stale.failures, MAX_STALE_PAUSE)
+        stale.ask_at = self.loop.time() + min(2 ** stale.failures, MAX_STALE_PAUSE)
         stale.failures += 1
 
     def ask_ipv6(self) -> Resolving:
@@ -2910,7 +2921,7 @@ class Race:
             lookup.step()
             return
         except StopIteration as stop:
-            self.peers.add(stop.value, now, self.acquisition.connector.names.min_ttl)
+            self.peers.add(stop.value[0], now, self.acquisition.connector.names.min_ttl)
             self.peers.has_all = True
         except dns().DnsRecordDoesNotExist:
             self.peers.has_all = True
@@ -4614,9 +4625,9 @@ class Connection:
     def is_reusable(self, peers: Peers | None, now: float) -> bool:
         """It leads to a current or recent address, has not expired, and nothing has come since its
         last response, not even since the loop looked last."""
-        peer = self.endpoint.peer
-        return ((peers is None or peer in peers.addresses or peers.is_recent(peer, now))
-                and now < self.deadline and (not self.poller.poll(0) or self.is_quiet()))
+        return ((peers is None or self.endpoint.peer in peers.addresses
+                 or peers.is_recent(self.endpoint.peer, now)) and now < self.deadline
+                and (not self.poller.poll(0) or self.is_quiet()))
 
     def is_quiet(self) -> bool:
         """Neither data nor an end has come. (TLS session tickets are neither.)"""
