@@ -1162,7 +1162,7 @@ class Peers:
     """The current addresses of one host, by their text, in the order in which they are tried."""
 
     __slots__ = ('addresses', 'first_count', 'before', 'recent', 'expires_at', 'lifetime',
-                 'has_all', 'took', 'failures', 'ask_at', 'turn')
+                 'has_all', 'took', 'failures', 'ask_at', 'ask_until', 'turn')
 
     def __init__(self, turn: int = 0) -> None:
         self.addresses: dict[str, Address] = {}
@@ -1178,9 +1178,10 @@ class Peers:
         self.took = 0.0
         # The AAAA records are among them, or there are none.
         self.has_all = False
-        # How many lookups have failed since the last that did not, and when the next one is due.
+        # How many lookups have failed since the last that did not, when the next one is due, and
+        # until when it goes on.
         self.failures = 0
-        self.ask_at = -inf
+        self.ask_at = self.ask_until = -inf
         # How many races to this host have begun.
         self.turn = turn
 
@@ -1201,7 +1202,7 @@ class Peers:
         self.first_count = 0
         self.expires_at = inf
         self.failures = 0
-        self.ask_at = -inf
+        self.ask_at = self.ask_until = -inf
 
     def add(self, answer: Iterable[Address], now: float, min_ttl: float) -> None:
         """Add one answer of the resolver, in the order in which these addresses were before.
@@ -1901,22 +1902,24 @@ class Query:
         return packed
 
     def parse(self, data: bytes) -> Any:
-        """Parse a reply, and shorten the chain of aliases in it to what is asked for."""
+        """Parse a reply, and shorten the chain of aliases in it to one, or to the records."""
         message = dns().parse(data)
         aliases = {record.name.lower(): record for record in message.an
                    if record.qtype == dns().TYPES.CNAME}
-        if not aliases or len(message.qd) != 1:
+        question = message.qd[0] if message.qd else None
+        name = end = question.name.lower() if question else b''
+        if name not in aliases:
             return message
-        question, = message.qd
-        end, ttl = question.name.lower(), MAX_SECONDS
+        ttl = MAX_SECONDS
         while end in aliases:
-            # Each alias is followed once, as they may lead around in a circle.
             alias = aliases.pop(end)
             end, ttl = alias.rdata.lower(), min(ttl, alias.ttl)
+        if end == name:
+            raise dns().DnsCnameChainTooLong()
         found = tuple(
-            record._replace(name=question.name, ttl=min(ttl, record.ttl)) for record in message.an
+            record._replace(name=name, ttl=min(ttl, record.ttl)) for record in message.an
             if record.qtype == question.qtype and record.name.lower() == end)
-        return message._replace(an=found) if found else message
+        return message._replace(an=found or (alias._replace(name=name, rdata=end, ttl=ttl),))
 
     async def receive(self, loop: Loop, sockets: Iterable[tuple[socket.socket, Any]],
                       size: int) -> tuple[Any, tuple[bytes, tuple[Any, ...]]]:
@@ -2679,11 +2682,14 @@ class Acquisition:
                 return stale
             seconds = stale.patience(STALE_PATIENCE if not stale.failures else
                                      CONNECTION_ATTEMPT_DELAY)
-            if now + seconds < deadline:
-                deadline, why_late = now + seconds, f'no answer in {seconds:.2g} seconds'
+            if now >= stale.ask_until:
+                stale.ask_until = now + seconds
             if stale.failures:
                 # In the meantime no other request asks.
-                stale.ask_at = deadline
+                stale.ask_at = stale.ask_until
+            if stale.ask_until < deadline:
+                deadline, why_late = stale.ask_until, f'no answer in {seconds:.2g} seconds'
+        failures = 0 if stale is None else stale.failures
         lookup = self.new_lookup(deadline, why_late)
         try:
             await lookup.run()
@@ -2692,7 +2698,7 @@ class Acquisition:
                 names.store_missing(host, cause, self.loop.time())
             if stale is None or not is_unanswered(cause):
                 raise
-            self.keep_stale(stale, cause)
+            self.keep_stale(stale, cause, failures)
             return stale
         return names.store(host, lookup)
 
@@ -2701,15 +2707,18 @@ class Acquisition:
         return Lookup(self.loop, self.connector.names, self.origin.host, deadline, why_late,
                       self.connector.books.is_ipv6_next(self.origin), self.get_resolver_adapter)
 
-    def keep_stale(self, stale: Peers, cause: Exception) -> None:
-        if not stale.failures:
+    def keep_stale(self, stale: Peers, cause: Exception, failures: int) -> None:
+        if stale.failures != failures:
+            # Another request that has waited for the same answer was here before.
+            return
+        if not failures:
             logger = self.logger or get_logger_adapter_default(
                 logger_extra(self.method, self.origin.name))
             logger.warning(
                 'Resolving %s failed: %s. Its last addresses are used for up to %g seconds',
                 self.origin.host, dns_reason(cause), self.connector.names.max_stale)
-        stale.ask_at = self.loop.time() + min(2 ** stale.failures, MAX_STALE_PAUSE)
-        stale.failures += 1
+        stale.ask_at = self.loop.time() + min(2 ** failures, MAX_STALE_PAUSE)
+        stale.failures = failures + 1
 
     def ask_ipv6(self) -> Resolving:
         return Resolving(

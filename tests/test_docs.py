@@ -28,7 +28,6 @@ import threading
 import types
 from typing import NamedTuple
 
-import aiodnsresolver
 import pytest
 import trustme
 
@@ -327,7 +326,7 @@ def site(tmp_path, monkeypatch):
         async def clear_cache(get_logger_adapter):
             pass
 
-        def get_dns_resolver(get_logger_adapter):
+        def get_dns_resolver(get_logger_adapter, **files):
             return resolve, clear_cache
 
         def getaddrinfo(host, port, family, kind, proto, flags):
@@ -352,7 +351,7 @@ def site(tmp_path, monkeypatch):
         connect = asyncio.SelectorEventLoop.sock_connect
         monkeypatch.setattr(asyncio.SelectorEventLoop, 'sock_connect', sock_connect)
         monkeypatch.setattr(socket, 'getaddrinfo', getaddrinfo)
-        monkeypatch.setattr(aiodnsresolver, 'Resolver', get_dns_resolver)
+        monkeypatch.setattr(lowhaio, 'get_dns_resolver_default', get_dns_resolver)
         monkeypatch.setattr(lowhaio, 'Pool', functools.partial(
             Pool, get_dns_resolver=get_dns_resolver, get_sock=get_sock,
             get_ssl_context=get_ssl_context))
@@ -396,7 +395,8 @@ ROWS = {
     'connections': Row(
         [HELLO] * 2, [get('/first'), get('/second')],
         lambda site, logged: len(site.connected) == 1),
-    'dns': Row(
+    'dns': Row([HELLO], [get('/')]),
+    'dns-2': Row(
         [HELLO], [get('/')],
         lambda site, logged: site.connected == [('192.0.2.1', 443)]),
     'tls': Row([HELLO], [get('/')]),

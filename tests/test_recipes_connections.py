@@ -370,7 +370,7 @@ PUBLIC = ('8.8.8.8', '1.1.1.1', '193.0.6.139', '2606:4700:4700::1111', '2a00:145
 @on_loops
 async def test_recipe_names_of_addresses_that_are_not_public_are_refused():
     async def lookup(addresses, kind, cause, message=None):
-        module.Resolver = pinned({'name.test': addresses})
+        module.get_dns_resolver_default = pinned({'name.test': addresses})
         with row(addresses):
             async with pool(get_dns_resolver=module.get_public_resolver,
                             get_sock=get_sock) as request:
