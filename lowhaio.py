@@ -1162,7 +1162,7 @@ class Peers:
     """The current addresses of one host, by their text, in the order in which they are tried."""
 
     __slots__ = ('addresses', 'first_count', 'before', 'recent', 'expires_at', 'lifetime',
-                 'has_all', 'took', 'failures', 'ask_at', 'ask_until', 'turn')
+                 'has_all', 'took', 'failures', 'ask_at', 'turn')
 
     def __init__(self, turn: int = 0) -> None:
         self.addresses: dict[str, Address] = {}
@@ -1178,10 +1178,9 @@ class Peers:
         self.took = 0.0
         # The AAAA records are among them, or there are none.
         self.has_all = False
-        # How many lookups have failed since the last that did not, when the next one is due, and
-        # until when it goes on.
+        # How many lookups have failed since the last that did not, and when the next one is due.
         self.failures = 0
-        self.ask_at = self.ask_until = -inf
+        self.ask_at = -inf
         # How many races to this host have begun.
         self.turn = turn
 
@@ -1202,7 +1201,7 @@ class Peers:
         self.first_count = 0
         self.expires_at = inf
         self.failures = 0
-        self.ask_at = self.ask_until = -inf
+        self.ask_at = -inf
 
     def add(self, answer: Iterable[Address], now: float, min_ttl: float) -> None:
         """Add one answer of the resolver, in the order in which these addresses were before.
@@ -1253,7 +1252,7 @@ class Names:
     """What a pool knows of its hosts, and the questions that it asks its resolver."""
 
     __slots__ = ('get_dns_resolver', 'min_ttl', 'max_stale', 'max_grace', 'resolver', 'known',
-                 'missing', 'asking', 'turns_to_ask', 'asked')
+                 'missing', 'looking_up', 'asking', 'turns_to_ask', 'asked')
 
     def __init__(self, get_dns_resolver: GetResolver, min_ttl: float, max_stale: float,
                  max_grace: float, max_lookups: int) -> None:
@@ -1265,7 +1264,9 @@ class Names:
         self.known: dict[str, Peers] = {}
         # Hosts without an address: until when that is remembered, and the error.
         self.missing: dict[str, tuple[float, type[Exception], str]] = {}
-        # What the resolver is being asked, and the other requests that wait for the same answer.
+        # The hosts that are being looked up, and what the resolver is being asked, each with the
+        # other requests that wait for the same.
+        self.looking_up: dict[str, list[asyncio.Future[Any]]] = {}
         self.asking: dict[tuple[str, int], list[asyncio.Future[Any]]] = {}
         # It serves first the one that came first.
         self.turns_to_ask = asyncio.Semaphore(
@@ -1319,39 +1320,14 @@ class Names:
             store_latest(self.missing, host, (until, kind, str(cause)))
 
     async def answer(self, loop: Loop, host: str, record_type: int,
-                     get_resolver_adapter: Callable[[], GetLoggerAdapter],
-                     ) -> tuple[list[Address], float]:
-        """What the resolver returns, and when it was asked, or what it raises.
-
-        It is one for all who ask for the same at the same time.
-        """
-        key = host, record_type
-        answer: tuple[list[Address], float] | Exception | None = None
-        while key in self.asking:
-            waiter = loop.create_future()
-            self.asking[key].append(waiter)
-            answer = await waiter
-            if isinstance(answer, Exception):
-                raise answer
-            if answer is not None:
-                return answer
-            # The request that was asking was cancelled, so the next one asks.
-        waiters = self.asking[key] = []
-        try:
+                     get_resolver_adapter: Callable[[], GetLoggerAdapter]) -> list[Address]:
+        """What the resolver returns or raises, for all who ask for the same at the same time."""
+        async def ask() -> list[Address]:
             async with self.turns_to_ask:
-                now = loop.time()
-                answer = await self.resolve(now, host, record_type, get_resolver_adapter()), now
-            return answer
-        except Exception as error:
-            answer = error
-            raise
-        finally:
-            del self.asking[key]
-            for waiter in waiters:
-                give_to(waiter, answer)
-            # An error refers to this frame by its traceback, so this frame must not refer to it.
-            answer = None
-            waiters.clear()
+                return await self.resolve(
+                    loop.time(), host, record_type, get_resolver_adapter())
+
+        return await shared(self.asking, (host, record_type), loop, ask)
 
     async def resolve(self, now: float, host: str, record_type: int,
                       get_logger_adapter: GetLoggerAdapter) -> list[Address]:
@@ -1392,6 +1368,46 @@ class Names:
         self.missing.clear()
         if self.resolver is not None:
             await self.resolver[1](get_logger_adapter=get_resolver_adapter({}))
+
+
+async def shared(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
+                 ask: Callable[[], Awaitable[V]], deadline: float = inf, why_late: str = '') -> V:
+    """Return or raise what `ask` does, or what it did for the request that was the first to ask.
+
+    If that is cancelled, or its deadline passes, the next one asks.
+    """
+    answer: V | Exception | None = None
+    try:
+        while key in asking:
+            waiter = loop.create_future()
+            asking[key].append(waiter)
+            timer = None if deadline == inf else \
+                loop.call_at(deadline, give_to, waiter, TimeoutError(why_late))
+            try:
+                answer = await waiter
+            finally:
+                if timer is not None:
+                    timer.cancel()
+            if isinstance(answer, Exception):
+                raise answer
+            if answer is not None:
+                return answer
+        waiters = asking[key] = []
+        try:
+            answer = await ask()
+            return answer
+        except Exception as error:
+            if loop.time() < deadline:
+                answer = error
+            raise
+        finally:
+            del asking[key]
+            for waiter in waiters:
+                give_to(waiter, answer)
+            waiters.clear()
+    finally:
+        # An error refers to this frame by its traceback, so this frame must not refer to it.
+        answer = None
 
 
 class Lookup:
@@ -1487,9 +1503,7 @@ class Lookup:
             question.step()
             return
         except StopIteration as stop:
-            self.answers[kind], asked_at = stop.value
-            # It may have been another request that asked.
-            self.began_at = min(self.began_at, asked_at)
+            self.answers[kind] = stop.value
         except Exception as cause:
             self.failures[kind] = cause
             if isinstance(cause, dns().DnsRecordDoesNotExist):
@@ -1906,8 +1920,7 @@ class Query:
         message = dns().parse(data)
         aliases = {record.name.lower(): record for record in message.an
                    if record.qtype == dns().TYPES.CNAME}
-        question = message.qd[0] if message.qd else None
-        name = end = question.name.lower() if question else b''
+        name = end = message.qd[0].name.lower() if message.qd else b''
         if name not in aliases:
             return message
         ttl = MAX_SECONDS
@@ -1918,7 +1931,7 @@ class Query:
             raise dns().DnsCnameChainTooLong()
         found = tuple(
             record._replace(name=name, ttl=min(ttl, record.ttl)) for record in message.an
-            if record.qtype == question.qtype and record.name.lower() == end)
+            if record.qtype == message.qd[0].qtype and record.name.lower() == end)
         return message._replace(an=found or (alias._replace(name=name, rdata=end, ttl=ttl),))
 
     async def receive(self, loop: Loop, sockets: Iterable[tuple[socket.socket, Any]],
@@ -2672,53 +2685,53 @@ class Acquisition:
                                f'{dns_reason(cause)}') from cause
 
     async def look_up(self, now: float) -> Peers:
-        """Ask for the addresses. Stale ones are used if the nameservers give none in time."""
+        """Ask for the addresses, or share the outcome of another request that does."""
         names, host = self.connector.names, self.origin.host
         names.check_missing(host, now)
         stale = names.stale(host, now)
+        if stale is not None and now < stale.ask_at:
+            return stale
+        return await shared(
+            names.looking_up, host, self.loop, partial(self.ask, stale), self.deadline,
+            passed(self.connector.settings.socket_timeout))
+
+    async def ask(self, stale: Peers | None) -> Peers:
+        """Ask for the addresses. Stale ones are used if the nameservers give none in time."""
+        names, origin = self.connector.names, self.origin
         deadline, why_late = self.deadline, passed(self.connector.settings.socket_timeout)
         if stale is not None:
-            if now < stale.ask_at:
-                return stale
             seconds = stale.patience(STALE_PATIENCE if not stale.failures else
                                      CONNECTION_ATTEMPT_DELAY)
-            if now >= stale.ask_until:
-                stale.ask_until = now + seconds
+            if self.loop.time() + seconds < deadline:
+                deadline = self.loop.time() + seconds
+                why_late = f'no answer in {seconds:.2g} seconds'
             if stale.failures:
-                # In the meantime no other request asks.
-                stale.ask_at = stale.ask_until
-            if stale.ask_until < deadline:
-                deadline, why_late = stale.ask_until, f'no answer in {seconds:.2g} seconds'
-        failures = 0 if stale is None else stale.failures
-        lookup = self.new_lookup(deadline, why_late)
+                # The other requests do not wait for this one.
+                stale.ask_at = deadline
+        # An idle connection that comes next and has an IPv6 address needs the AAAA records.
+        wants_both = self.connector.books.is_ipv6_next(origin)
+        lookup = Lookup(self.loop, names, origin.host, deadline, why_late, wants_both,
+                        self.get_resolver_adapter)
         try:
             await lookup.run()
         except Exception as cause:
             if isinstance(cause, dns().DnsRecordDoesNotExist):
-                names.store_missing(host, cause, self.loop.time())
+                names.store_missing(origin.host, cause, self.loop.time())
             if stale is None or not is_unanswered(cause):
                 raise
-            self.keep_stale(stale, cause, failures)
+            self.keep(stale, cause)
             return stale
-        return names.store(host, lookup)
+        return names.store(origin.host, lookup)
 
-    def new_lookup(self, deadline: float, why_late: str) -> Lookup:
-        # An idle connection that comes next and has an IPv6 address needs the AAAA records.
-        return Lookup(self.loop, self.connector.names, self.origin.host, deadline, why_late,
-                      self.connector.books.is_ipv6_next(self.origin), self.get_resolver_adapter)
-
-    def keep_stale(self, stale: Peers, cause: Exception, failures: int) -> None:
-        if stale.failures != failures:
-            # Another request that has waited for the same answer was here before.
-            return
-        if not failures:
+    def keep(self, stale: Peers, cause: Exception) -> None:
+        if not stale.failures:
             logger = self.logger or get_logger_adapter_default(
                 logger_extra(self.method, self.origin.name))
             logger.warning(
                 'Resolving %s failed: %s. Its last addresses are used for up to %g seconds',
                 self.origin.host, dns_reason(cause), self.connector.names.max_stale)
-        stale.ask_at = self.loop.time() + min(2 ** failures, MAX_STALE_PAUSE)
-        stale.failures = failures + 1
+        stale.ask_at = self.loop.time() + min(2 ** stale.failures, MAX_STALE_PAUSE)
+        stale.failures += 1
 
     def ask_ipv6(self) -> Resolving:
         return Resolving(
@@ -2930,7 +2943,7 @@ class Race:
             lookup.step()
             return
         except StopIteration as stop:
-            self.peers.add(stop.value[0], now, self.acquisition.connector.names.min_ttl)
+            self.peers.add(stop.value, now, self.acquisition.connector.names.min_ttl)
             self.peers.has_all = True
         except dns().DnsRecordDoesNotExist:
             self.peers.has_all = True
