@@ -120,8 +120,10 @@ MAX_INCOMPLETE = 5
 MAX_MISSING = 5
 # Seconds after which the hosts file is looked at again.
 HOSTS_PAUSE = 1
-# Seconds that each nameserver gets for a reply, in each round.
+# Seconds that each nameserver gets for a reply, in each round, and how many errors it may answer
+# before it is not asked again.
 WAITS = (0.5, 1, 2, 4)
+MAX_ERRORS = 2
 # Nameservers and domains of resolv.conf that are used, as by other resolvers.
 MAX_NAMESERVERS = 3
 MAX_SEARCH = 6
@@ -1583,8 +1585,7 @@ def dns_reason(cause: Exception) -> str:
     elif isinstance(cause, module.DnsCnameChainTooLong):
         words = 'its chain of aliases is too long, or a loop'
     elif isinstance(cause, module.DnsSocketError):
-        words = 'no nameserver could be asked'
-        text = text or (reason(cause.__cause__) if cause.__cause__ else '')
+        words, text = text or 'no nameserver can be reached', ''
     else:
         words, text = text or 'no usable answer came', ''
     return f'{words}{" " if text.startswith("from") else ": " if text else ""}{text} ' \
@@ -1844,20 +1845,22 @@ class Query:
     of it is kept. Some functions of its module are replaced, but only for this resolver.
     """
 
-    __slots__ = ('resolver', 'name', 'nameserver', 'tries', 'is_long')
+    __slots__ = ('resolver', 'name', 'nameserver', 'tries', 'errors', 'is_sent', 'is_long')
 
     def __init__(self, resolver: LocalResolver, name: str) -> None:
         self.resolver = resolver
         self.name = name
-        # The one that is being asked.
+        # The one that is being asked, and whether it could be.
         self.nameserver: tuple[Any, ...] = ()
-        # The nameservers that were asked, and how many seconds each has got.
-        self.tries: list[tuple[str, float]] = []
+        self.is_sent = False
+        # What came of each try, and the nameservers that have answered by an error, each time.
+        self.tries: list[str] = []
+        self.errors: list[tuple[Any, ...]] = []
         # Replies of more than 512 bytes are asked for.
         self.is_long = name in resolver.long_names
 
     def __repr__(self) -> str:
-        return f'<Query for {self.name}: {len(self.tries)} tries>'
+        return f'<Query for {self.name}: {", ".join(self.tries) or "no try"}>'
 
     async def run(self, record_type: int,
                   get_logger_adapter: GetLoggerAdapter) -> Sequence[Address]:
@@ -1878,9 +1881,10 @@ class Query:
             transform_fqdn=mix_case, get_logger_adapter=get_silent_adapter)
         try:
             answer: Sequence[Address] = await resolve(
-                self.name, record_type, get_logger_adapter=get_logger_adapter)
+                self.name, record_type,
+                get_logger_adapter=lambda extra: QuietAdapter(get_logger_adapter(extra), {}))
             return answer
-        except module.DnsTimeout as error:
+        except (module.DnsTimeout, module.DnsSocketError) as error:
             error.args = self.told(),
             raise
         except CancelledError as error:
@@ -1892,8 +1896,7 @@ class Query:
             await clear_cache(get_logger_adapter=get_silent_adapter)
 
     def told(self) -> str:
-        tries = [f'{nameserver} in {seconds:g} s' for nameserver, seconds in self.tries]
-        return f'no answer from nameserver {", ".join(tries)}'
+        return f'no answer from nameserver {", ".join(self.tries)}'
 
     async def nameservers(self, _: object, fqdn: bytes) -> AsyncIterator[tuple[Any, ...]]:
         """How many seconds each try has, and which nameserver."""
@@ -1901,13 +1904,22 @@ class Query:
         nameservers = resolv_conf.nameservers
         for seconds in resolv_conf.waits:
             for self.nameserver in nameservers:
-                was_long = self.is_long
-                self.tries.append((self.nameserver[0], seconds))
-                yield seconds, self.nameserver
-                if was_long != self.is_long:
+                # An error may pass, but hardly within a moment.
+                if self.errors.count(self.nameserver) < MAX_ERRORS:
+                    self.is_sent, was_long = False, self.is_long
+                    self.tries.append(f'{self.shown()} in {seconds:g} s')
                     yield seconds, self.nameserver
+                    if not self.is_sent:
+                        self.tries[-1] = f'{self.shown()}, which can not be reached'
+                    if was_long != self.is_long:
+                        yield seconds, self.nameserver
+
+    def shown(self) -> str:
+        host: str = self.nameserver[0]
+        return host.removeprefix('::ffff:')
 
     def pack(self, message: Any) -> bytes:
+        self.is_sent = True
         if self.is_long:
             # The OPT record of EDNS (RFC 6891 6.1.2), with the size of a reply as its class.
             message = message._replace(ar=(dns().ResourceRecord(
@@ -1937,15 +1949,19 @@ class Query:
     async def receive(self, loop: Loop, sockets: Iterable[tuple[socket.socket, Any]],
                       size: int) -> tuple[Any, tuple[bytes, tuple[Any, ...]]]:
         """Receive a reply. An error of the nameserver ends the try at once."""
-        module, where = dns(), f'nameserver {self.nameserver[0]}'
+        module, where = dns(), f'nameserver {self.shown()}'
         try:
             query, (data, _) = await module.recvfrom(loop, sockets, MAX_DATAGRAM)
         except OSError as cause:
-            raise module.DnsSocketError(f'{where}: {reason(cause)}') from cause
+            self.tries[-1] = f'{self.shown()}: {reason(cause)}'
+            self.errors.append(self.nameserver)
+            raise module.DnsSocketError() from cause
         # What is too short or has another number is none, and aiodnsresolver waits on.
         if len(data) >= 12 and int.from_bytes(data[:2]) == query.qid:
             code, is_truncated, has_answers = data[3] & 15, data[2] & 2, any(data[6:8])
             if code not in (0, 3):
+                self.tries[-1] = f'{self.shown()}: {RESPONSE_CODES.get(code, code)}'
+                self.errors.append(self.nameserver)
                 raise module.DnsResponseCode(code, where)
             if is_truncated and not self.is_long:
                 self.is_long = True
@@ -1971,6 +1987,13 @@ async def mix_case(name: bytes) -> bytes:
     chances = os.urandom(len(name))
     return bytes(char ^ 32 if chance & 1 and 97 <= char <= 122 else char
                  for char, chance in zip(name, chances, strict=True))
+
+
+class QuietAdapter(logging.LoggerAdapter[Any]):
+    """aiodnsresolver warns of each try that fails, but others may not."""
+
+    def warning(self, msg: object, *args: object, **kwargs: Any) -> None:
+        self.info(msg, *args, **kwargs)
 
 
 def get_silent_adapter(extra: dict[str, Any]) -> Adapter:
