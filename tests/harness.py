@@ -1405,7 +1405,7 @@ class ScriptedNameserver:
             return
         self.pending += 1
         self.most_pending = max(self.most_pending, self.pending)
-        data = packed(request, reply, name, kind, max(query.edns or 0, 512))
+        data = packed(request, reply, kind, max(query.edns or 0, 512))
         if reply.late:
             self.loop.call_later(reply.late, self.send, address, sock, peer, data)
         else:
@@ -1429,11 +1429,12 @@ class ScriptedNameserver:
                 if all(getattr(query, key) == value for key, value in wanted.items())]
 
 
-def packed(request, reply, name, kind, size):
+def packed(request, reply, kind, size):
     """The bytes of a reply, of this size at most."""
     message = request.reply(ra=1, aa=0)
     message.header.rcode = getattr(dnslib.RCODE, reply.rcode)
-    message.add_answer(*reply.records(name, kind))
+    # The name in the case of the query, as most nameservers do. So it can be compressed.
+    message.add_answer(*reply.records(str(request.q.qname).rstrip('.'), kind))
     if len(data := message.pack()) <= size:
         return data
     message.header.tc = 1
