@@ -22,6 +22,7 @@ SEARCHES = (
     ('answers', '--examples 100 --seed {seed}', '--minutes 60 --seed {seed}'),
     ('parsers', '--examples 1000 --seed {seed}', '--examples 1000000 --seed {seed}'),
     ('outgoing', '--examples 1000 --seed {seed}', '--examples 1000000 --seed {seed}'),
+    ('names', '--minutes 2 --seed {seed}', '--minutes 60 --seed {seed}'),
     ('soak', '--decks 3 --intervals 6 --seed {seed}', '--minutes 60 --seed {seed}'),
 )
 
