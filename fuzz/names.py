@@ -127,7 +127,7 @@ SCENARIOS = {
         Bounds(1.5, 0.5, 3), 1, (4, 12), functools.partial(every_other, SILENCE)),
     'every other reply is SERVFAIL': Scenario(
         Bounds(1, 0, 2.1), 1, (4, 12), functools.partial(every_other, SERVFAIL)),
-    'every reply takes 0.6 s': Scenario(Bounds(6.1, 1.1, 2), 5, (20, 40), late),
+    'every reply takes 0.6 s': Scenario(Bounds(6.1, 1.1, 1), 5, (20, 40), late),
     'the first nameserver is silent': Scenario(
         Bounds(1.5, 0.5, 1.2), 1, (5, 15), one, nameservers=('127.0.0.1', '127.0.0.2'),
         first_nameserver='silent'),

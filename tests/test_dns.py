@@ -1063,11 +1063,16 @@ async def test_one_asks_while_the_others_use_the_old_addresses(tmp_path):
         await lan.get(request)
         await passing(5)
         with failing(lan.nameserver, 'silence'):
+            # At the end of the TTL the nameserver may just be about to answer.
             first = asyncio.ensure_future(lan.get(request))
-            await passing(0.999)
+            await passing(0.9)
+            second = asyncio.ensure_future(lan.get(request))
+            await passing(0.099)
             assert not first.done()
+            assert not second.done()
             await passing(0.001)
             assert first.done()
+            assert second.done()
             assert lan.nameserver.times(kind='A') == [0, 5, 5.5]
             # From then on it is known to be down.
             await passing(1)
@@ -1109,6 +1114,25 @@ async def test_it_is_asked_again_after_pauses_that_grow_to_eight_seconds(tmp_pat
                 await passing(0.1)
             begins = sorted(set(lan.nameserver.times(kind='A')))
         assert begins == pytest.approx([0, 5, 6, 8, 12, 20, 28], abs=0.11)
+
+
+@on_clock
+async def test_requests_that_wait_together_are_one_failure(tmp_path):
+    """The pause after it is the first, of a second, however many wait."""
+    async with Lan(tmp_path) as lan, lan.pool() as request:
+        lan.answers['name.test'] = found('127.0.0.1', ttl=5)
+        await lan.get(request)
+        await passing(5)
+        with failing(lan.nameserver, 'silence'):
+            tasks = []
+            for _ in range(9):
+                tasks.append(asyncio.ensure_future(lan.get(request)))
+                await passing(0.1)
+            await passing(0.5)
+            assert [task.done() for task in tasks] == [True] * 9
+        lan.answers['name.test'] = found('127.0.0.2', ttl=5)
+        await passing(0.7)
+        assert await lan.used(request) == '127.0.0.2'
 
 
 @on_clock
@@ -1567,8 +1591,8 @@ async def test_an_error_tells_which_nameserver_could_not_be_asked(tmp_path):
     async with Lan(tmp_path) as lan, lan.pool() as request:
         lan.nameserver.refuse('127.0.0.1')
         error = await times(0, lan.fails(
-            request, aiodnsresolver.DnsSocketError, 'no nameserver could be asked: nameserver '
-            f'127.0.0.1: {REFUSED} (DnsSocketError)'))
+            request, aiodnsresolver.DnsSocketError, f'no answer from nameserver 127.0.0.1: '
+            f'{REFUSED}, 127.0.0.1: {REFUSED} (DnsSocketError)'))
         assert type(error.__cause__.__cause__) is ConnectionRefusedError
 
 
