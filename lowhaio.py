@@ -47,7 +47,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Itera
 from collections.abc import Mapping, Sequence, Sized
 from enum import Enum
 from errno import EMFILE, ENFILE
-from functools import partial
+from functools import cache, partial
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
@@ -1552,6 +1552,7 @@ def is_unanswered(cause: Exception) -> bool:
         not isinstance(cause, (dns().DnsRecordDoesNotExist, PermissionError))
 
 
+@cache
 def dns() -> Any:
     """Return the module of the resolver.
 
@@ -1872,7 +1873,7 @@ class Query:
         replaced = {
             # Both files have been read, and by other rules.
             'parse_etc_hosts': dict, 'parse_resolve_conf': tuple,
-            'AF_INET': socket.AF_INET6 if is_ipv6 else socket.AF_INET,
+            'AF_INET': socket.AF_INET6 if is_ipv6 else socket.AF_INET, 'WeakValueDictionary': dict,
             'pack': self.pack, 'parse': self.parse, 'recvfrom': self.receive}
         make = types.FunctionType(module.Resolver.__code__, vars(module) | replaced,
                                   argdefs=module.Resolver.__defaults__)
@@ -1881,8 +1882,7 @@ class Query:
             transform_fqdn=mix_case, get_logger_adapter=get_silent_adapter)
         try:
             answer: Sequence[Address] = await resolve(
-                self.name, record_type,
-                get_logger_adapter=lambda extra: QuietAdapter(get_logger_adapter(extra), {}))
+                self.name, record_type, get_logger_adapter=partial(quiet, get_logger_adapter))
             return answer
         except (module.DnsTimeout, module.DnsSocketError) as error:
             error.args = self.told(),
@@ -1984,9 +1984,12 @@ def no_options(_: object) -> None:
 
 async def mix_case(name: bytes) -> bytes:
     """Give letters a case by chance: a forged reply would have to match it."""
-    chances = os.urandom(len(name))
-    return bytes(char ^ 32 if chance & 1 and 97 <= char <= 122 else char
-                 for char, chance in zip(name, chances, strict=True))
+    # The bit that makes the case of a letter, for each letter.
+    bits = int.from_bytes(name.translate(CASE_BITS)) & int.from_bytes(os.urandom(len(name)))
+    return (int.from_bytes(name) ^ bits).to_bytes(len(name))
+
+
+CASE_BITS = bytes(32 if chr(code).isascii() and chr(code).isalpha() else 0 for code in range(256))
 
 
 class QuietAdapter(logging.LoggerAdapter[Any]):
@@ -1996,12 +1999,19 @@ class QuietAdapter(logging.LoggerAdapter[Any]):
         self.info(msg, *args, **kwargs)
 
 
+def quiet(get_logger_adapter: GetLoggerAdapter, extra: dict[str, Any]) -> Adapter:
+    adapter = get_logger_adapter(extra)
+    return QuietAdapter(adapter, {}) if adapter.isEnabledFor(INFO) else get_silent_adapter({})
+
+
 def get_silent_adapter(extra: dict[str, Any]) -> Adapter:
     """For what aiodnsresolver logs when it is made. It is made for each query."""
-    return SILENT
+    silent: Adapter = SILENT
+    return silent
 
 
-SILENT: Adapter = logging.LoggerAdapter(logging.Logger('', logging.CRITICAL + 1), {})
+# A logger is quicker than an adapter of it, and has all methods that are called.
+SILENT: Any = logging.Logger('', logging.CRITICAL + 1)
 
 
 # ------------------------------------------------------- stepping what the caller gave us
