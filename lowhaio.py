@@ -1597,6 +1597,10 @@ def passed(socket_timeout: float) -> str:
     return f'socket_timeout, {socket_timeout:g} seconds, passed'
 
 
+def timed_out(socket_timeout: float) -> TimeoutError:
+    return TimeoutError(passed(socket_timeout))
+
+
 # ---------------------------------------------------------------------- the local resolver
 #
 # The resolver of a pool, unless the caller gives one. It answers as `getaddrinfo` of the same
@@ -3014,7 +3018,7 @@ class Race:
         cause: Exception | None = ExceptionGroup('no address accepted a connection', causes) \
             if len(causes) > 1 else causes[0] if causes else None
         if is_late:
-            late = TimeoutError(passed(self.acquisition.connector.settings.socket_timeout))
+            late = timed_out(self.acquisition.connector.settings.socket_timeout)
             late.__cause__, cause = cause, late
             if not pending and not causes:
                 pending = ['no address was tried']
@@ -4834,8 +4838,7 @@ class Connection:
         elif self.waiter is not None and self.awaits is not STEPS:
             waiter, self.waiter = self.waiter, None
             if not waiter.done():
-                waiter.set_exception(TimeoutError(
-                    passed(self.endpoint.settings.socket_timeout)))
+                waiter.set_exception(timed_out(self.endpoint.settings.socket_timeout))
 
     # Closing
 

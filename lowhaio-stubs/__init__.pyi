@@ -39,6 +39,7 @@ __all__ = [
     'canonical_host',
     'empty_async_iterator',
     'encode_params',
+    'get_dns_resolver_default',
     'repeatable',
     'streamed',
     'timeout',
@@ -131,6 +132,14 @@ class Close(Protocol):
         get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
     ) -> Coroutine[Any, Any, None]: ...
 
+def get_dns_resolver_default(
+    get_logger_adapter: GetLoggerAdapter,
+    *,
+    hosts: str = '/etc/hosts',
+    resolv_conf: str = '/etc/resolv.conf',
+    port: int = 53,
+) -> Resolver: ...
+
 def Pool(
     *,
     get_dns_resolver: GetResolver = ...,
@@ -146,6 +155,10 @@ def Pool(
     max_connections_per_origin: int | None = None,
     pool_timeout: float | None = None,
     max_requests_per_connection: int | None = None,
+    min_ttl: float = 1,
+    max_stale: float = 30,
+    max_grace: float = 60,
+    max_lookups: int = 100,
     get_logger_adapter: GetLoggerAdapter = ...,
     get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
 ) -> tuple[Request, Close]: ...
