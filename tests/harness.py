@@ -1279,7 +1279,8 @@ class Reply:
     Of the addresses, which may be of both kinds, those of the kind that is asked for are told. If
     there are aliases, the name is one of the first, and the last has the addresses. `late` are the
     seconds until it is sent, or None if it never is. A reply that is too long has none of the
-    records, as with most nameservers, or those that fit.
+    records, as with most nameservers, or those that fit. `datagrams` may turn its bytes into those
+    of one or more others.
     """
 
     addresses: tuple[str, ...] = ()
@@ -1288,6 +1289,7 @@ class Reply:
     rcode: str = 'NOERROR'
     late: float | None = 0
     is_cut_to_fit: bool = False
+    datagrams: Callable[[bytes], list[bytes]] = staticmethod(lambda data: [data])
 
     def records(self, name, kind):
         names = [name, *self.aliases]
@@ -1407,14 +1409,16 @@ class ScriptedNameserver:
         self.most_pending = max(self.most_pending, self.pending)
         data = packed(request, reply, kind, max(query.edns or 0, 512))
         if reply.late:
-            self.loop.call_later(reply.late, self.send, address, sock, peer, data)
+            self.loop.call_later(
+                reply.late, self.send, address, sock, peer, reply.datagrams(data))
         else:
-            self.send(address, sock, peer, data)
+            self.send(address, sock, peer, reply.datagrams(data))
 
-    def send(self, address, sock, peer, data):
+    def send(self, address, sock, peer, datagrams):
         self.pending -= 1
         if self.socks.get(address) is sock:
-            sock.sendto(data, peer)
+            for data in datagrams:
+                sock.sendto(data, peer)
 
     def asked(self, **wanted):
         """The names and kinds of the queries that have these values."""

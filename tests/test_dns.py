@@ -20,15 +20,19 @@ import lowhaio
 from lowhaio import HttpConnectionError, HttpDnsError, Pool
 from tests.harness import (
     NXDOMAIN,
+    OK,
     REFUSED,
     REFUSED_REPLY,
     SERVFAIL,
     SILENCE,
+    Answering,
     NameFiles,
     Reply,
     ScriptedNameserver,
+    Server,
     ServerAtEach,
     asking,
+    certified,
     failed,
     found,
     get,
@@ -44,6 +48,7 @@ from tests.harness import (
     rotating,
     row,
     settling,
+    trusting,
     until,
 )
 
@@ -343,6 +348,21 @@ async def test_no_file_hosts_is_an_empty_one(tmp_path, caplog):
             lan.files.hosts.unlink()
             assert await lan.used(request) == '127.0.0.1'
     assert warnings_of(caplog) == []
+
+
+@on_loops
+async def test_a_file_that_can_not_be_read_is_named_by_the_error(tmp_path):
+    async with Lan(tmp_path) as lan:
+        lan.answers['name.test'] = found('127.0.0.1')
+        for path in (lan.files.hosts, lan.files.resolv_conf):
+            content = path.read_text()
+            path.unlink()
+            path.mkdir()
+            async with lan.pool() as request:
+                error = await lan.fails(request, IsADirectoryError)
+                assert str(path) in str(error)
+                path.rmdir()
+                path.write_text(content)
 
 
 @on_clock
@@ -700,6 +720,51 @@ async def test_a_truncated_reply_is_asked_for_again_in_its_turn_when_that_is_los
         assert seconds <= 1
 
 
+# ------------------------------------------------------------------------------ replies of others
+
+
+def with_other_id(data):
+    return (int.from_bytes(data[:2]) ^ 1).to_bytes(2) + data[2:]
+
+
+# What a nameserver, or somebody who knows its address, sends in place of a reply.
+NO_REPLIES = {
+    'another number': with_other_id,
+    'another number, SERVFAIL': lambda data: with_other_id(data)[:3] + b'\x82' + data[4:],
+    'nothing': lambda data: b'',
+    'a part of the head': lambda data: data[:11],
+    'a part': lambda data: data[:-9],
+    'another question': lambda data: data.replace(b'\x04', b'\x05', 1),
+    'letters of another case': lambda data: data.swapcase(),
+}
+
+
+@pytest.mark.parametrize('case', NO_REPLIES)
+@on_clock
+async def test_what_is_no_reply_to_the_query_is_ignored(tmp_path, case):
+    change = NO_REPLIES[case]
+    name = f'{"name" * 15}.test'
+    async with Lan(tmp_path) as lan:
+        lan.answers[name, 'A'] = found('127.0.0.1', datagrams=lambda data: [change(data), data])
+        async with lan.pool() as request:
+            assert await times(0, lan.used(request, name)) == '127.0.0.1'
+        lan.answers[name, 'A'] = one_by_one(
+            found('127.0.0.2', datagrams=lambda data: [change(data)]), found('127.0.0.1'))
+        lan.answers[name, 'AAAA'] = Reply()
+        async with lan.pool() as request:
+            assert await times(0.5, lan.used(request, name)) == '127.0.0.1'
+
+
+@pytest.mark.parametrize('ttl', [2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1])
+@on_loops
+async def test_any_ttl_is_taken(tmp_path, ttl):
+    async with Lan(tmp_path) as lan, lan.pool() as request:
+        lan.answers['name.test'] = found('127.0.0.1', ttl=ttl)
+        for _ in range(2):
+            assert await lan.used(request) == '127.0.0.1'
+        assert len(lan.nameserver.queries) == 1
+
+
 # ----------------------------------------------------------------------------------------- aliases
 
 
@@ -929,14 +994,17 @@ async def test_a_name_that_appears_in_an_earlier_domain_is_found_after_the_ttl(t
         assert await lan.used(request, 'api') == '127.0.0.2'
 
 
-@on_clock
-async def test_the_same_name_in_two_pools_of_names_is_not_mixed_up(tmp_path):
-    """A name with a dot at its end is a full one."""
-    async with Lan(tmp_path, options='search corp.test\noptions ndots:3') as lan:
-        lan.answers['api.lab'] = found('127.0.0.1')
-        lan.answers['api.lab.corp.test'] = found('127.0.0.2')
-        async with lan.pool() as request:
-            assert await lan.used(request, 'api.lab') == '127.0.0.2'
+@on_loops
+async def test_tls_is_for_the_name_in_the_url_and_not_for_the_full_one(tmp_path):
+    names = []
+    context = certified('api')
+    context.sni_callback = lambda sock, name, context: names.append(name)
+    async with (Lan(tmp_path, options=KUBERNETES) as lan,
+                Server(Answering(OK), context) as server,
+                lan.pool(get_ssl_context=trusting) as request):
+        lan.answers['api.svc.cluster.local'] = found('127.0.0.1')
+        assert (await get(request, f'https://api:{server.port}/'))[2] == b'ok'
+    assert names == ['api']
 
 
 # ----------------------------------------------------------------------- resolv.conf, its changes
@@ -1136,6 +1204,33 @@ async def test_requests_that_wait_together_are_one_failure(tmp_path):
 
 
 @on_clock
+async def test_another_nameserver_in_resolv_conf_ends_an_outage(tmp_path):
+    """As when a VPN is made, or a laptop comes to another network."""
+    async with Lan(tmp_path, nameservers=['127.0.0.1', '127.0.0.2']) as lan, lan.pool() as request:
+        lan.files.write_resolv_conf('nameserver 127.0.0.1')
+        lan.answers['name.test'] = found('127.0.0.1', ttl=5)
+        await lan.get(request)
+        await passing(5)
+        with failing(lan.nameserver, 'silence'):
+            await times(1, lan.get(request))
+            lan.files.write_resolv_conf('nameserver 127.0.0.2')
+            lan.answers['name.test'] = found('127.0.0.2', ttl=5)
+            await passing(1)
+            assert await times(0, lan.used(request)) == '127.0.0.2'
+
+
+@on_clock
+async def test_old_addresses_serve_when_the_domain_of_a_short_name_fails(tmp_path):
+    """Though the name exists in no other domain."""
+    async with Lan(tmp_path, options=TWO_DOMAINS) as lan, lan.pool() as request:
+        lan.answers['api.a.test'] = found('127.0.0.1', ttl=5)
+        await lan.used(request, 'api')
+        await passing(5)
+        lan.answers['api.a.test'] = SERVFAIL
+        assert await times(0, lan.used(request, 'api')) == '127.0.0.1'
+
+
+@on_clock
 async def test_a_change_is_followed_as_soon_as_the_nameserver_works_again(tmp_path, caplog):
     async with Lan(tmp_path) as lan, lan.pool() as request:
         lan.answers['name.test'] = found('127.0.0.1', ttl=5)
@@ -1293,6 +1388,16 @@ async def test_a_host_with_one_address_that_moves_is_followed_at_its_ttl(tmp_pat
 
 
 @on_clock
+async def test_an_address_that_is_told_twice_is_a_single_one(tmp_path):
+    async with Lan(tmp_path) as lan, lan.pool() as request:
+        lan.answers['name.test'] = found('127.0.0.1', '127.0.0.1', ttl=5)
+        assert await lan.used(request) == '127.0.0.1'
+        lan.answers['name.test'] = found('127.0.0.2', '127.0.0.2', ttl=5)
+        await passing(5)
+        assert await lan.used(request) == '127.0.0.2'
+
+
+@on_clock
 async def test_an_address_that_comes_back_is_a_current_one(tmp_path):
     async with Lan(tmp_path, '127.0.0.1', '127.0.0.2', '127.0.0.3', '127.0.0.4') as lan:
         answers = [found('127.0.0.1', '127.0.0.2', ttl=5), found('127.0.0.3', '127.0.0.4', ttl=5)]
@@ -1372,8 +1477,10 @@ async def test_aaaa_records_are_asked_for_beside_a_question_for_a_that_takes_lon
         assert lan.nameserver.times(kind='A') == [0, 0.5]
         lan.answers['name.test', 'A'] = found('127.0.0.1')
         await passing(1.2)
-        await lan.used(request)
+        # The connection that there is leads to one of the addresses still.
+        assert await times(0, lan.used(request)) == '::1'
         assert len(lan.nameserver.times(kind='A')) == 3
+        assert lan.web.connections == ['::1']
 
 
 # What fails, and when it is an error.
@@ -1492,6 +1599,62 @@ async def test_a_waiter_for_a_lookup_that_is_cancelled_passes_on_its_turn(tmp_pa
         assert [type(end) for end in ended] == [
             tuple, asyncio.CancelledError, asyncio.CancelledError, tuple, tuple]
         assert await lan.used(request, '4.test') == '127.0.0.1'
+
+
+@on_clock
+async def test_requests_to_one_name_need_one_lookup(tmp_path):
+    async with Lan(tmp_path) as lan, lan.pool(max_lookups=1, max_connections=5) as request:
+        lan.answers['name.test'] = found('127.0.0.1', late=0.2)
+        tasks = []
+        for _ in range(20):
+            tasks.append(asyncio.ensure_future(lan.get(request)))
+            await passing(0.009)
+        await passing(0.1)
+        await asyncio.gather(*tasks)
+        assert lan.nameserver.asked() == [('name.test', 'A')]
+
+
+# Which of three requests to one name are cancelled, and when.
+CANCELLED = {
+    'the first, while A is asked for': ([0], 0.1),
+    'the first, while both are': ([0], 0.3),
+    'the first, in the second try': ([0], 0.6),
+    'the second': ([1], 0.3),
+    'the first two': ([0, 1], 0.3),
+    'the last two': ([1, 2], 0.3),
+    'all': ([0, 1, 2], 0.3),
+}
+
+
+@pytest.mark.parametrize('way', ['cancelled', 'closed'])
+@pytest.mark.parametrize('case', CANCELLED)
+@on_clock
+async def test_a_lookup_goes_on_for_those_who_are_not_cancelled(tmp_path, case, way):
+    indexes, seconds = CANCELLED[case]
+    async with Lan(tmp_path, '127.0.0.1', '::1') as lan, lan.pool(max_lookups=2) as request:
+        lan.answers['name.test', 'A'] = one_by_one(
+            SILENCE, SILENCE, found('127.0.0.1', late=0.1))
+        lan.answers['name.test', 'AAAA'] = SILENCE
+        requests = [lan.get(request) for _ in range(3)]
+        if way == 'closed':
+            # By hand, as what drops a coroutine does.
+            for index in indexes:
+                requests[index].send(None)
+        tasks = {index: asyncio.ensure_future(requests[index]) for index in range(3)
+                 if way == 'cancelled' or index not in indexes}
+        await passing(seconds)
+        for index in indexes:
+            if way == 'cancelled':
+                tasks[index].cancel()
+            else:
+                requests[index].close()
+        await passing(8)
+        ends = await asyncio.gather(*tasks.values(), return_exceptions=True)
+        assert [type(end) for end in ends] == [
+            asyncio.CancelledError if index in indexes else tuple for index in tasks]
+        # Nobody is waited for any more.
+        lan.answers['name.test'] = lan.answers['other.test'] = found('127.0.0.1', ttl=1)
+        assert await times(0, lan.used(request, 'other.test')) == '127.0.0.1'
 
 
 @on_clock
