@@ -130,8 +130,9 @@ MAX_SEARCH = 6
 # Limits of its options `attempts` and `timeout`, as resolv.conf(5) has them.
 MAX_ATTEMPTS = 5
 MAX_TIMEOUT = 30
-# Bytes of a reply that is asked for again because it was truncated (RFC 6891 6.2.5).
-MAX_DATAGRAM = 4096
+# Bytes of a reply, which EDNS asks for when it was truncated to the usual 512. Longer ones may be
+# cut into fragments on their way, which get lost (RFC 9715 3.2).
+MAX_REPLY = 1232
 
 # Host names whose addresses a pool remembers, and origins whose TLS sessions it remembers.
 MAX_NAMES = 1024
@@ -1164,7 +1165,7 @@ class Peers:
     """The current addresses of one host, by their text, in the order in which they are tried."""
 
     __slots__ = ('addresses', 'first_count', 'before', 'recent', 'expires_at', 'lifetime',
-                 'has_all', 'took', 'failures', 'ask_at', 'turn')
+                 'unknown', 'took', 'failures', 'ask_at', 'turn')
 
     def __init__(self, turn: int = 0) -> None:
         self.addresses: dict[str, Address] = {}
@@ -1178,8 +1179,8 @@ class Peers:
         # The seconds for which the answer was fresh, and those that the lookup took.
         self.lifetime = 0.0
         self.took = 0.0
-        # The AAAA records are among them, or there are none.
-        self.has_all = False
+        # The type of records, A or AAAA, that has not been asked for or was not answered.
+        self.unknown = 'AAAA'
         # How many lookups have failed since the last that did not, and when the next one is due.
         self.failures = 0
         self.ask_at = -inf
@@ -1188,7 +1189,7 @@ class Peers:
 
     def __repr__(self) -> str:
         return (f'<Peers {", ".join(self.addresses)} until {self.expires_at:g}, '
-                f'{"all" if self.has_all else "A only"}, turn {self.turn}>')
+                f'{f"{self.unknown} unknown" if self.unknown else "all"}, turn {self.turn}>')
 
     def renew(self, now: float, max_grace: float) -> None:
         """Forget the addresses for those of a new answer, which `add` adds."""
@@ -1246,7 +1247,7 @@ def fixed_peers(address: Address) -> Peers:
     peers = Peers()
     peers.addresses = {str(address): address}
     peers.first_count = 1
-    peers.has_all = True
+    peers.unknown = ''
     return peers
 
 
@@ -1305,11 +1306,12 @@ class Names:
         peers.renew(now, self.max_grace)
         for _, answer in sorted(lookup.answers.items()):
             peers.add(answer, now, self.min_ttl)
-        if dns().TYPES.A not in lookup.answers:
+        peers.unknown = ''.join(kind.name for kind in (dns().TYPES.A, dns().TYPES.AAAA)
+                                if kind not in lookup.answers)
+        if peers.unknown == 'A':
             # Its nameservers may have those in a moment, and they would be tried first.
             peers.expires_at = min(peers.expires_at, now + MAX_INCOMPLETE)
         peers.took = now - lookup.began_at
-        peers.has_all = dns().TYPES.AAAA in lookup.answers
         store_latest(self.known, host, peers)
         return peers
 
@@ -1347,6 +1349,7 @@ class Names:
             # from its hosts file expire at 0.)
             if self.resolver is resolver:
                 self.resolver = self.get_dns_resolver(get_logger_adapter=get_logger_adapter)
+                await resolver[1](get_logger_adapter=get_logger_adapter)
             addresses = await self.ask(self.resolver, host, record_type, get_logger_adapter)
         return addresses
 
@@ -1416,14 +1419,15 @@ class Lookup:
     """Asks for the A records of one host, and for the AAAA records if they are needed.
 
     They are if there is no A record, if A has failed or is not answered soon, or if `wants_both`.
-    Some nameservers answer only one of the two questions.
+    Some nameservers answer only one of the two questions. But if it `needs_ipv4`, AAAA records do
+    not do: there are stale addresses of IPv4, and those are known to work.
     """
 
-    __slots__ = ('loop', 'names', 'host', 'deadline', 'why_late', 'wants_both',
+    __slots__ = ('loop', 'names', 'host', 'deadline', 'why_late', 'wants_both', 'needs_ipv4',
                  'get_resolver_adapter', 'began_at', 'questions', 'ends', 'answers', 'failures')
 
     def __init__(self, loop: Loop, names: Names, host: str, deadline: float,
-                 why_late: str, wants_both: bool,
+                 why_late: str, wants_both: bool, needs_ipv4: bool,
                  get_resolver_adapter: Callable[[], GetLoggerAdapter]) -> None:
         self.loop = loop
         self.names = names
@@ -1431,6 +1435,7 @@ class Lookup:
         self.deadline = deadline
         self.why_late = why_late
         self.wants_both = wants_both
+        self.needs_ipv4 = needs_ipv4
         self.get_resolver_adapter = get_resolver_adapter
         self.began_at = loop.time()
         # By the type of the records: what is being asked, and until when.
@@ -1450,7 +1455,7 @@ class Lookup:
             self.ask(dns().TYPES.A, self.deadline)
             while not self.advance(self.loop.time()):
                 await self.wait()
-            if not any(self.answers.values()):
+            if not any(self.answers.values()) or self.lacks_ipv4():
                 raise self.failure()
         finally:
             # By their tracebacks, they refer to this frame, which refers to them.
@@ -1486,8 +1491,10 @@ class Lookup:
         elif has_failed:
             self.ends[ipv6] = end
         if ipv4 in self.questions:
-            return bool(self.answers.get(ipv6)) and now >= self.began_at + PATIENCE_FOR_A
-        return ipv6 not in self.questions or has_ipv4 and not self.wants_both
+            return bool(self.answers.get(ipv6)) and not self.needs_ipv4 and \
+                now >= self.began_at + PATIENCE_FOR_A
+        return ipv6 not in self.questions or self.lacks_ipv4() or \
+            has_ipv4 and not self.wants_both
 
     def ask(self, kind: int, end: float) -> None:
         self.ends[kind] = min(end, self.deadline)
@@ -1521,7 +1528,7 @@ class Lookup:
         if ipv4 in self.questions:
             if ipv6 not in self.ends:
                 times.append(self.began_at + CONNECTION_ATTEMPT_DELAY)
-            elif self.answers.get(ipv6):
+            elif self.answers.get(ipv6) and not self.needs_ipv4:
                 times.append(self.began_at + PATIENCE_FOR_A)
         woken = self.loop.create_future()
         timer = self.loop.call_at(min(times), wake, woken) if times else None
@@ -1538,6 +1545,9 @@ class Lookup:
                 timer.cancel()
             for function in unwatch:
                 function()
+
+    def lacks_ipv4(self) -> bool:
+        return self.needs_ipv4 and dns().TYPES.A not in self.answers
 
     def failure(self) -> Exception:
         """A nameserver that fails tells more than a record that does not exist."""
@@ -1617,8 +1627,8 @@ class LocalResolver:
         self.resolv_conf = ResolvConf(resolv_conf, port)
         # Full names whose replies were truncated, so that more room is asked for at once.
         self.long_names: dict[str, bool] = {}
-        # By a name that is not full: the full one, until when, and an answer about it.
-        self.full_names: dict[str, tuple[str, float, int, Sequence[Address]]] = {}
+        # By a name that is not full: the full one, and until when.
+        self.full_names: dict[str, tuple[str, float]] = {}
 
     def __repr__(self) -> str:
         return f'<LocalResolver with {self.hosts} and {self.resolv_conf}>'
@@ -1639,14 +1649,15 @@ class LocalResolver:
         names = self.resolv_conf.candidates(host)
         if names == [host]:
             return await self.ask(host, record_type, get_logger_adapter)
-        name, until, kind, answer = self.full_names.get(host, ('', -inf, 0, ()))
-        if name not in names or now >= until:
-            name, until, kind, answer = self.full_names[host] = await self.search(
-                names, record_type, get_logger_adapter)
-            if kind != record_type:
-                raise dns().DnsNoMatchingAnswers(f'{name} has only addresses of the other kind')
-        return answer if kind == record_type else \
-            await self.ask(name, record_type, get_logger_adapter)
+        name, until = self.full_names.get(host, ('', -inf))
+        if name in names and now < until:
+            return await self.ask(name, record_type, get_logger_adapter)
+        name, kind, answer = await self.search(names, record_type, get_logger_adapter)
+        until = min(getattr(address, 'expires_at', 0) for address in answer)
+        store_latest(self.full_names, host, (name, max(until, now + 1)))
+        if kind != record_type:
+            raise dns().DnsNoMatchingAnswers(f'{name} has only addresses of the other kind')
+        return answer
 
     async def clear_cache(self, get_logger_adapter: GetLoggerAdapter) -> None:
         self.full_names.clear()
@@ -1654,8 +1665,8 @@ class LocalResolver:
 
     async def search(
             self, names: list[str], record_type: int, get_logger_adapter: GetLoggerAdapter,
-    ) -> tuple[str, float, int, Sequence[Address]]:
-        """Find the first of these names that has an address of either kind."""
+    ) -> tuple[str, int, Sequence[Address]]:
+        """The first of these names that has an address of either kind, which kind, and those."""
         failures = []
         try:
             for name in names:
@@ -1669,8 +1680,7 @@ class LocalResolver:
                     except dns().DnsResponseCode as cause:
                         failures.append(cause)
                         break
-                    until = min(getattr(address, 'expires_at', 0) for address in answer)
-                    return name, max(until, get_running_loop().time() + 1), kind, answer
+                    return name, kind, answer
             raise failures[0] if failures else dns().DnsRecordDoesNotExist(
                 f'{", ".join(names)} were asked for')
         finally:
@@ -1850,7 +1860,8 @@ class Query:
     of it is kept. Some functions of its module are replaced, but only for this resolver.
     """
 
-    __slots__ = ('resolver', 'name', 'nameserver', 'tries', 'errors', 'is_sent', 'is_long')
+    __slots__ = ('resolver', 'name', 'nameserver', 'tries', 'errors', 'is_sent', 'is_cut',
+                 'is_long', 'takes_cut')
 
     def __init__(self, resolver: LocalResolver, name: str) -> None:
         self.resolver = resolver
@@ -1861,8 +1872,11 @@ class Query:
         # What came of each try, and the nameservers that have answered by an error, each time.
         self.tries: list[str] = []
         self.errors: list[tuple[Any, ...]] = []
-        # Replies of more than 512 bytes are asked for.
+        # Whether the last reply was truncated, whether a long one is asked for, and whether what
+        # is in a truncated one will do.
+        self.is_cut = False
         self.is_long = name in resolver.long_names
+        self.takes_cut = False
 
     def __repr__(self) -> str:
         return f'<Query for {self.name}: {", ".join(self.tries) or "no try"}>'
@@ -1904,19 +1918,27 @@ class Query:
 
     async def nameservers(self, _: object, fqdn: bytes) -> AsyncIterator[tuple[Any, ...]]:
         """How many seconds each try has, and which nameserver."""
-        resolv_conf = self.resolver.resolv_conf
-        nameservers = resolv_conf.nameservers
-        for seconds in resolv_conf.waits:
+        nameservers = self.resolver.resolv_conf.nameservers
+        for seconds in self.resolver.resolv_conf.waits:
             for self.nameserver in nameservers:
                 # An error may pass, but hardly within a moment.
-                if self.errors.count(self.nameserver) < MAX_ERRORS:
-                    self.is_sent, was_long = False, self.is_long
-                    self.tries.append(f'{self.shown()} in {seconds:g} s')
-                    yield seconds, self.nameserver
-                    if not self.is_sent:
-                        self.tries[-1] = f'{self.shown()}, which can not be reached'
-                    if was_long != self.is_long:
-                        yield seconds, self.nameserver
+                if self.errors.count(self.nameserver) >= MAX_ERRORS:
+                    continue
+                yield self.attempt(seconds)
+                if not self.is_sent:
+                    self.tries[-1] = f'{self.shown()}, which can not be reached'
+                if self.is_cut:
+                    self.is_long = True
+                    yield self.attempt(seconds)
+                if self.is_long:
+                    # It may not know EDNS, or long replies get lost.
+                    self.is_long, self.takes_cut = False, True
+                    self.resolver.long_names.pop(self.name, None)
+
+    def attempt(self, seconds: float) -> tuple[float, tuple[Any, ...]]:
+        self.is_sent = self.is_cut = False
+        self.tries.append(f'{self.shown()} in {seconds:g} s')
+        return seconds, self.nameserver
 
     def shown(self) -> str:
         host: str = self.nameserver[0]
@@ -1927,7 +1949,7 @@ class Query:
         if self.is_long:
             # The OPT record of EDNS (RFC 6891 6.1.2), with the size of a reply as its class.
             message = message._replace(ar=(dns().ResourceRecord(
-                name=b'', qtype=41, qclass=MAX_DATAGRAM, ttl=0, rdata=b''),))
+                name=b'', qtype=41, qclass=MAX_REPLY, ttl=0, rdata=b''),))
         packed: bytes = dns().pack(message)
         return packed
 
@@ -1955,26 +1977,32 @@ class Query:
         """Receive a reply. An error of the nameserver ends the try at once."""
         module, where = dns(), f'nameserver {self.shown()}'
         try:
-            query, (data, _) = await module.recvfrom(loop, sockets, MAX_DATAGRAM)
+            query, (data, _) = await module.recvfrom(loop, sockets, MAX_REPLY)
         except OSError as cause:
             self.tries[-1] = f'{self.shown()}: {reason(cause)}'
             self.errors.append(self.nameserver)
             raise module.DnsSocketError() from cause
-        # What is too short or has another number is none, and aiodnsresolver waits on.
-        if len(data) >= 12 and int.from_bytes(data[:2]) == query.qid:
-            code, is_truncated, has_answers = data[3] & 15, data[2] & 2, any(data[6:8])
-            if code not in (0, 3):
-                self.tries[-1] = f'{self.shown()}: {RESPONSE_CODES.get(code, code)}'
-                self.errors.append(self.nameserver)
-                raise module.DnsResponseCode(code, where)
-            if is_truncated and not self.is_long:
-                self.is_long = True
-                store_latest(self.resolver.long_names, self.name, True)
-                raise module.DnsError('the reply was truncated')
-            if is_truncated and not has_answers:
-                raise module.DnsError(f'the reply of {where} was truncated, though {MAX_DATAGRAM} '
-                                      'bytes of it were asked for')
-            self.resolver.resolv_conf.has_answered(self.nameserver)
+        if len(data) < 12 or int.from_bytes(data[:2]) != query.qid:
+            # It is not the reply, which aiodnsresolver sees, too, and waits on.
+            return query, (data, self.nameserver)
+        code, is_truncated, has_answers = data[3] & 15, data[2] & 2, any(data[6:8])
+        if code not in (0, 3):
+            words = RESPONSE_CODES.get(code, f'response code {code}')
+            self.tries[-1] = f'{self.shown()}: {words}'
+            self.errors.append(self.nameserver)
+            if self.is_long:
+                raise module.DnsError(f'truncated, and with EDNS {words}, from {where}')
+            raise module.DnsResponseCode(code, where)
+        if is_truncated and not (has_answers and (self.is_long or self.takes_cut)):
+            self.is_cut = not self.is_long
+            self.tries[-1] = f'{self.shown()}: a truncated reply'
+            if self.is_cut:
+                raise module.DnsError(f'the reply of {where} was truncated')
+            self.errors.append(self.nameserver)
+            raise module.DnsError(f'the reply of {where} was truncated, with EDNS too')
+        if self.is_long:
+            store_latest(self.resolver.long_names, self.name, True)
+        self.resolver.resolv_conf.has_answered(self.nameserver)
         return query, (data, self.nameserver)
 
 
@@ -2747,7 +2775,9 @@ class Acquisition:
                 stale.ask_at = deadline
         # An idle connection that comes next and has an IPv6 address needs the AAAA records.
         wants_both = self.connector.books.is_ipv6_next(origin)
-        lookup = Lookup(self.loop, names, origin.host, deadline, why_late, wants_both,
+        needs_ipv4 = stale is not None and any(
+            address.version == 4 for address in stale.addresses.values())
+        lookup = Lookup(self.loop, names, origin.host, deadline, why_late, wants_both, needs_ipv4,
                         self.get_resolver_adapter)
         try:
             await lookup.run()
@@ -2770,10 +2800,10 @@ class Acquisition:
         stale.ask_at = self.loop.time() + min(2 ** stale.failures, MAX_STALE_PAUSE)
         stale.failures += 1
 
-    def ask_ipv6(self) -> Resolving:
+    def ask_for(self, kind: int) -> Resolving:
         return Resolving(
             self.loop, self.connector.names.answer(
-                self.loop, self.origin.host, dns().TYPES.AAAA, self.get_resolver_adapter),
+                self.loop, self.origin.host, kind, self.get_resolver_adapter),
             passed(self.connector.settings.socket_timeout))
 
     # Places
@@ -2860,19 +2890,16 @@ class Acquisition:
             raise
 
 
-# What an error of a race calls its lookup.
-IPV6_RECORDS = 'AAAA records'
-
-
 class Race:
     """Connects to the first address of a host that accepts (RFC 8305 5), without tasks.
 
     It tries the next address when the last one has failed, or has not answered in time, while the
-    earlier attempts go on. After the last address it asks for AAAA records. All attempts, and that
-    lookup, wake one future. Then `advance` looks at what has happened.
+    earlier attempts go on. After the last address it asks for the records that are unknown, which
+    usually are those of AAAA. All attempts, and that lookup, wake one future. Then `advance` looks
+    at what has happened.
     """
 
-    __slots__ = ('acquisition', 'peers', 'turn', 'addresses', 'attempts', 'lookup', 'has_asked',
+    __slots__ = ('acquisition', 'peers', 'turn', 'addresses', 'attempts', 'asked_for', 'lookup',
                  'give_up_at', 'next_at', 'failures')
 
     def __init__(self, acquisition: Acquisition, peers: Peers) -> None:
@@ -2884,9 +2911,9 @@ class Race:
         # then those from before and after that are tried.
         self.addresses: dict[Address, bool] = {}
         self.attempts: list[Connection] = []
-        # The lookup of AAAA records, while it goes on.
+        # The lookup of the records that are unknown: what it is called, and what goes on.
+        self.asked_for = ''
         self.lookup: Resolving | None = None
-        self.has_asked = False
         # When the lookup has had its time, because nothing else may still succeed.
         self.give_up_at = inf
         # When the next address is tried, or asked for.
@@ -2901,7 +2928,7 @@ class Race:
 
     def pending(self) -> list[str]:
         """What may still succeed."""
-        lookups = [] if self.lookup is None else [IPV6_RECORDS]
+        lookups = [] if self.lookup is None else [self.asked_for]
         return [connection.endpoint.peer for connection in self.attempts] + lookups
 
     async def run(self) -> Connection:
@@ -2955,9 +2982,9 @@ class Race:
         address = next((known for known, is_tried in self.addresses.items() if not is_tried), None)
         if address is None:
             self.next_at = inf
-            if not self.peers.has_all and not self.has_asked:
-                self.has_asked = True
-                self.lookup = self.acquisition.ask_ipv6()
+            if self.peers.unknown and not self.asked_for:
+                self.asked_for = f'{self.peers.unknown} records'
+                self.lookup = self.acquisition.ask_for(dns().TYPES[self.peers.unknown])
                 self.step_lookup(self.lookup, now)
             return None
         self.addresses[address] = True
@@ -2981,11 +3008,11 @@ class Race:
             return
         except StopIteration as stop:
             self.peers.add(stop.value, now, self.acquisition.connector.names.min_ttl)
-            self.peers.has_all = True
+            self.peers.unknown = ''
         except dns().DnsRecordDoesNotExist:
-            self.peers.has_all = True
+            self.peers.unknown = ''
         except Exception as cause:
-            self.failures.append((IPV6_RECORDS, cause))
+            self.failures.append((self.asked_for, cause))
         self.lookup = None
         self.give_up_at = inf
         self.next_at = now
@@ -3024,7 +3051,7 @@ class Race:
                 pending = ['no address was tried']
             self.failures += [(what, late) for what in pending]
         reasons = '; '.join(
-            f'{what}: {dns_reason(cause) if what == IPV6_RECORDS else reason(cause)}'
+            f'{what}: {dns_reason(cause) if what == self.asked_for else reason(cause)}'
             for what, cause in self.failures)
         raise HttpConnectionError(
             f'{self.acquisition.describe()}: connecting failed: {reasons}') from cause

@@ -176,7 +176,7 @@ async def test_names_show_what_is_known_and_a_lookup_what_it_waits_for():
     async with (Server(Answering(OK)) as server,
                 pool(get_dns_resolver=resolving(resolve)) as request):
         await get(request, f'http://name.test:{server.port}/')
-        assert '<Peers 127.0.0.1 until -inf, A only, turn 1>' in shown('Peers')
+        assert '<Peers 127.0.0.1 until -inf, AAAA unknown, turn 1>' in shown('Peers')
         assert '<Connector with names>' in shown('Connector')
         coroutine = request(b'GET', 'http://silent.test/a/path')
         await run_until(coroutine, waits)
