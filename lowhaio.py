@@ -130,9 +130,11 @@ MAX_SEARCH = 6
 # Limits of its options `attempts` and `timeout`, as resolv.conf(5) has them.
 MAX_ATTEMPTS = 5
 MAX_TIMEOUT = 30
-# Bytes of a reply, which EDNS asks for when it was truncated to the usual 512. Longer ones may be
-# cut into fragments on their way, which get lost (RFC 9715 3.2).
-MAX_REPLY = 1232
+# Bytes of a reply by UDP, which has 512 of them, unless the nameserver does not care. Longer ones
+# come by TCP.
+MAX_DATAGRAM = 4096
+# Labels, and pointers to labels, of a name in a reply. A name has at most 255 bytes (RFC 1035).
+MAX_LABELS = 256
 
 # Host names whose addresses a pool remembers, and origins whose TLS sessions it remembers.
 MAX_NAMES = 1024
@@ -1620,13 +1622,11 @@ def timed_out(socket_timeout: float) -> TimeoutError:
 # answer, and which full name was found for a short one: `Names` has the addresses.
 
 class LocalResolver:
-    __slots__ = ('hosts', 'resolv_conf', 'long_names', 'full_names')
+    __slots__ = ('hosts', 'resolv_conf', 'full_names')
 
     def __init__(self, hosts: str, resolv_conf: str, port: int) -> None:
         self.hosts = HostsFile(hosts)
         self.resolv_conf = ResolvConf(resolv_conf, port)
-        # Full names whose replies were truncated, so that more room is asked for at once.
-        self.long_names: dict[str, bool] = {}
         # By a name that is not full: the full one, and until when.
         self.full_names: dict[str, tuple[str, float]] = {}
 
@@ -1661,7 +1661,6 @@ class LocalResolver:
 
     async def clear_cache(self, get_logger_adapter: GetLoggerAdapter) -> None:
         self.full_names.clear()
-        self.long_names.clear()
 
     async def search(
             self, names: list[str], record_type: int, get_logger_adapter: GetLoggerAdapter,
@@ -1689,7 +1688,7 @@ class LocalResolver:
 
     async def ask(self, name: str, record_type: int,
                   get_logger_adapter: GetLoggerAdapter) -> Sequence[Address]:
-        return await Query(self, name).run(record_type, get_logger_adapter)
+        return await Query(self.resolv_conf, name).run(record_type, get_logger_adapter)
 
 
 LOOPBACK = IPv4Address('127.0.0.1'), IPv6Address('::1')
@@ -1860,11 +1859,10 @@ class Query:
     of it is kept. Some functions of its module are replaced, but only for this resolver.
     """
 
-    __slots__ = ('resolver', 'name', 'nameserver', 'tries', 'errors', 'is_sent', 'is_cut',
-                 'is_long', 'takes_cut')
+    __slots__ = ('resolv_conf', 'name', 'nameserver', 'is_sent', 'tries', 'errors', 'takes_cut')
 
-    def __init__(self, resolver: LocalResolver, name: str) -> None:
-        self.resolver = resolver
+    def __init__(self, resolv_conf: ResolvConf, name: str) -> None:
+        self.resolv_conf = resolv_conf
         self.name = name
         # The one that is being asked, and whether it could be.
         self.nameserver: tuple[Any, ...] = ()
@@ -1872,10 +1870,7 @@ class Query:
         # What came of each try, and the nameservers that have answered by an error, each time.
         self.tries: list[str] = []
         self.errors: list[tuple[Any, ...]] = []
-        # Whether the last reply was truncated, whether a long one is asked for, and whether what
-        # is in a truncated one will do.
-        self.is_cut = False
-        self.is_long = name in resolver.long_names
+        # What is in a truncated reply will do, because TCP was tried before.
         self.takes_cut = False
 
     def __repr__(self) -> str:
@@ -1884,14 +1879,13 @@ class Query:
     async def run(self, record_type: int,
                   get_logger_adapter: GetLoggerAdapter) -> Sequence[Address]:
         module = dns()
-        nameservers = self.resolver.resolv_conf.nameservers
+        nameservers = self.resolv_conf.nameservers
         if not nameservers:
-            raise module.DnsError(f'there is no nameserver in {self.resolver.resolv_conf.path}')
-        is_ipv6 = len(nameservers[0]) == 4
+            raise module.DnsError(f'there is no nameserver in {self.resolv_conf.path}')
         replaced = {
             # Both files have been read, and by other rules.
             'parse_etc_hosts': dict, 'parse_resolve_conf': tuple,
-            'AF_INET': socket.AF_INET6 if is_ipv6 else socket.AF_INET, 'WeakValueDictionary': dict,
+            'AF_INET': family_of(nameservers[0]), 'WeakValueDictionary': dict,
             'pack': self.pack, 'parse': self.parse, 'recvfrom': self.receive}
         make = types.FunctionType(module.Resolver.__code__, vars(module) | replaced,
                                   argdefs=module.Resolver.__defaults__)
@@ -1918,27 +1912,16 @@ class Query:
 
     async def nameservers(self, _: object, fqdn: bytes) -> AsyncIterator[tuple[Any, ...]]:
         """How many seconds each try has, and which nameserver."""
-        nameservers = self.resolver.resolv_conf.nameservers
-        for seconds in self.resolver.resolv_conf.waits:
+        nameservers = self.resolv_conf.nameservers
+        for seconds in self.resolv_conf.waits:
             for self.nameserver in nameservers:
                 # An error may pass, but hardly within a moment.
-                if self.errors.count(self.nameserver) >= MAX_ERRORS:
-                    continue
-                yield self.attempt(seconds)
-                if not self.is_sent:
-                    self.tries[-1] = f'{self.shown()}, which can not be reached'
-                if self.is_cut:
-                    self.is_long = True
-                    yield self.attempt(seconds)
-                if self.is_long:
-                    # It may not know EDNS, or long replies get lost.
-                    self.is_long, self.takes_cut = False, True
-                    self.resolver.long_names.pop(self.name, None)
-
-    def attempt(self, seconds: float) -> tuple[float, tuple[Any, ...]]:
-        self.is_sent = self.is_cut = False
-        self.tries.append(f'{self.shown()} in {seconds:g} s')
-        return seconds, self.nameserver
+                if self.errors.count(self.nameserver) < MAX_ERRORS:
+                    self.is_sent = False
+                    self.tries.append(f'{self.shown()} in {seconds:g} s')
+                    yield seconds, self.nameserver
+                    if not self.is_sent:
+                        self.tries[-1] = f'{self.shown()}, which can not be reached'
 
     def shown(self) -> str:
         host: str = self.nameserver[0]
@@ -1946,15 +1929,13 @@ class Query:
 
     def pack(self, message: Any) -> bytes:
         self.is_sent = True
-        if self.is_long:
-            # The OPT record of EDNS (RFC 6891 6.1.2), with the size of a reply as its class.
-            message = message._replace(ar=(dns().ResourceRecord(
-                name=b'', qtype=41, qclass=MAX_REPLY, ttl=0, rdata=b''),))
         packed: bytes = dns().pack(message)
         return packed
 
     def parse(self, data: bytes) -> Any:
         """Parse a reply, and shorten the chain of aliases in it to one, or to the records."""
+        if len(data) > 512:
+            check_names(data)
         message = dns().parse(data)
         aliases = {record.name.lower(): record for record in message.an
                    if record.qtype == dns().TYPES.CNAME}
@@ -1977,33 +1958,88 @@ class Query:
         """Receive a reply. An error of the nameserver ends the try at once."""
         module, where = dns(), f'nameserver {self.shown()}'
         try:
-            query, (data, _) = await module.recvfrom(loop, sockets, MAX_REPLY)
+            query, (data, _) = await module.recvfrom(loop, sockets, MAX_DATAGRAM)
         except OSError as cause:
-            self.tries[-1] = f'{self.shown()}: {reason(cause)}'
-            self.errors.append(self.nameserver)
+            self.failed(reason(cause))
             raise module.DnsSocketError() from cause
         if len(data) < 12 or int.from_bytes(data[:2]) != query.qid:
             # It is not the reply, which aiodnsresolver sees, too, and waits on.
             return query, (data, self.nameserver)
-        code, is_truncated, has_answers = data[3] & 15, data[2] & 2, any(data[6:8])
+        is_truncated, has_answers = data[2] & 2, any(data[6:8])
+        if is_truncated and not (has_answers and self.takes_cut):
+            self.takes_cut = True
+            self.tries[-1] += ', by TCP too'
+            try:
+                data = await self.ask_by_tcp(loop, query)
+            except (OSError, EOFError) as cause:
+                if not has_answers:
+                    self.failed(f'truncated, and by TCP {reason(cause)}')
+                    raise module.DnsError(f'the reply of {where} was truncated, and it can not be '
+                                          f'had by TCP: {reason(cause)}') from cause
+        code = data[3] & 15
         if code not in (0, 3):
-            words = RESPONSE_CODES.get(code, f'response code {code}')
-            self.tries[-1] = f'{self.shown()}: {words}'
-            self.errors.append(self.nameserver)
-            if self.is_long:
-                raise module.DnsError(f'truncated, and with EDNS {words}, from {where}')
+            self.failed(RESPONSE_CODES.get(code, f'response code {code}'))
             raise module.DnsResponseCode(code, where)
-        if is_truncated and not (has_answers and (self.is_long or self.takes_cut)):
-            self.is_cut = not self.is_long
-            self.tries[-1] = f'{self.shown()}: a truncated reply'
-            if self.is_cut:
-                raise module.DnsError(f'the reply of {where} was truncated')
-            self.errors.append(self.nameserver)
-            raise module.DnsError(f'the reply of {where} was truncated, with EDNS too')
-        if self.is_long:
-            store_latest(self.resolver.long_names, self.name, True)
-        self.resolver.resolv_conf.has_answered(self.nameserver)
+        self.resolv_conf.has_answered(self.nameserver)
         return query, (data, self.nameserver)
+
+    def failed(self, why: str) -> None:
+        self.tries[-1] = f'{self.shown()}: {why}'
+        self.errors.append(self.nameserver)
+
+    async def ask_by_tcp(self, loop: Loop, query: Any) -> bytes:
+        with socket.socket(family_of(self.nameserver), socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            with contextlib.suppress(BlockingIOError):
+                sock.connect(self.nameserver)
+            writable = loop.create_future()
+            loop.add_writer(sock, wake, writable)
+            try:
+                await writable
+            finally:
+                loop.remove_writer(sock)
+            packed = self.pack(query)
+            sock.send(len(packed).to_bytes(2) + packed)
+            # Each message has its length before it (RFC 1035 4.2.2).
+            reply = b''
+            while len(reply) < 2 or len(reply) < 2 + int.from_bytes(reply[:2]):
+                _, (data, _) = await dns().recvfrom(loop, [(sock, query)], 65536)
+                if not data:
+                    raise EOFError('the connection was closed')
+                reply += data
+        return reply[2:]
+
+
+def family_of(nameserver: tuple[Any, ...]) -> int:
+    return socket.AF_INET6 if len(nameserver) == 4 else socket.AF_INET
+
+
+def check_names(data: bytes) -> None:
+    """Raise IndexError if a name of a reply is not plain, so that parsing would take very long.
+
+    For each pointer in a name, aiodnsresolver looks at all the pointers before it.
+    """
+    def end_of_name(at: int) -> int:
+        end = 0
+        for _ in range(MAX_LABELS):
+            length = data[at]
+            if length == 0:
+                return end or at + 1
+            if length >= 192:
+                end = end or at + 2
+                at = (length - 192) * 256 + data[at + 1]
+            else:
+                at += 1 + length
+        raise IndexError('a name of too many labels')
+
+    questions, *counts = (int.from_bytes(data[at:at + 2]) for at in range(4, 12, 2))
+    at = 12
+    for _ in range(questions):
+        at = end_of_name(at) + 4
+    for _ in range(sum(counts)):
+        at = end_of_name(at) + 10
+        kind, length = int.from_bytes(data[at - 10:at - 8]), int.from_bytes(data[at - 2:at])
+        at = end_of_name(at) if kind == dns().TYPES.CNAME else at + length
 
 
 async def no_host(*_: object) -> None:

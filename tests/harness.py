@@ -1109,6 +1109,21 @@ def bound_to_each(*addresses, kind=socket.SOCK_STREAM):
             return socks
 
 
+def bound_to_both(*addresses):
+    """Sockets of UDP and listeners of TCP for each address, all with one port."""
+    while True:
+        socks = bound_to_each(*addresses, kind=socket.SOCK_DGRAM)
+        with contextlib.ExitStack() as stack:
+            for sock in socks:
+                stack.enter_context(sock)
+            listeners = [stack.enter_context(socket.socket(sock.family)) for sock in socks]
+            with contextlib.suppress(OSError):  # somebody has that port of TCP
+                for sock, listener in zip(socks, listeners, strict=True):
+                    listener.bind(sock.getsockname())
+                stack.pop_all()
+                return socks, listeners
+
+
 class Website(http.server.BaseHTTPRequestHandler):
     """Answers each GET with a short page."""
 
@@ -1331,22 +1346,24 @@ def rotating(addresses, count, **options):
 @dataclasses.dataclass
 class Query:
     """What a `ScriptedNameserver` was asked: when, by the seconds since it began, the name in
-    lower case, the kind, at which of its addresses, and how long a reply may be by EDNS."""
+    lower case, the kind, at which of its addresses, and by which protocol."""
 
     time: float
     name: str
     kind: str
     at: str
-    edns: int | None
+    by: str
 
 
 class ScriptedNameserver:
-    """A nameserver on UDP on the loop of the test, so that it works also if the clock stands.
+    """A nameserver on the loop of the test, so that it works also if the clock stands.
 
-    It has one port at one or more addresses. It replies by `answers`, which may change at any
-    time: by name, or by name and kind if the two kinds differ, to a `Reply` or a function of the
-    `Query` that returns one. Other names do not exist. For the queries to an address that is in
-    `answers_at`, the reply there comes before all of these.
+    It has one port, of UDP and of TCP, at one or more addresses. It replies by `answers`, which
+    may change at any time: by name, or by name and kind if the two kinds differ, to a `Reply` or a
+    function of the `Query` that returns one. Other names do not exist. For the queries to an
+    address that is in `answers_at`, the reply there comes before all of these. What it does with
+    connections is its `tcp`: it 'answers', is 'silent', 'closes' them in the middle of a reply, or
+    sends that 'in pieces'.
     """
 
     def __init__(self, *addresses):
@@ -1355,20 +1372,51 @@ class ScriptedNameserver:
         self.answers_at = {}
         self.queries = []
         self.pending = self.most_pending = 0
+        self.tcp = 'answers'
         self.socks = {}
+        self.listeners = {}
+        self.connections = []
 
     async def __aenter__(self):
         self.loop = asyncio.get_running_loop()
         self.began = self.loop.time()
-        socks = bound_to_each(*self.addresses, kind=socket.SOCK_DGRAM)
+        socks, listeners = bound_to_both(*self.addresses)
         self.port = socks[0].getsockname()[1]
-        for address, sock in zip(self.addresses, socks, strict=True):
+        for address, sock, listener in zip(self.addresses, socks, listeners, strict=True):
             self.listen(address, sock)
+            listener.setblocking(False)
+            listener.listen()
+            self.loop.add_reader(listener.fileno(), self.accept, address, listener)
+            self.listeners[address] = listener
         return self
 
     async def __aexit__(self, *error):
         for address in list(self.socks):
             self.refuse(address)
+        self.refuse_tcp()
+        for sock in self.connections:
+            self.loop.remove_reader(sock.fileno())
+            sock.close()
+
+    def refuse_tcp(self):
+        """Refuse connections from now on."""
+        while self.listeners:
+            _, listener = self.listeners.popitem()
+            self.loop.remove_reader(listener.fileno())
+            listener.close()
+
+    def accept(self, address, listener):
+        sock, _ = listener.accept()
+        sock.setblocking(False)
+        self.connections.append(sock)
+        self.loop.add_reader(sock.fileno(), self.receive_by_tcp, address, sock)
+
+    def receive_by_tcp(self, address, sock):
+        if data := sock.recv(65536):
+            assert len(data) == 2 + int.from_bytes(data[:2])
+            self.reply(dnslib.DNSRecord.parse(data[2:]), address, sock, None)
+        else:
+            self.loop.remove_reader(sock.fileno())
 
     def listen(self, address, sock=None):
         """Reply at the address from now on, if it refused before."""
@@ -1395,9 +1443,8 @@ class ScriptedNameserver:
     def reply(self, request, address, sock, peer):
         kind = dnslib.QTYPE[request.q.qtype]
         name = str(request.q.qname).rstrip('.').lower()
-        sizes = [record.edns_len for record in request.ar if record.rtype == dnslib.QTYPE.OPT]
         query = Query(round(self.loop.time() - self.began, 3), name, kind, address,
-                      sizes[0] if sizes else None)
+                      'TCP' if peer is None else 'UDP')
         self.queries.append(query)
         reply = self.answers_at.get(
             address, self.answers.get((name, kind), self.answers.get(name, NXDOMAIN)))
@@ -1407,7 +1454,7 @@ class ScriptedNameserver:
             return
         self.pending += 1
         self.most_pending = max(self.most_pending, self.pending)
-        data = packed(request, reply, kind, max(query.edns or 0, 512))
+        data = packed(request, reply, kind, 65535 if peer is None else 512)
         if reply.late:
             self.loop.call_later(
                 reply.late, self.send, address, sock, peer, reply.datagrams(data))
@@ -1416,9 +1463,22 @@ class ScriptedNameserver:
 
     def send(self, address, sock, peer, datagrams):
         self.pending -= 1
-        if self.socks.get(address) is sock:
+        if peer is None:
+            for data in datagrams:
+                self.send_by_tcp(sock, len(data).to_bytes(2) + data)
+        elif self.socks.get(address) is sock:
             for data in datagrams:
                 sock.sendto(data, peer)
+
+    def send_by_tcp(self, sock, data):
+        if self.tcp == 'closes':
+            sock.sendall(data[:100])
+            sock.shutdown(socket.SHUT_WR)
+        elif self.tcp == 'in pieces':
+            for index, piece in enumerate((data[:1], data[1:50], data[50:])):
+                self.loop.call_later(0.01 * index, sock.sendall, piece)
+        elif self.tcp == 'answers':
+            sock.sendall(data)
 
     def asked(self, **wanted):
         """The names and kinds of the queries that have these values."""

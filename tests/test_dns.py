@@ -12,8 +12,10 @@ import ipaddress
 import itertools
 import logging
 import os
+import struct
 
 import aiodnsresolver
+import dnslib
 import pytest
 
 import lowhaio
@@ -209,6 +211,19 @@ async def test_a_resolver_whose_answers_are_always_over_is_asked_once_more_each_
             assert len(own.asked) == 2 * lookups
             await passing(1)
     assert own.made <= 4
+
+
+@on_clock
+async def test_a_resolver_that_is_replaced_is_told_to_clear_its_cache():
+    """Or the timers of what it keeps would last as long as that."""
+    own = OwnResolver(lambda number, host: [lasting('127.0.0.1', 2)])
+    async with (ServerAtEach('127.0.0.1') as web, pool(get_dns_resolver=own) as request):
+        await get(request, f'http://name.test:{web.port}/')
+        assert own.cleared == []
+        await passing(2.001)
+        await get(request, f'http://name.test:{web.port}/')
+        assert own.made == 2
+        assert len(own.cleared) == 1
 
 
 @on_clock
@@ -632,6 +647,19 @@ async def test_the_nameserver_that_answered_last_is_asked_first(tmp_path, case):
 
 
 @on_clock
+async def test_a_short_name_of_ttl_0_does_not_make_it_forget_which_nameserver_answers(tmp_path):
+    async with Lan(tmp_path, nameservers=['127.0.0.1', '127.0.0.2'],
+                   options='search a.test') as lan:
+        lan.nameserver.answers_at['127.0.0.1'] = SILENCE
+        lan.answers['api.a.test'] = found('127.0.0.1', ttl=0)
+        async with lan.pool(min_ttl=0) as request:
+            await times(0.5, lan.get(request, 'api'))
+            for _ in range(3):
+                await passing(0.1)
+                await times(0, lan.get(request, 'api'))
+
+
+@on_clock
 async def test_with_rotate_each_lookup_begins_at_the_next_nameserver(tmp_path):
     addresses = ['127.0.0.1', '127.0.0.2', '127.0.0.3']
     async with Lan(tmp_path, nameservers=addresses, options='options rotate') as lan:
@@ -670,45 +698,107 @@ MANY = [f'127.0.0.{number}' for number in range(1, 41)]
 @pytest.mark.parametrize('count', [30, 31, 40])
 @pytest.mark.parametrize('is_cut_to_fit', [False, True], ids=['no records', 'some records'])
 @on_clock
-async def test_a_truncated_reply_is_asked_for_again_with_more_room(tmp_path, count, is_cut_to_fit):
+async def test_a_truncated_reply_is_asked_for_by_tcp(tmp_path, count, is_cut_to_fit):
     async with Lan(tmp_path, *MANY, nameservers=['127.0.0.1', '127.0.0.2']) as lan:
         lan.answers['name.test'] = found(*MANY[:count], is_cut_to_fit=is_cut_to_fit)
         async with lan.pool(keep_alive_timeout=0) as request:
             for _ in range(count):
                 await lan.get(request)
         assert sorted(lan.web.used) == sorted(MANY[:count])
-        assert [(query.time, query.at, query.kind, query.edns)
+        assert [(query.time, query.at, query.kind, query.by)
                 for query in lan.nameserver.queries] == [
-            (0, '127.0.0.1', 'A', None), (0, '127.0.0.1', 'A', 1232)][:1 + (count > 30)]
+            (0, '127.0.0.1', 'A', 'UDP'), (0, '127.0.0.1', 'A', 'TCP')][:1 + (count > 30)]
 
 
+@pytest.mark.parametrize('nameserver', ['127.0.0.1', '::1'])
+@pytest.mark.parametrize('tcp', ['answers', 'in pieces'])
 @on_clock
-async def test_seventy_addresses_fit_into_the_larger_reply(tmp_path):
-    async with Lan(tmp_path, '127.0.0.1') as lan:
-        addresses = ['127.0.0.1'] + [f'127.9.9.{number}' for number in range(1, 70)]
-        lan.answers['name.test'] = found(*addresses)
-        async with lan.pool() as request:
-            assert await lan.used(request) == '127.0.0.1'
-        assert [query.edns for query in lan.nameserver.queries] == [None, 1232]
-
-
-@on_clock
-async def test_what_is_in_a_reply_that_is_still_truncated_is_used(tmp_path):
-    async with Lan(tmp_path, '127.0.0.1', '127.0.0.2') as lan:
+async def test_two_thousand_addresses_come_by_tcp(tmp_path, tcp, nameserver):
+    async with Lan(tmp_path, '127.0.0.1', nameservers=[nameserver]) as lan:
+        lan.nameserver.tcp = tcp
         lan.answers['name.test'] = found(
-            *(f'127.0.0.{1 + number % 2}' for number in range(400)), is_cut_to_fit=True)
+            '127.0.0.1', *(f'127.9.{first}.{last}' for first in range(10) for last in range(200)))
         async with lan.pool() as request:
-            assert await lan.used(request) in ('127.0.0.1', '127.0.0.2')
-        assert [query.edns for query in lan.nameserver.queries] == [None, 1232]
+            used = asyncio.create_task(lan.used(request))
+            await passing(0.1)
+            assert await used == '127.0.0.1'
+        assert [query.by for query in lan.nameserver.queries] == ['UDP', 'TCP']
 
 
 @on_clock
-async def test_a_long_chain_of_aliases_is_asked_for_again_with_more_room(tmp_path):
+async def test_a_long_chain_of_aliases_is_asked_for_by_tcp(tmp_path):
     aliases = tuple(f'{"x" * 60}.{number}.test' for number in range(8))
     async with Lan(tmp_path) as lan, lan.pool() as request:
         lan.answers['name.test'] = found('127.0.0.1', aliases=aliases)
         assert await lan.used(request) == '127.0.0.1'
-        assert [query.edns for query in lan.nameserver.queries] == [None, 1232]
+        assert [query.by for query in lan.nameserver.queries] == ['UDP', 'TCP']
+
+
+@on_clock
+async def test_a_long_reply_is_taken_as_it_is_if_it_is_not_truncated(tmp_path):
+    """Some nameservers do not care about the 512 bytes of UDP."""
+    def whole(data):
+        record = dnslib.DNSRecord.parse(data)
+        record.header.tc = 0
+        record.add_answer(*found(*MANY).records('name.test', 'A'))
+        return [record.pack()]
+
+    async with Lan(tmp_path, *MANY) as lan, lan.pool() as request:
+        lan.answers['name.test'] = found(*MANY, datagrams=whole)
+        assert await lan.used(request) in MANY
+        assert [query.by for query in lan.nameserver.queries] == ['UDP']
+
+
+@on_clock
+async def test_a_reply_with_a_name_of_too_many_labels_is_not_taken(tmp_path):
+    def with_long_name(data):
+        end = data.index(b'\0', 12) + 5  # of the question
+        record = b'\1a' * 300 + b'\0' + struct.pack('!HHLH', 1, 1, 60, 4) + bytes((127, 0, 0, 1))
+        return [data[:6] + b'\0\1' + data[8:end] + record]
+
+    async with Lan(tmp_path) as lan, lan.pool() as request:
+        lan.answers['name.test', 'A'] = found('127.0.0.1', datagrams=with_long_name)
+        lan.answers['name.test', 'AAAA'] = Reply()
+        seconds, task = await measured(lan.get(request))
+        assert seconds == 7.5
+        await failed(task, HttpDnsError, TimeoutError)
+
+
+# What TCP does, how many seconds a request takes if there are addresses in the truncated reply,
+# and what it fails with if there are none.
+NO_TCP = {
+    'refuses': (0, aiodnsresolver.DnsError, 'the reply of nameserver 127.0.0.1 was truncated, and '
+                'it can not be had by TCP: ConnectionRefusedError: [Errno 111] Connection refused '
+                '(DnsError)'),
+    'closes': (0, aiodnsresolver.DnsError, 'the reply of nameserver 127.0.0.1 was truncated, and '
+               'it can not be had by TCP: the connection was closed (DnsError)'),
+    'silent': (0.5, TimeoutError, 'TimeoutError: no answer from nameserver 127.0.0.1 in 0.5 s, by '
+               'TCP too, 127.0.0.1 in 1 s, by TCP too, 127.0.0.1 in 2 s, by TCP too, 127.0.0.1 in '
+               '4 s, by TCP too'),
+}
+
+
+@pytest.mark.parametrize('tcp', NO_TCP)
+@on_clock
+async def test_what_is_in_a_truncated_reply_is_used_where_tcp_does_not_work(tmp_path, tcp):
+    seconds, cause, words = NO_TCP[tcp]
+    async with Lan(tmp_path, '127.0.0.1', '127.0.0.2') as lan:
+        lan.nameserver.tcp = tcp
+        if tcp == 'refuses':
+            lan.nameserver.refuse_tcp()
+        addresses = [f'127.0.0.{1 + number % 2}' for number in range(100)]
+        lan.answers['name.test'] = found(*addresses, is_cut_to_fit=True)
+        lan.answers['none.test', 'A'] = found(*addresses)
+        lan.answers['none.test', 'AAAA'] = Reply()
+        async with lan.pool() as request:
+            took, task = await measured(lan.used(request))
+            assert await task in ('127.0.0.1', '127.0.0.2')
+            assert took == seconds
+            _, task = await measured(lan.get(request, 'none.test'))
+            await failed(task, HttpDnsError, cause, f'GET http://none.test:{lan.web.port}: '
+                         f'resolving none.test failed: {words}')
+        assert len(lan.nameserver.asked(
+            name='name.test', kind='A', by='UDP')) == 1 + (tcp == 'silent')
 
 
 @on_clock
@@ -1463,6 +1553,33 @@ async def test_records_of_one_kind_are_used_when_the_other_kind_fails(tmp_path, 
         assert await times(seconds, lan.used(request)) == address
 
 
+@pytest.mark.parametrize('reply', [SERVFAIL, SILENCE], ids=['SERVFAIL', 'silence'])
+@on_clock
+async def test_old_ipv4_addresses_serve_while_only_aaaa_records_are_answered(tmp_path, reply):
+    """Many machines have no IPv6, and could reach nothing with AAAA records alone."""
+    async with Lan(tmp_path, '127.0.0.1', refusing=['::1']) as lan:
+        lan.answers['name.test'] = found('127.0.0.1', '::1', ttl=5)
+        async with lan.pool() as request:
+            assert await lan.used(request) == '127.0.0.1'
+            await passing(5)
+            lan.answers['name.test', 'A'] = reply
+            for _ in range(25):
+                seconds, task = await measured(lan.used(request))
+                assert await task == '127.0.0.1'
+                assert seconds <= 1
+                await passing(1)
+
+
+@on_clock
+async def test_a_records_are_waited_for_when_no_ipv6_address_can_be_reached(tmp_path):
+    async with Lan(tmp_path, '127.0.0.1', refusing=['::1']) as lan, lan.pool() as request:
+        lan.answers['name.test', 'A'] = one_by_one(SILENCE, SILENCE, found('127.0.0.1'))
+        lan.answers['name.test', 'AAAA'] = found('::1')
+        seconds, task = await measured(lan.used(request))
+        assert await task == '127.0.0.1'
+        assert 1 <= seconds <= 2
+
+
 @on_clock
 async def test_aaaa_records_are_asked_for_beside_a_question_for_a_that_takes_long(tmp_path):
     async with Lan(tmp_path, '127.0.0.1', '::1') as lan, lan.pool() as request:
@@ -1717,10 +1834,6 @@ ERRORS = {
     'another code': (
         Reply(rcode='NOTAUTH'), Reply(rcode='NOTAUTH'), '', BAD_CODE,
         f'response code 9 {FROM_IT}'),
-    'truncated': (
-        found(*(f'127.1.{number}.{last}' for number in range(2) for last in range(200))), Reply(),
-        '', aiodnsresolver.DnsError, 'the reply of nameserver 127.0.0.1 was truncated, with '
-        'EDNS too (DnsError)'),
     'aliases that go round': (
         Reply(aliases=('name.test',)), Reply(), '', aiodnsresolver.DnsCnameChainTooLong,
         'its chain of aliases is too long, or a loop (DnsCnameChainTooLong)'),
