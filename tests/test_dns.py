@@ -214,6 +214,19 @@ async def test_a_resolver_whose_answers_are_always_over_is_asked_once_more_each_
 
 
 @on_clock
+async def test_an_address_from_the_hosts_file_of_aiodnsresolver_is_not_over():
+    """It expires at 0, which is no time of the loop."""
+    own = OwnResolver(lambda number, host: [
+        aiodnsresolver.IPv4AddressExpiresAt('127.0.0.1', expires_at=0)])
+    async with ServerAtEach('127.0.0.1') as web, pool(get_dns_resolver=own) as request:
+        for lookups in (1, 2):
+            await get(request, f'http://name.test:{web.port}/')
+            assert len(own.asked) == lookups
+            await passing(1)
+    assert own.made == 1
+
+
+@on_clock
 async def test_a_resolver_that_is_replaced_is_told_to_clear_its_cache():
     """Or the timers of what it keeps would last as long as that."""
     own = OwnResolver(lambda number, host: [lasting('127.0.0.1', 2)])
@@ -393,12 +406,14 @@ async def test_a_change_of_hosts_is_noticed_within_a_second_and_looked_for_once_
 
     for write in (write_in_place, replace):
         with row(write.__name__):
-            async with Lan(tmp_path, hosts='127.0.0.1 a.test') as lan, lan.pool() as request:
+            hosts = '127.0.0.1 a.test b.test'
+            async with Lan(tmp_path, hosts=hosts) as lan, lan.pool() as request:
                 assert await lan.used(request, 'a.test') == '127.0.0.1'
                 write('127.0.0.2')
                 await passing(0.99)
                 # Nobody has looked, so a request costs nothing more.
-                assert await lan.used(request, 'a.test') == '127.0.0.1'
+                for name in ('a.test', 'b.test'):
+                    assert await lan.used(request, name) == '127.0.0.1'
                 await passing(0.01)
                 assert await lan.used(request, 'a.test') == '127.0.0.2'
                 assert lan.nameserver.queries == []
@@ -1411,6 +1426,21 @@ async def test_what_a_resolver_raises_decides_whether_old_addresses_serve():
                     await times(0, failed(get(request, url), HttpDnsError, type(error)))
 
 
+@on_clock
+async def test_a_fault_of_a_resolver_is_not_hidden_by_its_other_answer():
+    async def resolve(host):
+        raise ValueError('a fault')
+
+    async def resolve_ipv6(host):
+        asked.append(host)
+        return [lasting('::1', 5)]
+
+    asked = []
+    async with pool(get_dns_resolver=resolving(resolve, resolve_ipv6)) as request:
+        await failed(get(request, 'http://name.test/'), HttpDnsError, ValueError)
+    assert asked == []
+
+
 # -------------------------------------------------------------------------------- changing answers
 
 
@@ -1478,6 +1508,21 @@ async def test_a_host_with_one_address_that_moves_is_followed_at_its_ttl(tmp_pat
 
 
 @on_clock
+async def test_an_address_of_two_answers_ago_has_its_grace_too(tmp_path):
+    """When the TTL is another one each time."""
+    async with Lan(tmp_path, *FIFTY[:6]) as lan, lan.pool(keep_alive_timeout=600) as request:
+        lan.answers['name.test'] = one_by_one(
+            found(*FIFTY[:2], ttl=50), found(*FIFTY[2:4], ttl=5), found(*FIFTY[4:6], ttl=1000))
+        before = await lan.used(request)
+        for seconds in (50, 5, 44.999):
+            await passing(seconds)
+            assert await lan.used(request) == before
+        await passing(0.001)
+        assert await lan.used(request) in FIFTY[4:6]
+        assert len(lan.nameserver.queries) == 3
+
+
+@on_clock
 async def test_an_address_that_is_told_twice_is_a_single_one(tmp_path):
     async with Lan(tmp_path) as lan, lan.pool() as request:
         lan.answers['name.test'] = found('127.0.0.1', '127.0.0.1', ttl=5)
@@ -1540,6 +1585,8 @@ KINDS = {
     'A fine, AAAA silent': (found('127.0.0.1'), SILENCE, '127.0.0.1', 0),
     'A fine, AAAA SERVFAIL': (found('127.0.0.1'), SERVFAIL, '127.0.0.1', 0),
     'A late, AAAA silent': (found('127.0.0.1', late=0.45), SILENCE, '127.0.0.1', 0.45),
+    'A SERVFAIL late, AAAA late': (
+        Reply(rcode='SERVFAIL', late=0.1), found('::1', late=0.35), '::1', 0.55),
 }
 
 
@@ -1605,6 +1652,7 @@ BOTH_FAIL = {
     'A refuses connections, AAAA silent': (found('127.0.0.1'), SILENCE, 0.25),
     'A refuses connections late, AAAA silent': (found('127.0.0.1', late=0.2), SILENCE, 0.6),
     'A SERVFAIL, AAAA silent': (SERVFAIL, SILENCE, 0.25),
+    'A SERVFAIL late, AAAA silent': (Reply(rcode='SERVFAIL', late=0.4), SILENCE, 2.4),
     'A SERVFAIL, AAAA SERVFAIL': (SERVFAIL, SERVFAIL, 0),
     'A NODATA, AAAA SERVFAIL': (Reply(), SERVFAIL, 0),
 }
@@ -1729,6 +1777,34 @@ async def test_requests_to_one_name_need_one_lookup(tmp_path):
         await passing(0.1)
         await asyncio.gather(*tasks)
         assert lan.nameserver.asked() == [('name.test', 'A')]
+
+
+@on_clock
+async def test_requests_that_wait_for_a_lookup_share_its_failure(tmp_path):
+    async with Lan(tmp_path) as lan, lan.pool() as request:
+        lan.answers['name.test'] = Reply(rcode='SERVFAIL', late=0.05)
+        tasks = []
+        for _ in range(20):
+            tasks.append(asyncio.ensure_future(lan.fails(request, BAD_CODE)))
+            await passing(0.004)
+        await passing(0.2)
+        await asyncio.gather(*tasks)
+        assert len(lan.nameserver.asked()) <= 4
+
+
+@on_clock
+async def test_a_request_has_all_of_socket_timeout_for_its_lookup(tmp_path):
+    """Though another one that began the lookup earlier fails earlier."""
+    async with Lan(tmp_path) as lan, lan.pool(socket_timeout=2) as request:
+        lan.answers['name.test'] = SILENCE
+        first = asyncio.ensure_future(lan.fails(request, TimeoutError))
+        await passing(1.5)
+        second = asyncio.ensure_future(lan.used(request))
+        await passing(0.6)
+        await first
+        lan.answers['name.test'] = found('127.0.0.1')
+        await passing(1)
+        assert await second == '127.0.0.1'
 
 
 # Which of three requests to one name are cancelled, and when.
