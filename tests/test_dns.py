@@ -596,6 +596,8 @@ TRIES = {
     'one attempt': ('options attempts:1', 1, [(0, 1)], 4),
     'five attempts': ('options attempts:9', 1, [(0, 1), (0.5, 1), (1.5, 1), (3.5, 1), (7.5, 1)],
                       10),
+    'five attempts, of a second': ('options attempts:9 timeout:1', 1, [
+        (0, 1), (1, 1), (2, 1), (3, 1), (4, 1)], 5),
     'no attempt': ('options attempts:0', 1, [(0, 1)], 4),
     'a timeout of 0': ('options timeout:0', 1, [(0, 1), (0.5, 1), (1.5, 1), (3.5, 1)], 7.5),
     'bad values': ('options timeout:x attempts: ndots timeout:-1 unknown:3 attempts:2.5', 1,
@@ -672,6 +674,17 @@ async def test_a_short_name_of_ttl_0_does_not_make_it_forget_which_nameserver_an
             for _ in range(3):
                 await passing(0.1)
                 await times(0, lan.get(request, 'api'))
+
+
+@pytest.mark.parametrize('addresses', [('127.0.0.1', '::1'), ('::1', '127.0.0.1')],
+                         ids=['IPv4 first', 'IPv6 first'])
+@on_clock
+async def test_nameservers_may_be_of_both_families(tmp_path, addresses):
+    async with Lan(tmp_path, nameservers=addresses) as lan, lan.pool() as request:
+        lan.nameserver.answers_at[addresses[0]] = SILENCE
+        lan.answers['name.test'] = found('127.0.0.1')
+        await times(0.5, lan.get(request))
+        assert [query.at for query in lan.nameserver.matching(kind='A')] == list(addresses)
 
 
 @on_clock
