@@ -4,7 +4,12 @@ what a resolver of the caller's may do.
 
 import asyncio
 import contextlib
+import functools
 import ipaddress
+import logging
+import os
+import pathlib
+import tempfile
 import threading
 import time
 import types
@@ -13,7 +18,7 @@ from ipaddress import IPv4Address
 import aiodnsresolver
 import pytest
 
-from lowhaio import HttpConnectionError, HttpDnsError, Pool
+from lowhaio import HttpConnectionError, HttpDnsError, Pool, get_dns_resolver_default
 from tests.harness import (
     OK,
     PATIENCE,
@@ -28,6 +33,7 @@ from tests.harness import (
     forever,
     get,
     local_address,
+    measured,
     on_clock,
     on_loops,
     on_loops_at_once,
@@ -723,3 +729,160 @@ async def test_closing_the_pool_clears_the_cache_of_the_resolver(nameserver):
         await get(request, f'http://name.test:{server.port}/')
         await close()
     assert cleared == [True]
+
+
+# How lookups end that are of two questions, or that clean up
+
+
+@on_loops
+async def test_a_request_closed_while_it_asks_two_questions_lets_the_resolver_clean_up_both():
+    asked, ended = [], []
+
+    async def wait(host):
+        asked.append(host)
+        try:
+            await forever()
+        finally:
+            ended.append(host)
+
+    async with pool(get_dns_resolver=resolving(wait, wait)) as request:
+        await run_until(coroutine := request(b'GET', 'http://name.test/'), lambda: len(asked) == 2)
+        assert ended == []
+        coroutine.close()
+        assert ended == ['name.test'] * 2
+
+
+@on_loops
+async def test_a_resolver_that_insists_may_clean_up_after_socket_timeout():
+    cleaned = []
+
+    async def resolve(host):
+        try:
+            await forever()
+        finally:
+            while not cleaned:
+                with contextlib.suppress(asyncio.CancelledError):
+                    await asyncio.sleep(0.01)
+                    cleaned.append(host)
+
+    options = {'get_dns_resolver': resolving(resolve), 'socket_timeout': 0.01}
+    async with pool(**options) as request:
+        await failed(
+            request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError,
+            'GET http://name.test:80: resolving name.test failed: TimeoutError: socket_timeout, '
+            '0.01 seconds, passed')
+    assert cleaned == ['name.test']
+
+
+@on_clock
+async def test_of_answers_that_are_over_at_the_same_time_one_replaces_the_resolver():
+    made = []
+
+    def get_dns_resolver(get_logger_adapter):
+        async def resolve(host, kind, get_logger_adapter):
+            await turns(3)
+            seconds = -1 if number == 0 else 60
+            return [aiodnsresolver.IPv4AddressExpiresAt(
+                '127.0.0.1', expires_at=asyncio.get_running_loop().time() + seconds)]
+
+        async def clear_cache(get_logger_adapter):
+            pass
+
+        number = len(made)
+        made.append(number)
+        return resolve, clear_cache
+
+    async with (Server(Answering(OK)) as server,
+                pool(get_dns_resolver=get_dns_resolver) as request):
+        async with asyncio.TaskGroup() as group:
+            for name in ('a.test', 'b.test', 'c.test'):
+                group.create_task(get(request, f'http://{name}:{server.port}/'))
+    assert made == [0, 1]
+
+
+@on_clock
+async def test_socket_timeout_also_ends_a_lookup_beside_stale_addresses(nameserver):
+    silent = []
+
+    async def resolve(host):
+        if silent:
+            await forever()
+        return [aiodnsresolver.IPv4AddressExpiresAt(
+            '127.0.0.1', expires_at=asyncio.get_running_loop().time() + 5)]
+
+    options = {'get_dns_resolver': resolving(resolve), 'socket_timeout': 0.5}
+    async with Server(Answering(OK)) as server, pool(**options) as request:
+        await get(request, server.url.replace('127.0.0.1', 'name.test'))
+        silent.append(True)
+        await passing(6)
+        seconds, task = await measured(get(request, server.url.replace('127.0.0.1', 'name.test')))
+        assert (await task)[2] == b'ok'
+        assert seconds == 0.5
+
+
+# The files and the nameservers of the machine
+
+
+@contextlib.contextmanager
+def without_privileges():
+    """Nobody may read what only its owner may read."""
+    if os.geteuid() == 0:
+        os.seteuid(65534)
+        try:
+            yield
+        finally:
+            os.seteuid(0)
+    else:
+        yield
+
+
+@on_loops
+async def test_a_hosts_file_that_may_not_be_read_is_not_used(nameserver, caplog):
+    with tempfile.TemporaryDirectory() as directory:
+        hosts, resolv_conf = (pathlib.Path(directory) / name for name in ('hosts', 'resolv.conf'))
+        hosts.write_text('127.0.0.9 name.test\n')
+        resolv_conf.write_text('nameserver 127.0.0.1\n')
+        pathlib.Path(directory).chmod(0o755)
+        resolv_conf.chmod(0o644)
+        hosts.chmod(0o600 if os.geteuid() == 0 else 0)
+        get_dns_resolver = functools.partial(
+            get_dns_resolver_default, hosts=str(hosts), resolv_conf=str(resolv_conf),
+            port=nameserver.address[1])
+        async with (Server(Answering(OK)) as server,
+                    pool(get_dns_resolver=get_dns_resolver) as request):
+            with without_privileges():
+                await get(request, f'http://name.test:{server.port}/')
+    assert nameserver.queries == {'name.test': 1}
+    text = caplog.records[-1].getMessage()
+    assert f"{hosts} is not used: [Errno 13] Permission denied: '{hosts}'" in text
+
+
+@on_loops
+async def test_a_nameserver_that_can_not_be_reached_is_told(tmp_path):
+    (tmp_path / 'resolv.conf').write_text('nameserver 255.255.255.255\n')
+    get_dns_resolver = functools.partial(
+        get_dns_resolver_default, hosts=str(tmp_path / 'none'),
+        resolv_conf=str(tmp_path / 'resolv.conf'))
+    async with pool(get_dns_resolver=get_dns_resolver) as request:
+        error = await failed(
+            request(b'GET', 'http://name.test/'), HttpDnsError, aiodnsresolver.DnsSocketError)
+    tries = ', '.join(['255.255.255.255, which can not be reached'] * 4)
+    assert str(error) == (
+        'GET http://name.test:80: resolving name.test failed: no answer from nameserver '
+        f'{tries} (DnsSocketError)')
+
+
+@on_loops
+async def test_what_fails_in_a_lookup_is_logged_for_information(nameserver, tmp_path, caplog):
+    """Warnings are for what the program has to do with."""
+    nameserver.answers['broken.test'] = 'SERVFAIL'
+    (tmp_path / 'resolv.conf').write_text('nameserver 127.0.0.1\n')
+    get_dns_resolver = functools.partial(
+        get_dns_resolver_default, hosts=str(tmp_path / 'none'),
+        resolv_conf=str(tmp_path / 'resolv.conf'), port=nameserver.address[1])
+    caplog.set_level(logging.INFO)
+    async with pool(get_dns_resolver=get_dns_resolver) as request:
+        await failed(request(b'GET', 'http://broken.test/'), HttpDnsError,
+                     aiodnsresolver.DnsResponseCode)
+    failures = [record for record in caplog.records if 'Nameserver failed' in record.getMessage()]
+    assert {record.levelname for record in failures} == {'INFO'}

@@ -11,8 +11,11 @@ import lowhaio
 from lowhaio import Pool, buffered, repeatable, streamed
 from tests.harness import (
     OK,
+    SILENCE,
     UNFINISHED,
     Answering,
+    NameFiles,
+    ScriptedNameserver,
     Server,
     always,
     bound_to,
@@ -234,3 +237,21 @@ async def test_the_books_of_a_pool_show_who_has_places_and_who_waits():
         assert '<Books: 2 of 2 places, 0 idle, 0 waiting, the pool is closed>' in shown('Books')
         await body.aclose()
         await other_body.aclose()
+
+
+@on_one_loop
+async def test_the_resolver_shows_its_files_and_what_it_has_tried(tmp_path):
+    async with ScriptedNameserver() as nameserver:
+        nameserver.answers['name.test'] = SILENCE
+        files = NameFiles(tmp_path, nameserver, '127.0.0.1 one.test two.test\n')
+        async with pool(get_dns_resolver=files.get_dns_resolver) as request:
+            coroutine = request(b'GET', 'http://name.test/')
+            await run_until(coroutine, lambda: nameserver.queries)
+            hosts = f'<HostsFile {files.hosts}: 2 names>'
+            resolv_conf = f'<ResolvConf {files.resolv_conf}: 1 nameservers>'
+            assert hosts in shown('HostsFile')
+            assert resolv_conf in shown('ResolvConf')
+            assert f'<LocalResolver with {hosts} and {resolv_conf}>' in shown('LocalResolver')
+            assert '<Query for name.test: 127.0.0.1 in 0.5 s>' in shown('Query')
+            assert '<Lookup of name.test: 1 being asked, 0 answered, 0 failed>' in shown('Lookup')
+            coroutine.close()
