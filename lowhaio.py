@@ -133,8 +133,12 @@ MAX_TIMEOUT = 30
 # Bytes of a reply by UDP, which has 512 of them, unless the nameserver does not care. Longer ones
 # come by TCP.
 MAX_DATAGRAM = 4096
-# Labels, and pointers to labels, of a name in a reply. A name has at most 255 bytes (RFC 1035).
-MAX_LABELS = 256
+# Labels of a name in a long reply, and pointers to labels. A name has at most 255 bytes (RFC 1035
+# 2.3.4), and those that servers write have a pointer or two.
+MAX_LABELS = 128
+MAX_POINTERS = 16
+# Bytes of the header of a reply (RFC 1035 4.1.1).
+DNS_HEADER = 12
 
 # Host names whose addresses a pool remembers, and origins whose TLS sessions it remembers.
 MAX_NAMES = 1024
@@ -1805,13 +1809,16 @@ class ResolvConf:
             self.stamp = stamp
 
     def read(self, logger: Adapter) -> None:
-        addresses: list[Address] = []
+        nameservers: list[tuple[Any, ...]] = []
         self.search = []
         options: dict[str, str] = {}
         for number, (keyword, *values) in read_lines(self.path, b'#;', logger):
             if keyword == 'nameserver':
-                found = parse_address(values[0]) if values else []
-                addresses += found
+                found = []
+                with contextlib.suppress(OSError):  # its zone is unknown
+                    found = [sockaddr(address, self.port) for address in parse_address(
+                        ' '.join(values[:1]))]
+                nameservers += found
                 if not found:
                     logger.warning('%s, line %d: expected the IP address of a nameserver, got %r',
                                    self.path, number, ' '.join(values)[:MAX_SHOWN])
@@ -1821,12 +1828,13 @@ class ResolvConf:
             elif keyword == 'options':
                 options |= {name: value for name, _, value in
                             (option.partition(':') for option in values)}
-        del addresses[MAX_NAMESERVERS:], self.search[MAX_SEARCH:]
+        del nameservers[MAX_NAMESERVERS:], self.search[MAX_SEARCH:]
         # A socket of aiodnsresolver's has the family that all of its nameservers need.
-        is_mixed = any(address.version == 6 for address in addresses)
-        self.nameservers = [
-            (f'::ffff:{address}', self.port, 0, 0) if is_mixed and address.version == 4 else
-            sockaddr(address, self.port) for address in addresses]
+        if any(len(nameserver) == 4 for nameserver in nameservers):
+            nameservers = [nameserver if len(nameserver) == 4 else
+                           (f'::ffff:{nameserver[0]}', self.port, 0, 0)
+                           for nameserver in nameservers]
+        self.nameservers = nameservers
         self.ndots = number_of(options, 'ndots', 1)
         self.rotates = 'rotate' in options
         attempts = min(max(number_of(options, 'attempts', len(WAITS)), 1), MAX_ATTEMPTS)
@@ -1962,7 +1970,7 @@ class Query:
         except OSError as cause:
             self.failed(reason(cause))
             raise module.DnsSocketError() from cause
-        if len(data) < 12 or int.from_bytes(data[:2]) != query.qid:
+        if len(data) < DNS_HEADER or int.from_bytes(data[:2]) != query.qid:
             # It is not the reply, which aiodnsresolver sees, too, and waits on.
             return query, (data, self.nameserver)
         is_truncated, has_answers = data[2] & 2, any(data[6:8])
@@ -2001,13 +2009,15 @@ class Query:
             packed = self.pack(query)
             sock.send(len(packed).to_bytes(2) + packed)
             # Each message has its length before it (RFC 1035 4.2.2).
-            reply = b''
+            reply = bytearray()
             while len(reply) < 2 or len(reply) < 2 + int.from_bytes(reply[:2]):
                 _, (data, _) = await dns().recvfrom(loop, [(sock, query)], 65536)
                 if not data:
                     raise EOFError('the connection was closed')
                 reply += data
-        return reply[2:]
+        if len(reply) < 2 + DNS_HEADER:
+            raise EOFError('the reply is too short')
+        return bytes(reply[2:])
 
 
 def family_of(nameserver: tuple[Any, ...]) -> int:
@@ -2020,20 +2030,22 @@ def check_names(data: bytes) -> None:
     For each pointer in a name, aiodnsresolver looks at all the pointers before it.
     """
     def end_of_name(at: int) -> int:
-        end = 0
-        for _ in range(MAX_LABELS):
+        end = pointers = labels = 0
+        while labels < MAX_LABELS and pointers <= MAX_POINTERS:
             length = data[at]
             if length == 0:
                 return end or at + 1
             if length >= 192:
                 end = end or at + 2
                 at = (length - 192) * 256 + data[at + 1]
+                pointers += 1
             else:
                 at += 1 + length
+                labels += 1
         raise IndexError('a name of too many labels')
 
-    questions, *counts = (int.from_bytes(data[at:at + 2]) for at in range(4, 12, 2))
-    at = 12
+    questions, *counts = (int.from_bytes(data[at:at + 2]) for at in range(4, DNS_HEADER, 2))
+    at = DNS_HEADER
     for _ in range(questions):
         at = end_of_name(at) + 4
     for _ in range(sum(counts)):
