@@ -4,7 +4,6 @@ Each has a configuration and a directory of its own, and a port of 127.0.0.1 tha
 CONTRIBUTING.md has the packages of Debian.
 """
 
-import collections
 import contextlib
 import heapq
 import itertools
@@ -38,7 +37,7 @@ def loopback(number):
 def records(moved_to='127.0.0.1'):
     """(name, TTL, type, value) of all that each nameserver serves."""
     yield 'www', 60, 'A', loopback(1)
-    for name, number in ('five', 5), ('thirty', 30), ('forty', 40), ('sixty', 60):
+    for name, number in ('five', 5), ('thirty', 30), ('sixty', 60), ('hundred', 100):
         for last in range(1, number + 1):
             yield name, 60, 'A', loopback(last)
     for last in range(1, 6):
@@ -387,19 +386,22 @@ class Relay:
             with contextlib.suppress(OSError):
                 self.sock.bind(('127.0.0.1', port))
                 self.port = port
+        self.listener = socket.create_server(('127.0.0.1', self.port))
         self.wakers = socket.socketpair()
         self.reset()
-        self.thread = threading.Thread(target=self.run, daemon=True)
-        self.thread.start()
+        self.threads = [threading.Thread(target=run, daemon=True)
+                        for run in (self.run, self.run_tcp)]
+        for thread in self.threads:
+            thread.start()
 
     def reset(self):
-        self.asked = []  # (name, type, whether it had EDNS) of each query
-        self.replies = collections.Counter()  # of each name and type
+        self.asked = []  # (name, type, 'UDP' or 'TCP') of each query
         self.delay = 0  # of each answer, in seconds
         self.lost = 0  # so many of the next queries get no answer
         self.silent_for = ()  # types that get no answer
         self.failing_for = ()  # types that get SERVFAIL
         self.most_at_once = 0  # queries that had no answer yet
+        self.has_connection = False
 
     def count(self, name, *types):
         """How often a name of the zone was asked for."""
@@ -430,7 +432,7 @@ class Relay:
                     return
                 if fd == self.sock.fileno():
                     asked, client = self.sock.recvfrom(4096)
-                    question = self.note(asked)
+                    question = self.note(asked, 'UDP')
                     if self.lost or question[1] in self.silent_for:
                         self.lost = max(0, self.lost - 1)
                         continue
@@ -443,18 +445,39 @@ class Relay:
                     sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
                     sock.connect(self.upstream)
                     sock.send(asked)
-                    waiting[sock.fileno()] = sock, client, question
+                    waiting[sock.fileno()] = sock, client
                     poll.register(sock, select.POLLIN)
                 else:
-                    sock, client, question = waiting.pop(fd)
+                    sock, client = waiting.pop(fd)
                     poll.unregister(sock)
                     with sock, contextlib.suppress(ConnectionRefusedError):
                         reply = sock.recv(65535)
-                        self.replies[question] += 1
                         heapq.heappush(
                             due, (time.monotonic() + self.delay, next(numbers), client, reply))
 
-    def note(self, asked):
+    def run_tcp(self):
+        """One query for each connection, one after the other."""
+        poll = select.poll()
+        poll.register(self.listener, select.POLLIN)
+        with contextlib.suppress(OSError):  # it has been shut down
+            while True:
+                # Linux gives the next free descriptor to an accept() that waits, and the tests
+                # compare which are in use.
+                poll.poll()
+                client = self.listener.accept()[0]
+                self.has_connection = True
+                with client, client.makefile('rb') as asked:
+                    if length := asked.read(2):
+                        query = asked.read(int.from_bytes(length))
+                        self.note(query, 'TCP')
+                        with socket.create_connection(self.upstream) as sock:
+                            sock.sendall(length + query)
+                            with sock.makefile('rb') as answered:
+                                length = answered.read(2)
+                                client.sendall(length + answered.read(int.from_bytes(length)))
+                self.has_connection = False
+
+    def note(self, asked, transport):
         labels = []
         position = 12
         while length := asked[position]:
@@ -462,13 +485,15 @@ class Relay:
             position += 1 + length
         kind = struct.unpack('!H', asked[position + 1:position + 3])[0]
         question = '.'.join(labels), TYPES.get(kind, str(kind))
-        self.asked.append((*question, asked[10:12] != b'\0\0'))
+        self.asked.append((*question, transport))
         return question
 
     def stop(self):
         self.wakers[1].send(b'x')
-        self.thread.join()
-        for sock in self.sock, *self.wakers:
+        self.listener.shutdown(socket.SHUT_RDWR)
+        for thread in self.threads:
+            thread.join()
+        for sock in self.sock, self.listener, *self.wakers:
             sock.close()
 
 
