@@ -109,8 +109,9 @@ async def times(seconds, awaitable):
 
 
 def warnings_of(caplog):
-    """The warnings of the resolver, and of the core."""
-    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    """Those of the resolver and of the core. (In debug mode, asyncio has its own.)"""
+    return [record.getMessage() for record in caplog.records
+            if record.levelno >= logging.WARNING and record.name in ('aiodnsresolver', 'lowhaio')]
 
 
 def stale_warnings_of(caplog):
@@ -1089,6 +1090,18 @@ async def test_a_name_that_would_be_too_long_with_a_domain_is_asked_for_without(
         async with lan.pool() as request:
             assert await lan.used(request, name) == '127.0.0.2'
         assert lan.nameserver.asked() == [(name, 'A')]
+
+
+@on_clock
+async def test_a_full_name_has_253_characters_at_most(tmp_path):
+    name = '.'.join(['x' * 47] * 5)
+    domain = 'y' * 13
+    assert len(f'{name}.{domain}') == 253
+    async with Lan(tmp_path, options=f'search {domain}y {domain}\noptions ndots:9') as lan:
+        lan.answers[f'{name}.{domain}'] = found('127.0.0.2')
+        async with lan.pool() as request:
+            assert await lan.used(request, name) == '127.0.0.2'
+        assert lan.nameserver.asked() == [(f'{name}.{domain}', 'A')]
 
 
 @on_clock
