@@ -51,6 +51,7 @@ from functools import cache, partial
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
+from traceback import clear_frames
 from typing import Any, ParamSpec, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
@@ -1364,7 +1365,11 @@ class Names:
         try:
             addresses = list(await resolver[0](
                 host, record_type, get_logger_adapter=get_logger_adapter))
-        except dns().DnsTimeout as cause:
+        except dns().DnsError as cause:
+            # aiodnsresolver's frames refer to the error, which refers to them.
+            clear_frames(cause.__traceback__)
+            if not isinstance(cause, dns().DnsTimeout):
+                raise
             raise TimeoutError(
                 str(cause) or 'no nameserver answered in the time that the resolver gives'
             ) from cause
@@ -1388,6 +1393,7 @@ async def shared(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
     If that is cancelled, or its deadline passes, the next one asks.
     """
     answer: V | Exception | None = None
+    waiter: asyncio.Future[Any] | None = None
     try:
         while key in asking:
             waiter = loop.create_future()
@@ -1418,7 +1424,7 @@ async def shared(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
             waiters.clear()
     finally:
         # An error refers to this frame by its traceback, so this frame must not refer to it.
-        answer = None
+        answer = waiter = None
 
 
 class Lookup:
@@ -1867,7 +1873,8 @@ class Query:
     of it is kept. Some functions of its module are replaced, but only for this resolver.
     """
 
-    __slots__ = ('resolv_conf', 'name', 'nameserver', 'is_sent', 'tries', 'errors', 'takes_cut')
+    __slots__ = ('resolv_conf', 'name', 'nameserver', 'is_sent', 'tries', 'errors', 'failures',
+                 'takes_cut')
 
     def __init__(self, resolv_conf: ResolvConf, name: str) -> None:
         self.resolv_conf = resolv_conf
@@ -1878,6 +1885,8 @@ class Query:
         # What came of each try, and the nameservers that have answered by an error, each time.
         self.tries: list[str] = []
         self.errors: list[tuple[Any, ...]] = []
+        # What aiodnsresolver has caught, until the end.
+        self.failures: list[BaseException] = []
         # What is in a truncated reply will do, because TCP was tried before.
         self.takes_cut = False
 
@@ -1902,7 +1911,7 @@ class Query:
             transform_fqdn=mix_case, get_logger_adapter=get_silent_adapter)
         try:
             answer: Sequence[Address] = await resolve(
-                self.name, record_type, get_logger_adapter=partial(quiet, get_logger_adapter))
+                self.name, record_type, get_logger_adapter=partial(self.log, get_logger_adapter))
             return answer
         except (module.DnsTimeout, module.DnsSocketError) as error:
             error.args = self.told(),
@@ -1912,8 +1921,15 @@ class Query:
             error.__cause__ = module.DnsTimeout(self.told())
             raise
         finally:
+            # One of aiodnsresolver's frames has the error of the last try, which refers to it.
+            while self.failures:
+                clear_frames(self.failures.pop().__traceback__)
             # It cancels the timers that end what it has cached.
             await clear_cache(get_logger_adapter=get_silent_adapter)
+
+    def log(self, get_logger_adapter: GetLoggerAdapter, extra: dict[str, Any]) -> QueryLog:
+        adapter = get_logger_adapter(extra)
+        return QueryLog(adapter if adapter.isEnabledFor(INFO) else SILENT, self.failures)
 
     def told(self) -> str:
         return f'no answer from nameserver {", ".join(self.tries)}'
@@ -2072,16 +2088,21 @@ async def mix_case(name: bytes) -> bytes:
 CASE_BITS = bytes(32 if chr(code).isascii() and chr(code).isalpha() else 0 for code in range(256))
 
 
-class QuietAdapter(logging.LoggerAdapter[Any]):
+class QueryLog:
     """aiodnsresolver warns of each try that fails, but others may not."""
 
-    def warning(self, msg: object, *args: object, **kwargs: Any) -> None:
-        self.info(msg, *args, **kwargs)
+    __slots__ = ('debug', 'info', 'failures')
 
+    def __init__(self, adapter: Adapter, failures: list[BaseException]) -> None:
+        self.debug = adapter.debug
+        self.info = adapter.info
+        self.failures = failures
 
-def quiet(get_logger_adapter: GetLoggerAdapter, extra: dict[str, Any]) -> Adapter:
-    adapter = get_logger_adapter(extra)
-    return QuietAdapter(adapter, {}) if adapter.isEnabledFor(INFO) else get_silent_adapter({})
+    def warning(self, msg: object, *args: object) -> None:
+        failure = sys.exception()
+        if failure is not None:
+            self.failures.append(failure)
+        self.info(msg, *args)
 
 
 def get_silent_adapter(extra: dict[str, Any]) -> Adapter:
@@ -2308,7 +2329,7 @@ class Resolving(InTime):
 
     def __init__(self, loop: Loop, coroutine: Coroutine[Any, Any, Any], why_late: str) -> None:
         super().__init__(loop, coroutine, why_late)
-        self.task = current_task()
+        self.task: Any = current_task()
         # How many cancellations the coroutine has made, and not taken back.
         self.own = 0
         # Which cancellations the next step tells of: the coroutine's own, and those of others.
@@ -2331,7 +2352,9 @@ class Resolving(InTime):
         return True
 
     def cancelling(self) -> int:
-        return self.task.cancelling() + self.own
+        # After its end it has no task.
+        others: int = 0 if self.is_over else self.task.cancelling()
+        return others + self.own
 
     def uncancel(self) -> int:
         self.own = max(self.own - 1, 0)
@@ -2358,6 +2381,10 @@ class Resolving(InTime):
                 raise
             # It went on after a cancellation of the task, but that is not to be lost.
             raise CancelledError(*self.cancel_args) from None
+        finally:
+            if self.is_over:
+                # A frame of an error may refer to this, and the task will refer to the error.
+                self.task = None
         if is_ambiguous:
             self.interrupt(self.cancel_args or ())
 
@@ -2384,6 +2411,8 @@ class Resolving(InTime):
             asyncio._leave_task(self.loop, stand_in)
             if task is not None:
                 asyncio._enter_task(self.loop, task)
+            # The task may end with an error that has this frame in its traceback.
+            del task
 
 
 def runs_here(loop: Loop) -> bool:

@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import struct
+import weakref
 
 import aiodnsresolver
 import dnslib
@@ -1990,6 +1991,61 @@ async def test_of_several_nameservers_an_error_tells_of_the_last(tmp_path):
         await times(0, lan.fails(
             request, BAD_CODE, 'server failure (SERVFAIL) from nameserver 127.0.0.2 '
             '(DnsResponseCode)'))
+
+
+# ------------------------------------------------------------------------ what failed is forgotten
+
+
+class Content:
+    """A body of a request, of which it can be told whether it is still there."""
+
+    async def __call__(self):
+        return
+        yield
+
+
+# What the nameserver says of both kinds, the options of resolv.conf, and those of the pool.
+FORGOTTEN = {
+    'no such name': (NXDOMAIN, '', {}),
+    'no address': (Reply(), '', {}),
+    'SERVFAIL': (SERVFAIL, '', {}),
+    'SERVFAIL in each domain': (SERVFAIL, TWO_DOMAINS, {}),
+    'aliases that go round': (Reply(aliases=('other.test', 'name.test')), '', {}),
+    'silence': (SILENCE, '', {}),
+    'silence until socket_timeout': (SILENCE, '', {'socket_timeout': 2}),
+    'no connection after a failed try': (one_by_one(SERVFAIL, found('127.0.0.9')), '', {}),
+    'a resolver of aiodnsresolver itself': (SERVFAIL, '', {'get_dns_resolver': asking}),
+}
+
+
+@pytest.mark.parametrize('is_cancelled', [False, True], ids=['', 'the first is cancelled'])
+@pytest.mark.parametrize('count', [1, 2])
+@pytest.mark.parametrize('case', FORGOTTEN)
+@on_clock
+async def test_a_failed_lookup_leaves_nothing_of_the_request_to_be_collected(
+        tmp_path, case, count, is_cancelled, only_full_collections):
+    reply, options, pool_options = FORGOTTEN[case]
+    async with Lan(tmp_path, options=options) as lan:
+        lan.answers.update(dict.fromkeys(
+            ('name.test', 'name.test.a.test', 'name.test.b.test'), reply))
+        if pool_options.get('get_dns_resolver') is asking:
+            # In a single try: the error of an earlier one, which only it knows, is in a cycle.
+            pool_options = {'get_dns_resolver': asking((5, ('127.0.0.1', lan.nameserver.port)))}
+        async with lan.pool(**pool_options) as request:
+            contents = [Content() for _ in range(count)]
+            kept = [weakref.ref(content) for content in contents]
+            tasks = [asyncio.ensure_future(request(b'GET', 'http://name.test:1/', body=content))
+                     for content in contents]
+            del contents
+            await passing(0.3)
+            if is_cancelled:
+                tasks[0].cancel()
+            await passing(10)
+            assert all(isinstance(error, HttpConnectionError | asyncio.CancelledError)
+                       for error in await asyncio.gather(*tasks, return_exceptions=True))
+            tasks.clear()
+            await settling()
+            assert [reference() for reference in kept] == [None] * count
 
 
 # ----------------------------------------------------------------------------------------- options
