@@ -875,6 +875,18 @@ async def test_what_is_no_reply_to_the_query_is_ignored(tmp_path, case):
             assert await times(0.5, lan.used(request, name)) == '127.0.0.1'
 
 
+@pytest.mark.parametrize('length', [0, 1, 3, 11, 12, 40, 600])
+@on_clock
+async def test_what_is_no_reply_by_tcp_is_a_try_without_an_answer(tmp_path, length):
+    async with Lan(tmp_path, *MANY) as lan, lan.pool() as request:
+        whole, cut = found(*MANY), found(*MANY, datagrams=lambda data: [data[:length]])
+        lan.answers['name.test', 'A'] = one_by_one(whole, cut, whole)
+        lan.answers['name.test', 'AAAA'] = Reply()
+        seconds, task = await measured(lan.used(request))
+        assert await task in MANY
+        assert seconds <= 0.5
+
+
 @pytest.mark.parametrize('ttl', [2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1])
 @on_loops
 async def test_any_ttl_is_taken(tmp_path, ttl):
@@ -1172,6 +1184,21 @@ async def test_a_fresh_answer_needs_no_resolv_conf(tmp_path):
         lan.files.resolv_conf.unlink()
         await passing(59)
         await lan.get(request)
+
+
+@pytest.mark.parametrize('line', ['nameserver', 'nameserver nonsense', 'nameserver 127.1',
+                                  'nameserver fe80::1%no-such-link', 'nameserver [::1]:53'])
+@on_clock
+async def test_a_line_without_a_nameserver_is_skipped_with_a_warning(tmp_path, caplog, line):
+    async with Lan(tmp_path) as lan, lan.pool() as request:
+        lan.files.write_resolv_conf(f'# one\n{line}\nnameserver 127.0.0.1\n')
+        for name in ('name.test', 'other.test'):
+            lan.answers[name] = found('127.0.0.2')
+            assert await lan.used(request, name) == '127.0.0.2'
+        [warning] = warnings_of(caplog)
+        value = line.partition(' ')[2]
+        assert warning.endswith(f'{lan.files.resolv_conf}, line 2: expected the IP address of a '
+                                f'nameserver, got {value!r}')
 
 
 @pytest.mark.parametrize('content', [None, '', '# nameserver 127.0.0.1', 'nameserver\n',
