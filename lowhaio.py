@@ -52,7 +52,7 @@ from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
 from traceback import clear_frames
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 __version__ = '0.1.0'
@@ -1386,27 +1386,35 @@ class Names:
             await self.resolver[1](get_logger_adapter=get_resolver_adapter({}))
 
 
+class Failure(NamedTuple):
+    """An error, and where it was raised first."""
+
+    error: Exception
+    traceback: types.TracebackType | None = None
+
+
 async def shared(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
                  ask: Callable[[], Awaitable[V]], deadline: float = inf, why_late: str = '') -> V:
     """Return or raise what `ask` does, or what it did for the request that was the first to ask.
 
     If that is cancelled, or its deadline passes, the next one asks.
     """
-    answer: V | Exception | None = None
+    answer: V | Failure | None = None
     waiter: asyncio.Future[Any] | None = None
     try:
         while key in asking:
             waiter = loop.create_future()
             asking[key].append(waiter)
             timer = None if deadline == inf else \
-                loop.call_at(deadline, give_to, waiter, TimeoutError(why_late))
+                loop.call_at(deadline, give_to, waiter, Failure(TimeoutError(why_late)))
             try:
                 answer = await waiter
             finally:
                 if timer is not None:
                     timer.cancel()
-            if isinstance(answer, Exception):
-                raise answer
+            if isinstance(answer, Failure):
+                # Otherwise its traceback would grow by the frames of each request that raises it.
+                raise answer.error.with_traceback(answer.traceback)
             if answer is not None:
                 return answer
         waiters = asking[key] = []
@@ -1415,7 +1423,7 @@ async def shared(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
             return answer
         except Exception as error:
             if loop.time() < deadline:
-                answer = error
+                answer = Failure(error, error.__traceback__)
             raise
         finally:
             del asking[key]

@@ -12,6 +12,7 @@ import pathlib
 import tempfile
 import threading
 import time
+import traceback
 import types
 from ipaddress import IPv4Address
 
@@ -434,6 +435,24 @@ async def test_lookups_of_one_name_at_once_time_out_together(silent_address):
     assert [type(error) for error in errors] == [HttpDnsError] * 3
     assert [type(error.__cause__) for error in errors] == [TimeoutError] * 3
     assert [task.cancelling() for task in tasks] == [0, 0, 0]
+
+
+@on_loops
+async def test_an_error_that_requests_share_tells_of_each_only_its_own_frames():
+    async def resolve(host):
+        await turns(2)
+        raise LookupError(host)
+
+    async def lines_of_error(request):
+        with pytest.raises(HttpDnsError) as raised:
+            await request(b'GET', 'http://name.test/')
+        text = ''.join(traceback.format_exception(raised.value))
+        assert 'in resolve\n' in text
+        return len(text.splitlines())
+
+    async with pool(get_dns_resolver=resolving(resolve)) as request:
+        lines = await asyncio.gather(*(lines_of_error(request) for _ in range(20)))
+    assert len(set(lines[1:])) == 1
 
 
 @types.coroutine
