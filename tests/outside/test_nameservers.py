@@ -152,7 +152,7 @@ async def test_each_of_five_addresses_gets_a_connection(relay, files):
         for _ in range(5):
             assert (await get(request, url('five', server)))[2] == b'ok'
     assert sorted(script.addresses) == list(map(loopback, range(1, 6)))
-    assert relay.names() == [('five', 'A')]
+    assert relay.names() == ['five']
 
 
 @on_loops
@@ -179,8 +179,7 @@ async def test_a_truncated_answer_is_asked_for_by_tcp(relay, files, name, number
             await get(request, url(name, server))
     await until(lambda: not relay.has_connection)
     assert len(set(script.addresses)) == number
-    full = f'{name}.{ZONE}'
-    assert relay.asked == [(full, 'A', 'UDP'), (full, 'A', 'TCP')]
+    assert [transport for _, kind, transport in relay.asked if kind == 'A'] == ['UDP', 'TCP']
 
 
 # Knot ends an answer after the fifth alias, and is asked for what follows.
@@ -195,7 +194,7 @@ async def test_a_chain_of_aliases_in_one_answer_is_one_query(
     async with everywhere(script) as server, pool(**files.options) as request:
         assert (await get(request, url(f'chain{length}', server)))[2] == b'ok'
     assert script.addresses == ['127.0.0.1']
-    assert len(relay.asked) <= max(1, 1 + length - AT_ONCE.get(nameserver.name, length))
+    assert len(relay.names()) <= max(1, 1 + length - AT_ONCE.get(nameserver.name, length))
 
 
 # -------------------------------------------------------------------------------------- one family
@@ -210,7 +209,7 @@ async def test_a_name_with_only_an_ipv6_address(relay, files):
         for _ in range(3):
             assert (await get(request, url('six', server)))[2] == b'ok'
     assert script.addresses == ['::1']
-    assert relay.names() == [('six', 'A'), ('six', 'AAAA')]
+    assert relay.asked == [(f'six.{ZONE}', 'A', 'UDP'), (f'six.{ZONE}', 'AAAA', 'UDP')]
 
 
 @pytest.mark.parametrize('fault', ['failing_for', 'silent_for'])
@@ -249,7 +248,7 @@ async def test_a_name_without_an_address(relay, files, name):
                 f'GET http://{full}:80: resolving {full} failed: {words} ({cause.__name__})')
     times = 1 + (time.monotonic() - started) // 5  # more than once on a very slow machine
     assert len(relay.asked) <= 2 * times
-    assert set(relay.names()) == {(name, 'A'), (name, 'AAAA')}
+    assert {kind for _, kind, _ in relay.asked} == {'A', 'AAAA'}
 
 
 # -------------------------------------------------------------------------------------------- time
@@ -261,7 +260,7 @@ async def test_a_ttl_of_zero_is_taken_for_a_second(relay, files):
         started = time.monotonic()
         for _ in range(100):
             await get(request, url('zero', server))
-    assert 1 <= len(relay.asked) <= 1 + (time.monotonic() - started)
+    assert 1 <= len(relay.names()) <= 1 + (time.monotonic() - started)
 
 
 @on_loops
@@ -270,9 +269,9 @@ async def test_a_ttl_of_zero_can_be_kept_to(relay, files, nameserver):
         for _ in range(10):
             await get(request, url('zero', server))
     if nameserver.program.raises_ttl_0:
-        assert 1 <= len(relay.asked) <= 10
+        assert 1 <= len(relay.names()) <= 10
     else:
-        assert len(relay.asked) == 10
+        assert len(relay.names()) == 10
 
 
 @on_loops_at_once
@@ -390,10 +389,15 @@ async def test_who_has_answered_is_asked_first(nameservers, tmp_path):
 async def test_a_nameserver_that_refuses_is_not_waited_for(relay, files):
     """Its port is closed."""
     files.resolv_conf.write_text('nameserver 127.0.0.2\nnameserver 127.0.0.1\n')
-    async with everywhere(Noting()) as server, pool(**files.options) as request:
-        await get(request, url('www', server))
-    # Had it been waited for, IPv6 would have been asked about.
-    assert relay.names() == [('www', 'A')]
+    seconds = []
+    async with everywhere(Noting()) as server:
+        for _ in range(3):
+            started = time.monotonic()
+            async with pool(**files.options) as request:
+                await get(request, url('www', server))
+            seconds.append(time.monotonic() - started)
+    assert min(seconds) < 0.5  # which is the first time-out
+    assert relay.names() == ['www'] * 3
 
 
 @on_loops
@@ -431,15 +435,14 @@ async def test_short_names_are_searched_for(relay, files):
     async with everywhere(script) as server, pool(**files.options) as request:
         for _ in range(3):
             assert (await get(request, f'http://www:{server.port}/'))[2] == b'ok'
-        assert relay.names() == [('www.default', 'A'), ('www.svc', 'A'), ('www', 'A')]
+        assert relay.names() == ['www.default', 'www.svc', 'www']
         # The field is what the caller wrote.
         assert {value(head, b'host') for head in script.heads} == {b'www:%d' % server.port}
         relay.reset()
         # A whole name is tried with each domain first, because it has fewer than five dots.
         await get(request, url('five', server))
         assert relay.names() == [
-            (f'five.{ZONE}.default', 'A'), (f'five.{ZONE}.svc', 'A'), (f'five.{ZONE}', 'A'),
-            ('five', 'A')]
+            f'five.{ZONE}.default', f'five.{ZONE}.svc', f'five.{ZONE}', 'five']
 
 
 @on_loops
@@ -447,7 +450,7 @@ async def test_the_case_of_a_name_makes_no_difference(relay, files):
     async with everywhere(Noting()) as server, pool(**files.options) as request:
         for name in ('www', 'WWW', 'Www'):
             await get(request, url(name, server))
-    assert relay.names() == [('www', 'A')]
+    assert relay.names() == ['www']
 
 
 @on_loops
@@ -471,6 +474,6 @@ async def test_a_file_that_changes_is_read_again(relay, files):
         assert f'no nameserver in {files.resolv_conf}' in str(error)
         files.resolv_conf.write_text('nameserver 127.0.0.1\n')
         assert (await get(request, url('www', server)))[2] == b'ok'
-    assert relay.names() == [('www', 'A')]
+    assert relay.names() == ['www']
 
 
