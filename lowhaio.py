@@ -1551,7 +1551,8 @@ class Lookup:
             elif self.answers.get(ipv6) and not self.needs_ipv4:
                 times.append(self.began_at + PATIENCE_FOR_A)
         woken = self.loop.create_future()
-        timer = self.loop.call_at(min(times), wake, woken) if times else None
+        # A resolver that is late may take any time to end.
+        timer = self.loop.call_at(min(times, default=self.deadline + MAX_SECONDS), wake, woken)
         first, *others = self.questions.values()
         unwatch = [other.watch(woken) for other in others]
         try:
@@ -1561,8 +1562,7 @@ class Lookup:
                 other.abandon()
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
             for function in unwatch:
                 function()
 
@@ -1712,6 +1712,8 @@ class LocalResolver:
 LOOPBACK = IPv4Address('127.0.0.1'), IPv6Address('::1')
 # The types of the records of addresses: A and AAAA.
 KINDS = 1, 28
+# The bytes of an address in them.
+LENGTHS = {1: 4, 28: 16}
 
 
 def of_kind(addresses: Iterable[Address], record_type: int, expires_at: float) -> list[Address]:
@@ -1969,6 +1971,9 @@ class Query:
         if len(data) > 512:
             check_names(data)
         message = dns().parse(data)
+        if any(len(record.rdata) != LENGTHS.get(record.qtype, len(record.rdata))
+               for record in message.an):
+            raise IndexError('an address of another length')
         aliases = {record.name.lower(): record for record in message.an
                    if record.qtype == dns().TYPES.CNAME}
         name = end = message.qd[0].name.lower() if message.qd else b''

@@ -703,6 +703,23 @@ async def test_with_rotate_each_lookup_begins_at_the_next_nameserver(tmp_path):
 
 
 @on_clock
+async def test_a_nameserver_that_is_no_longer_in_the_file_may_still_answer(tmp_path):
+    """The file changes while it is asked. Then the new ones are asked."""
+    async with Lan(tmp_path, nameservers=['127.0.0.1', '127.0.0.2']) as lan:
+        lan.answers['slow.test'] = found('127.0.0.1', late=0.2)
+        lan.answers['other.test'] = found('127.0.0.1')
+        async with lan.pool() as request:
+            slow = asyncio.create_task(lan.get(request, 'slow.test'))
+            await passing(0.1)
+            lan.files.write_resolv_conf('nameserver 127.0.0.2\n')
+            assert await lan.used(request, 'other.test') == '127.0.0.1'
+            await passing(0.1)
+            assert (await slow)[2] == b'ok'
+        assert [(query.name, query.at) for query in lan.nameserver.queries] == [
+            ('slow.test', '127.0.0.1'), ('other.test', '127.0.0.2')]
+
+
+@on_clock
 async def test_without_rotate_all_lookups_ask_the_first_nameserver(tmp_path):
     async with Lan(tmp_path, nameservers=['127.0.0.1', '127.0.0.2', '::1']) as lan:
         async with lan.pool() as request:
@@ -856,6 +873,8 @@ NO_REPLIES = {
     'a part': lambda data: data[:-9],
     'another question': lambda data: data.replace(b'\x04', b'\x05', 1),
     'letters of another case': lambda data: data.swapcase(),
+    'an address of three bytes': lambda data: data[:-6] + b'\x00\x03' + data[-4:-1],
+    'an address of no byte': lambda data: data[:-6] + b'\x00\x00',
 }
 
 
