@@ -1292,7 +1292,8 @@ class Reply:
     """What a `ScriptedNameserver` says of a name.
 
     Of the addresses, which may be of both kinds, those of the kind that is asked for are told. If
-    there are aliases, the name is one of the first, and the last has the addresses. `late` are the
+    there are aliases, the name is one of the first, and the last has the addresses. `alias_ttls`
+    are those of the aliases, if these have others than the addresses. `late` are the
     seconds until it is sent, or None if it never is. A reply that is too long has none of the
     records, as with most nameservers, or those that fit. `datagrams` may turn its bytes into those
     of one or more others.
@@ -1301,6 +1302,7 @@ class Reply:
     addresses: tuple[str, ...] = ()
     ttl: int = 300
     aliases: tuple[str, ...] = ()
+    alias_ttls: tuple[int, ...] = ()
     rcode: str = 'NOERROR'
     late: float | None = 0
     is_cut_to_fit: bool = False
@@ -1308,8 +1310,9 @@ class Reply:
 
     def records(self, name, kind):
         names = [name, *self.aliases]
-        texts = [f'{alias}. {self.ttl} CNAME {other}.'
-                 for alias, other in itertools.pairwise(names)]
+        ttls = self.alias_ttls or [self.ttl] * len(self.aliases)
+        texts = [f'{alias}. {ttl} CNAME {other}.'
+                 for (alias, other), ttl in zip(itertools.pairwise(names), ttls, strict=True)]
         texts += [f'{names[-1]}. {self.ttl} {kind} {address}' for address in self.addresses
                   if (':' in address) == (kind == 'AAAA')]
         return [record for text in texts for record in dnslib.RR.fromZone(text)]
