@@ -1475,7 +1475,8 @@ class Lookup:
             self.ask(dns().TYPES.A, self.deadline)
             while not self.advance(self.loop.time()):
                 await self.wait()
-            if not any(self.answers.values()) or self.lacks_ipv4():
+            lacks_ipv4 = self.needs_ipv4 and dns().TYPES.A not in self.answers
+            if lacks_ipv4 or not any(self.answers.values()):
                 raise self.failure()
         finally:
             # By their tracebacks, they refer to this frame, which refers to them.
@@ -1495,26 +1496,25 @@ class Lookup:
             self.step(kind)
         has_ipv4 = bool(self.answers.get(ipv4))
         has_failed = ipv4 in self.failures and ipv4 not in self.answers
-        if has_failed:
-            # It may be that the nameservers answer nothing. A slow one gets more time.
-            end = min(self.ends.get(ipv6, inf), now + max(
-                CONNECTION_ATTEMPT_DELAY, 2 * (now - self.began_at)))
-        elif has_ipv4:
+        if has_failed and self.needs_ipv4:
+            return True
+        is_needed, end = True, self.deadline
+        if has_ipv4:
             # There are addresses to connect to, so this gets only the time of one attempt.
-            end = now + CONNECTION_ATTEMPT_DELAY
-        else:
-            end = self.deadline
+            is_needed, end = self.wants_both, now + CONNECTION_ATTEMPT_DELAY
+        elif has_failed:
+            # It may be that the nameservers answer nothing. A slow one gets more time.
+            end = now + max(CONNECTION_ATTEMPT_DELAY, 2 * (now - self.began_at))
+        elif ipv4 in self.questions:
+            is_needed = now >= self.began_at + CONNECTION_ATTEMPT_DELAY and not self.needs_ipv4
         if ipv6 not in self.ends:
-            is_late = now >= self.began_at + CONNECTION_ATTEMPT_DELAY
-            if self.wants_both if has_ipv4 else ipv4 not in self.questions or is_late:
+            if is_needed:
                 self.ask(ipv6, end)
         elif has_failed:
-            self.ends[ipv6] = end
+            self.ends[ipv6] = min(self.ends[ipv6], end)
         if ipv4 in self.questions:
-            return bool(self.answers.get(ipv6)) and not self.needs_ipv4 and \
-                now >= self.began_at + PATIENCE_FOR_A
-        return ipv6 not in self.questions or self.lacks_ipv4() or \
-            has_ipv4 and not self.wants_both
+            return bool(self.answers.get(ipv6)) and now >= self.began_at + PATIENCE_FOR_A
+        return ipv6 not in self.questions or has_ipv4 and not self.wants_both
 
     def ask(self, kind: int, end: float) -> None:
         self.ends[kind] = min(end, self.deadline)
@@ -1545,10 +1545,10 @@ class Lookup:
         """Wait until a question can go on, or something is due."""
         ipv4, ipv6 = dns().TYPES.A, dns().TYPES.AAAA
         times = [self.ends[kind] for kind in self.questions if not self.questions[kind].is_late]
-        if ipv4 in self.questions:
+        if ipv4 in self.questions and not self.needs_ipv4:
             if ipv6 not in self.ends:
                 times.append(self.began_at + CONNECTION_ATTEMPT_DELAY)
-            elif self.answers.get(ipv6) and not self.needs_ipv4:
+            elif self.answers.get(ipv6):
                 times.append(self.began_at + PATIENCE_FOR_A)
         woken = self.loop.create_future()
         # A resolver that is late may take any time to end.
@@ -1565,9 +1565,6 @@ class Lookup:
             timer.cancel()
             for function in unwatch:
                 function()
-
-    def lacks_ipv4(self) -> bool:
-        return self.needs_ipv4 and dns().TYPES.A not in self.answers
 
     def failure(self) -> Exception:
         """A nameserver that fails tells more than a record that does not exist."""
