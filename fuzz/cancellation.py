@@ -14,10 +14,12 @@ import functools
 import gc
 import itertools
 import logging
+import pathlib
 import socket
 import ssl
 import struct
 import sys
+import tempfile
 
 import aiodnsresolver
 from scripted import (
@@ -421,6 +423,231 @@ class RaceRealResolver(RealResolver):
 
     async def client(self, case):
         await case.request(b'GET', f'http://name.test:{case.port}/')
+
+
+# A and AAAA records, whose questions are asked beside each other
+
+class Kinds(Racing):
+    """The question of each kind takes some turns, and fails or is answered."""
+    ipv6_addresses = ('::1',)
+    ipv4_turns = ipv6_turns = 2
+    failing = ()  # the kinds whose questions fail
+    cleanup = 0
+    is_swallowing = False  # whether the resolver goes on after a cancellation
+    socket_timeout = LONG
+
+    def options(self, case):
+        return {**super().options(case), 'socket_timeout': self.socket_timeout}
+
+    async def resolve(self, case, host, record_type, get_logger_adapter):
+        kind = record_type.name
+        try:
+            await self.wait(self.ipv4_turns if kind == 'A' else self.ipv6_turns)
+        finally:
+            await turns(self.cleanup)
+        if kind in self.failing:
+            raise aiodnsresolver.DnsError(f'no {kind}')
+        return await super().resolve(case, host, record_type, get_logger_adapter)
+
+    async def wait(self, number):
+        if self.is_swallowing:
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.sleep(number * TURN)
+            await turns(2)
+        else:
+            await asyncio.sleep(number * TURN)
+
+    async def ask(self, case):
+        pass
+
+
+@scenario('dns-a-slow', ipv4_turns=9, ipv6_turns=12)
+@scenario('dns-a-slow-and-cleans-up', ipv4_turns=9, ipv6_turns=12, cleanup=2)
+@scenario('dns-a-slow-and-swallows', ipv4_turns=9, ipv6_turns=12, is_swallowing=True)
+@scenario('dns-a-slower', ipv4_turns=40)
+@scenario('dns-a-slower-and-cleans-up', ipv4_turns=40, cleanup=2)
+@scenario('dns-a-slower-and-swallows', ipv4_turns=40, is_swallowing=True)
+@scenario('dns-a-fails', failing=('A',))
+@scenario('dns-a-fails-late', ipv4_turns=8, ipv6_turns=6, failing=('A',), cleanup=1)
+@scenario('dns-a-fails-aaaa-silent', failing=('A',), ipv6_turns=LONG, cleanup=1,
+          errors=(HttpConnectionError,))
+@scenario('dns-both-fail', failing=('A', 'AAAA'), ipv4_turns=7, ipv6_turns=4,
+          errors=(HttpConnectionError,))
+@scenario('dns-both-too-late', ipv4_turns=LONG, ipv6_turns=LONG, socket_timeout=11 * TURN,
+          cleanup=1, errors=(HttpConnectionError,))
+@scenario('race-ipv6-given-up', ipv6_turns=LONG, errors=(HttpConnectionError,), **REFUSED)
+@scenario('race-ipv6-given-up-and-cleans-up', ipv6_turns=LONG, cleanup=2,
+          errors=(HttpConnectionError,), **REFUSED)
+class TwoKinds(Kinds):
+    pass
+
+
+# Lookups that requests share, or wait for
+
+class OfThree(Shared, Kinds):
+    """As Shared, but the others may fail, too."""
+
+    async def others(self, case):
+        for answer in await asyncio.gather(*case.tasks, return_exceptions=True):
+            check(answer == b'/' or isinstance(answer, self.errors), 'another got', repr(answer))
+
+
+@scenario('dns-a-slow-first-of-three', place=0, ipv4_turns=9, ipv6_turns=12)
+@scenario('dns-a-slow-second-of-three', place=1, ipv4_turns=9, ipv6_turns=12)
+@scenario('dns-fails-first-of-three', place=0, failing=('A', 'AAAA'),
+          errors=(HttpConnectionError,))
+@scenario('dns-fails-second-of-three', place=1, failing=('A', 'AAAA'),
+          errors=(HttpConnectionError,))
+@scenario('dns-too-late-first-of-three', place=0, ipv4_turns=LONG, ipv6_turns=LONG, cleanup=1,
+          socket_timeout=9 * TURN, errors=(HttpConnectionError,))
+@scenario('dns-too-late-second-of-three', place=1, ipv4_turns=LONG, ipv6_turns=LONG, cleanup=1,
+          socket_timeout=9 * TURN, errors=(HttpConnectionError,))
+class SharedKinds(OfThree):
+    pass
+
+
+@scenario('dns-turn-first-of-three', place=0)
+@scenario('dns-turn-second-of-three', place=1)
+@scenario('dns-turn-third-of-three', place=2)
+@scenario('dns-turn-a-slow-second-of-three', place=1, ipv4_turns=7)
+class Turn(OfThree):
+    """Three names, of which only one is asked for at once."""
+
+    def options(self, case):
+        case.hosts = itertools.cycle(('a.test', 'b.test', 'c.test'))
+        return {**super().options(case), 'max_lookups': 1}
+
+    async def client(self, case):
+        _, _, body = await case.request(b'GET', self.url(case, host=next(case.hosts)))
+        return await buffered(body)
+
+
+@scenario('stale-fails-first-of-three', place=0, failing=('A', 'AAAA'))
+@scenario('stale-fails-second-of-three', place=1, failing=('A', 'AAAA'))
+@scenario('stale-silent-first-of-three', place=0, ipv4_turns=LONG, ipv6_turns=LONG, cleanup=1)
+@scenario('stale-silent-second-of-three', place=1, ipv4_turns=LONG, ipv6_turns=LONG)
+@scenario('stale-failed-first-of-three', place=0, ipv4_turns=LONG, ipv6_turns=LONG, failures=1)
+class Stale(OfThree):
+    """The addresses are no longer fresh, and there are no others to be had."""
+    failures = 0  # how many lookups have failed before
+
+    def options(self, case):
+        case.is_first = True
+        return {**super().options(case), 'min_ttl': 0, 'max_stale': LONG}
+
+    async def resolve(self, case, host, record_type, get_logger_adapter):
+        if not case.is_first:
+            return await super().resolve(case, host, record_type, get_logger_adapter)
+        expires_at = asyncio.get_running_loop().time() + TURN / 2
+        return [aiodnsresolver.IPv4AddressExpiresAt('127.0.0.1', expires_at)]
+
+    async def prepare(self, case):
+        check(await self.client(case) == b'/', 'the first request')
+        case.is_first = False
+        for _ in range(self.failures):
+            check(await self.client(case) == b'/', 'a request before')
+            await turns(30)
+        await turns(2)
+        await super().prepare(case)
+
+
+# The default resolver
+
+class ScriptedNameserver(Nameserver):
+    """What it does is told by a word: it is silent, refuses, fails, cuts off, or answers.
+
+    It knows names that begin with `name`, and those in b.test.
+    """
+
+    def __init__(self, manner, host, port):
+        self.manner = manner
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.setblocking(False)
+        self.close = self.sock.close
+        try:
+            self.sock.bind((host, port))
+        except OSError:
+            self.close()
+            raise
+        self.address = self.sock.getsockname()
+        self.is_silent = manner == 'silent'
+        if manner == 'refuses':
+            self.close()
+
+    def step(self):
+        if self.manner != 'refuses':
+            super().step()
+
+    def answer(self, query):
+        reply = super().answer(query)
+        name = query[13:].lower()
+        if self.manner == 'fails':
+            return reply[:3] + b'\x82' + reply[4:]
+        if self.manner == 'cuts off':
+            # There is nobody at its port for TCP.
+            return reply[:2] + b'\x83' + reply[3:]
+        if not name.startswith(b'name') and b'\1b\4test' not in name:
+            return reply[:3] + b'\x83' + reply[4:6] + bytes(6) + query[12:]
+        return reply
+
+
+@scenario('resolver', manners=['answers'])
+@scenario('resolver-second', manners=['silent', 'answers'])
+@scenario('resolver-after-refusing', manners=['refuses', 'answers'])
+@scenario('resolver-after-failing', manners=['fails', 'answers'])
+@scenario('resolver-silent', manners=['silent', 'silent'], errors=(HttpConnectionError,))
+@scenario('resolver-too-late', manners=['silent', 'silent'], errors=(HttpConnectionError,),
+          socket_timeout=26 * TURN)
+@scenario('resolver-fails', manners=['fails'], errors=(HttpConnectionError,))
+@scenario('resolver-cuts-off', manners=['cuts off'])
+@scenario('resolver-search', manners=['answers'], host='api')
+@scenario('resolver-search-second', manners=['silent', 'answers'], host='api')
+@scenario('resolver-search-in-vain', manners=['fails'], host='api', errors=(HttpConnectionError,))
+class LocalResolver(Named):
+    manners = ()
+    host = 'name.test'
+    socket_timeout = LONG
+
+    @contextlib.contextmanager
+    def servers(self, case):
+        with super().servers(case) as servers, contextlib.ExitStack() as stack:
+            directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            case.nameservers = self.nameservers(stack)
+            hosts = directory.joinpath('hosts')
+            hosts.write_text('')
+            resolv_conf = directory.joinpath('resolv.conf')
+            resolv_conf.write_text(''.join(
+                f'nameserver {nameserver.address[0]}\n' for nameserver in case.nameservers
+            ) + 'search a.test b.test\noptions timeout:1 attempts:1\n')
+            case.get_dns_resolver = functools.partial(
+                lowhaio.get_dns_resolver_default, hosts=str(hosts), resolv_conf=str(resolv_conf),
+                port=case.nameservers[0].address[1])
+            yield servers + case.nameservers
+
+    def nameservers(self, stack):
+        while True:
+            with contextlib.ExitStack() as nameservers, contextlib.suppress(OSError):
+                port = 0
+                made = []
+                for number, manner in enumerate(self.manners, 1):
+                    made.append(ScriptedNameserver(manner, f'127.0.0.{number}', port))
+                    nameservers.callback(made[-1].close)
+                    port = made[0].address[1]
+                stack.push(nameservers.pop_all())
+                return made
+
+    def options(self, case):
+        return {'socket_timeout': self.socket_timeout, 'get_dns_resolver': case.get_dns_resolver}
+
+    async def client(self, case):
+        _, _, body = await case.request(b'GET', self.url(case, host=self.host))
+        return await buffered(body)
+
+
+@scenario('resolver-first-of-three', place=0, manners=['silent', 'answers'])
+@scenario('resolver-second-of-three', place=1, manners=['silent', 'answers'])
+class SharedResolver(Shared, LocalResolver):
+    pass
 
 
 # Places
@@ -1326,7 +1553,8 @@ def run(loop_name, scenario_name, end_name, order, number):
 
 
 def all_series():
-    logging.getLogger('aiodnsresolver').setLevel(logging.CRITICAL)
+    for name in ('aiodnsresolver', 'lowhaio'):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     for loop_name, name, end, order in itertools.product(LOOPS, SCENARIOS, ENDS, ORDERS):
         if end not in ENDS_OF_SOME or end in SCENARIOS[name].ends:
             yield Series(f'{loop_name}/{name}/{end}/{order}',

@@ -99,17 +99,17 @@ class Driven(StandingClock):
         super().add_writer(fd, self.event, callback, *args)
 
     def remove_reader(self, fd):
-        self.registered.pop(('reader', fd), None)
+        self.registered.pop(('reader', descriptor(fd)), None)
         return super().remove_reader(fd)
 
     def remove_writer(self, fd):
-        self.registered.pop(('writer', fd), None)
+        self.registered.pop(('writer', descriptor(fd)), None)
         return super().remove_writer(fd)
 
     def register(self, kind, fd, callback):
         if is_lowhaio(callback):
             self.check_registered()
-            self.registered[kind, fd] = inode(fd)
+            self.registered[kind, descriptor(fd)] = inode(descriptor(fd))
 
     def event(self, callback, *args):
         self.events += is_lowhaio(callback)
@@ -130,6 +130,10 @@ def is_lowhaio(callback):
     return getattr(callback, '__module__', None) == 'lowhaio'
 
 
+def descriptor(fd):
+    return fd if isinstance(fd, int) else fd.fileno()
+
+
 def inode(fd):
     try:
         return os.fstat(fd).st_ino
@@ -142,6 +146,16 @@ class DrivenAsyncio(Driven, asyncio.SelectorEventLoop):
 
 
 LOOPS = {'asyncio': DrivenAsyncio}
+
+if sys.version_info >= (3, 12):
+    class Eager(DrivenAsyncio):
+        """Its tasks run at once until they wait."""
+
+        def __init__(self):
+            super().__init__()
+            self.set_task_factory(asyncio.eager_task_factory)
+
+    LOOPS['eager'] = Eager
 
 if uvloop is not None:
     class DrivenUvloop(Driven, uvloop.Loop):
