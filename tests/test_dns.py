@@ -35,8 +35,10 @@ from tests.harness import (
     Server,
     ServerAtEach,
     asking,
+    cancelling,
     certified,
     failed,
+    forever,
     found,
     get,
     measured,
@@ -45,13 +47,16 @@ from tests.harness import (
     on_loops,
     on_one_loop,
     one_by_one,
+    open_descriptors,
     passing,
     pool,
     resolving,
     rotating,
     row,
+    run_until,
     settling,
     trusting,
+    turns,
     until,
 )
 
@@ -1871,6 +1876,64 @@ async def test_requests_to_one_name_need_one_lookup(tmp_path):
         await passing(0.1)
         await asyncio.gather(*tasks)
         assert lan.nameserver.asked() == [('name.test', 'A')]
+
+
+async def then_forever(awaitable):
+    await awaitable
+    await forever()
+
+
+# Lookups of many turns of the loop: what the nameserver says of name.test, and of other names.
+LOOKUPS = {
+    'by UDP': {'name.test': found('127.0.0.1')},
+    'by TCP': {'name.test': found(*['127.0.0.1', *(f'127.0.1.{last}' for last in range(40))])},
+    'search': {'name.test.b.test': found('127.0.0.1')},
+    'AAAA': {'name.test': found('::1')},
+    'aliases': {'name.test': Reply(aliases=('b.test',)), 'b.test': found('127.0.0.1')},
+    'failure': {'name.test': SERVFAIL},
+}
+
+
+@pytest.mark.parametrize('way', ['cancel', 'close'])
+@pytest.mark.parametrize('case', LOOKUPS)
+@on_clock
+async def test_a_request_that_ends_in_any_turn_of_its_lookup_leaves_nothing(tmp_path, case, way):
+    async with Lan(tmp_path, '127.0.0.1', '::1', options=TWO_DOMAINS) as lan:
+        lan.answers.update(LOOKUPS[case])
+        before = len(open_descriptors())
+        for number in range(0, 60, 2):
+            async with lan.pool() as request:
+                with contextlib.suppress(asyncio.CancelledError, HttpDnsError):
+                    if way == 'cancel':
+                        task = asyncio.ensure_future(lan.get(request))
+                        await turns(number)
+                        task.cancel()
+                        await task
+                    else:
+                        coroutine = then_forever(lan.get(request))
+                        waits = itertools.count()
+                        await run_until(coroutine, lambda: next(waits) >= number)  # noqa: B023
+                        coroutine.close()
+                assert cancelling() == 0
+                lan.answers['other.test'] = found('127.0.0.1')
+                assert (await lan.get(request, 'other.test'))[2] == b'ok'
+            # The nameserver keeps its connections.
+            await until(lambda: len(open_descriptors())
+                        == before + len(lan.nameserver.connections))
+
+
+@on_clock
+async def test_a_pool_may_be_closed_while_a_name_is_looked_up(tmp_path):
+    async with Lan(tmp_path) as lan:
+        lan.answers['name.test'] = found('127.0.0.1', late=0.2)
+        request, close = Pool(get_dns_resolver=lan.files.get_dns_resolver)
+        task = asyncio.ensure_future(lan.get(request))
+        await passing(0.1)
+        await close()
+        await passing(0.2)
+        # As any request that has begun before, it comes to its end.
+        assert (await task)[2] == b'ok'
+        await until(lambda: lan.web.ended == ['127.0.0.1'])
 
 
 @on_clock
