@@ -1681,10 +1681,11 @@ class LocalResolver:
             self, names: list[str], record_type: int, get_logger_adapter: GetLoggerAdapter,
     ) -> tuple[str, int, Sequence[Address]]:
         """The first of these names that has an address of either kind, which kind, and those."""
+        other = dns().TYPES.AAAA if record_type == dns().TYPES.A else dns().TYPES.A
         failures = []
         try:
             for name in names:
-                for kind in (record_type, *(kind for kind in KINDS if kind != record_type)):
+                for kind in (record_type, other):
                     try:
                         answer = await self.ask(name, kind, get_logger_adapter)
                     except dns().DnsNoMatchingAnswers:
@@ -1707,9 +1708,7 @@ class LocalResolver:
 
 
 LOOPBACK = IPv4Address('127.0.0.1'), IPv6Address('::1')
-# The types of the records of addresses: A and AAAA.
-KINDS = 1, 28
-# The bytes of an address in them.
+# The bytes of an address in the records of A and of AAAA, by their types.
 LENGTHS = {1: 4, 28: 16}
 
 
