@@ -1224,8 +1224,9 @@ class Peers:
         self.first_count = self.first_count or len(self.addresses)
         expires_at = min((getattr(address, 'expires_at', -inf) for address in new.values()),
                          default=inf)
-        if expires_at > -inf:
-            expires_at = max(expires_at, now + min_ttl)
+        if expires_at != -inf:
+            # A time that is no number is over.
+            expires_at = max(now + min_ttl, expires_at)
         self.expires_at = min(self.expires_at, expires_at)
         self.lifetime = self.expires_at - now
 
@@ -1996,7 +1997,9 @@ class Query:
             self.failed(reason(cause))
             raise module.DnsSocketError() from cause
         if len(data) < DNS_HEADER or int.from_bytes(data[:2]) != query.qid:
-            # It is not the reply, which aiodnsresolver sees, too, and waits on.
+            # It is not the reply, which aiodnsresolver sees, too, and waits on. A flood of these
+            # must not keep the loop from all else.
+            await asyncio.sleep(0)
             return query, (data, self.nameserver)
         is_truncated, has_answers = data[2] & 2, any(data[6:8])
         if is_truncated and not (has_answers and self.takes_cut):

@@ -911,6 +911,23 @@ async def test_what_is_no_reply_by_tcp_is_a_try_without_an_answer(tmp_path, leng
         assert seconds <= 0.5
 
 
+@on_clock
+async def test_a_flood_of_what_is_no_reply_leaves_the_loop_to_others(tmp_path):
+    async def take_turns():
+        while True:
+            taken.append(None)
+            await asyncio.sleep(0)
+
+    async with Lan(tmp_path) as lan, lan.pool() as request:
+        lan.answers['name.test', 'A'] = found(
+            '127.0.0.1', datagrams=lambda data: 100 * [with_other_id(data)] + [data])
+        taken = []
+        task = asyncio.ensure_future(take_turns())
+        await lan.get(request)
+        task.cancel()
+    assert len(taken) > 100
+
+
 @pytest.mark.parametrize('ttl', [2 ** 31 - 1, 2 ** 31, 2 ** 32 - 1])
 @on_loops
 async def test_any_ttl_is_taken(tmp_path, ttl):

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import ipaddress
+import math
 import logging
 import os
 import pathlib
@@ -95,6 +96,22 @@ async def test_the_addresses_of_a_custom_resolver_are_asked_for_again_when_they_
     async with (Server(Answering(OK)) as server,
                 pool(get_dns_resolver=expiring(asked, 10)) as request):
         for seconds, lookups in ((0, 1), (9.9, 1), (0.2, 2), (9, 2), (2, 3)):
+            await passing(seconds)
+            await get(request, f'http://a.test:{server.port}/')
+            assert len(asked) == lookups
+
+
+@on_clock
+async def test_addresses_that_expire_at_no_number_are_asked_for_again_after_min_ttl():
+    asked = []
+
+    async def resolve(host):
+        asked.append(host)
+        return [aiodnsresolver.IPv4AddressExpiresAt('127.0.0.1', expires_at=math.nan)]
+
+    async with Server(Answering(OK)) as server, pool(
+            get_dns_resolver=resolving(resolve), min_ttl=5) as request:
+        for seconds, lookups in ((0, 1), (4, 1), (1, 2)):
             await passing(seconds)
             await get(request, f'http://a.test:{server.port}/')
             assert len(asked) == lookups
