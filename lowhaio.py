@@ -2055,13 +2055,20 @@ def family_of(nameserver: tuple[Any, ...]) -> int:
 def check_names(data: bytes) -> None:
     """Raise IndexError if a name of a reply is not plain, so that parsing would take very long.
 
-    For each pointer in a name, aiodnsresolver looks at all the pointers before it.
+    For each pointer in a name, aiodnsresolver looks at all the pointers before it. And pointers
+    may make a short reply one of very many labels, so that it may have no more of them than bytes.
     """
+    left = len(data)
+
     def end_of_name(at: int) -> int:
+        nonlocal left
         end = pointers = labels = 0
         while labels < MAX_LABELS and pointers <= MAX_POINTERS:
             length = data[at]
             if length == 0:
+                left -= labels
+                if left < 0:
+                    break
                 return end or at + 1
             if length >= 192:
                 end = end or at + 2

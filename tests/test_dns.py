@@ -801,15 +801,24 @@ async def test_a_long_reply_is_taken_as_it_is_if_it_is_not_truncated(tmp_path):
         assert [query.by for query in lan.nameserver.queries] == ['UDP']
 
 
+# The records of a reply whose question ends at the 27th byte.
+MANY_LABELS = {
+    'in a name': [b'\1a' * 300 + b'\0'],
+    'in all names': [b'\1a' * 100 + b'\0', *100 * [b'\xc0\x1b']],
+}
+
+
+@pytest.mark.parametrize('case', MANY_LABELS)
 @on_clock
-async def test_a_reply_with_a_name_of_too_many_labels_is_not_taken(tmp_path):
-    def with_long_name(data):
-        end = data.index(b'\0', 12) + 5  # of the question
-        record = b'\1a' * 300 + b'\0' + struct.pack('!HHLH', 1, 1, 60, 4) + bytes((127, 0, 0, 1))
-        return [data[:6] + b'\0\1' + data[8:end] + record]
+async def test_a_reply_of_too_many_labels_is_not_taken(tmp_path, case):
+    def with_long_names(data):
+        assert data.index(b'\0', 12) + 5 == 27
+        records = [name + struct.pack('!HHLH', 1, 1, 60, 4) + bytes((127, 0, 0, 1))
+                   for name in MANY_LABELS[case]]
+        return [data[:6] + struct.pack('!H', len(records)) + data[8:27] + b''.join(records)]
 
     async with Lan(tmp_path) as lan, lan.pool() as request:
-        lan.answers['name.test', 'A'] = found('127.0.0.1', datagrams=with_long_name)
+        lan.answers['name.test', 'A'] = found('127.0.0.1', datagrams=with_long_names)
         lan.answers['name.test', 'AAAA'] = Reply()
         seconds, task = await measured(lan.get(request))
         assert seconds == 7.5
