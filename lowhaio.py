@@ -42,7 +42,7 @@ import types
 import warnings
 import weakref
 from asyncio import CancelledError, get_running_loop
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from collections.abc import Mapping, Sequence, Sized
 from enum import Enum
@@ -2995,17 +2995,18 @@ class Race:
     at what has happened.
     """
 
-    __slots__ = ('acquisition', 'peers', 'turn', 'addresses', 'attempts', 'asked_for', 'lookup',
-                 'give_up_at', 'next_at', 'failures')
+    __slots__ = ('acquisition', 'peers', 'turn', 'tried', 'untried', 'attempts', 'asked_for',
+                 'lookup', 'give_up_at', 'next_at', 'failures')
 
     def __init__(self, acquisition: Acquisition, peers: Peers) -> None:
         self.acquisition = acquisition
         self.peers = peers
         self.turn = peers.turn
         peers.turn += 1
-        # Which addresses have been tried. Another request may renew the peers in the meantime:
-        # then those from before and after that are tried.
-        self.addresses: dict[Address, bool] = {}
+        # Which addresses have been tried, and which come next. Another request may renew the peers
+        # in the meantime: then those from before and after that are tried.
+        self.tried: set[Address] = set()
+        self.untried: deque[Address] = deque()
         self.attempts: list[Connection] = []
         # The lookup of the records that are unknown: what it is called, and what goes on.
         self.asked_for = ''
@@ -3073,17 +3074,18 @@ class Race:
 
     def start_next(self, now: float) -> Connection | None:
         """Try the next address, or ask for more of them. A connection, if it is made at once."""
-        for current in self.peers.in_turn(self.turn):
-            self.addresses.setdefault(current, False)
-        address = next((known for known, is_tried in self.addresses.items() if not is_tried), None)
-        if address is None:
+        if not self.untried:
+            self.untried.extend(address for address in self.peers.in_turn(self.turn)
+                                if address not in self.tried)
+        if not self.untried:
             self.next_at = inf
             if self.peers.unknown and not self.asked_for:
                 self.asked_for = f'{self.peers.unknown} records'
                 self.lookup = self.acquisition.ask_for(dns().TYPES[self.peers.unknown])
                 self.step_lookup(self.lookup, now)
             return None
-        self.addresses[address] = True
+        address = self.untried.popleft()
+        self.tried.add(address)
         try:
             connection = self.acquisition.open_socket(address)
         except Exception as cause:

@@ -472,6 +472,23 @@ async def test_an_error_that_requests_share_tells_of_each_only_its_own_frames():
     assert len(set(lines[1:])) == 1
 
 
+@on_loops
+async def test_the_work_for_an_address_does_not_grow_with_their_number():
+    class Counted(IPv4Address):
+        looked_at = 0
+
+        def __hash__(self):
+            Counted.looked_at += 1
+            return super().__hash__()
+
+    async def resolve(host):
+        return [Counted('127.1.0.0') + number for number in range(200)]
+
+    async with pool(get_dns_resolver=resolving(resolve)) as request:
+        await failed(request(b'GET', 'http://name.test:1/'), HttpConnectionError, ExceptionGroup)
+    assert 200 <= Counted.looked_at < 2000
+
+
 @types.coroutine
 def bare_yield():
     yield
