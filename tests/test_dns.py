@@ -1188,10 +1188,11 @@ async def test_a_full_name_has_253_characters_at_most(tmp_path):
         assert lan.nameserver.asked() == [(f'{name}.{domain}', 'A')]
 
 
+@pytest.mark.parametrize('ttl', [0, 300])
 @on_clock
-async def test_the_full_name_is_remembered_for_the_other_kind(tmp_path):
+async def test_the_full_name_is_remembered_for_the_other_kind(tmp_path, ttl):
     async with Lan(tmp_path, '::1', refusing=['127.0.0.1'], options=KUBERNETES) as lan:
-        lan.answers['api.cluster.local'] = found('127.0.0.1', '::1')
+        lan.answers['api.cluster.local'] = found('127.0.0.1', '::1', ttl=ttl)
         async with lan.pool() as request:
             assert await lan.used(request, 'api') == '::1'
         assert lan.nameserver.asked() == [
@@ -1245,6 +1246,18 @@ async def test_a_change_of_resolv_conf_is_noticed_at_the_next_lookup(tmp_path):
         new.write_text('nameserver 127.0.0.1\nsearch lan\noptions ndots:2')
         new.rename(lan.files.resolv_conf)
         assert await asked_at('.lan') == [('127.0.0.1', '2.test.lan')]
+
+
+@on_clock
+async def test_a_full_name_of_another_search_list_is_not_asked_for_any_more(tmp_path):
+    async with Lan(tmp_path, '::1', refusing=['127.0.0.1'], options='search a.test') as lan:
+        lan.answers['api.a.test', 'A'] = found('127.0.0.1')
+        lan.answers['api.a.test', 'AAAA'] = SERVFAIL
+        lan.answers['api.b.test'] = found('::1')
+        async with lan.pool() as request:
+            await failed(lan.get(request, 'api'), HttpConnectionError, ExceptionGroup)
+            lan.files.write_resolv_conf('nameserver 127.0.0.1\nsearch b.test')
+            assert await lan.used(request, 'api') == '::1'
 
 
 @on_clock
@@ -2140,12 +2153,15 @@ async def test_an_error_tells_which_file_has_no_nameserver(tmp_path):
             f'there is no nameserver in {lan.files.resolv_conf} (DnsError)'))
 
 
+@pytest.mark.parametrize('addresses', [
+    ('127.0.0.1', '127.0.0.2'), ('127.0.0.1', '::1'), ('::1', '127.0.0.1')])
 @on_clock
-async def test_of_several_nameservers_an_error_tells_of_the_last(tmp_path):
-    async with Lan(tmp_path, nameservers=['127.0.0.1', '127.0.0.2']) as lan, lan.pool() as request:
+async def test_of_several_nameservers_an_error_tells_of_the_last(tmp_path, addresses):
+    """By its address as it is in the file."""
+    async with Lan(tmp_path, nameservers=addresses) as lan, lan.pool() as request:
         lan.answers['name.test'] = SERVFAIL
         await times(0, lan.fails(
-            request, BAD_CODE, 'server failure (SERVFAIL) from nameserver 127.0.0.2 '
+            request, BAD_CODE, f'server failure (SERVFAIL) from nameserver {addresses[1]} '
             '(DnsResponseCode)'))
 
 
