@@ -308,8 +308,8 @@ def in_copy(what):
 
     sys.path[0] = os.getcwd()  # not the directory of this file: its modules have common names
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
-    options = ['test.py', 'tests', '-q', '-n', '0', '-p', 'no:cacheprovider',
-               '-p', 'no:faulthandler', '--tb=no']
+    options = ['test.py', 'tests', '-q', '-p', 'xdist.plugin', '-n', '0',
+               '-p', 'no:cacheprovider', '-p', 'no:faulthandler', '--tb=no']
     if what == 'run':
         return pytest.main([*options, '-x'], [Running(json.load(sys.stdin))])
     from coverage import Coverage
