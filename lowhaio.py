@@ -1842,11 +1842,6 @@ class ResolvConf:
                 options |= {name: value for name, _, value in
                             (option.partition(':') for option in values)}
         del nameservers[MAX_NAMESERVERS:], self.search[MAX_SEARCH:]
-        # A socket of aiodnsresolver's has the family that all of its nameservers need.
-        if any(len(nameserver) == 4 for nameserver in nameservers):
-            nameservers = [nameserver if len(nameserver) == 4 else
-                           (f'::ffff:{nameserver[0]}', self.port, 0, 0)
-                           for nameserver in nameservers]
         self.nameservers = nameservers
         self.ndots = number_of(options, 'ndots', 1)
         self.rotates = 'rotate' in options
@@ -1903,14 +1898,13 @@ class Query:
     async def run(self, record_type: int,
                   get_logger_adapter: GetLoggerAdapter) -> Sequence[Address]:
         module = dns()
-        nameservers = self.resolv_conf.nameservers
-        if not nameservers:
+        if not self.resolv_conf.nameservers:
             raise module.DnsError(f'there is no nameserver in {self.resolv_conf.path}')
         replaced = {
             # Both files have been read, and by other rules.
             'parse_etc_hosts': dict, 'parse_resolve_conf': tuple,
-            'AF_INET': family_of(nameservers[0]), 'WeakValueDictionary': dict,
-            'pack': self.pack, 'parse': self.parse, 'recvfrom': self.receive}
+            'WeakValueDictionary': dict, 'socket': self.open_socket, 'pack': self.pack,
+            'parse': self.parse, 'recvfrom': self.receive}
         make = types.FunctionType(module.Resolver.__code__, vars(module) | replaced,
                                   argdefs=module.Resolver.__defaults__)
         resolve, clear_cache = make(
@@ -1949,14 +1943,19 @@ class Query:
                 # An error may pass, but hardly within a moment.
                 if self.errors.count(self.nameserver) < MAX_ERRORS:
                     self.is_sent = False
-                    self.tries.append(f'{self.shown()} in {seconds:g} s')
+                    silent = f'{self.nameserver[0]} in {seconds:g} s'
+                    self.tries.append(silent)
                     yield seconds, self.nameserver
-                    if not self.is_sent:
-                        self.tries[-1] = f'{self.shown()}, which can not be reached'
+                    if self.tries[-1] == silent and not self.is_sent:
+                        self.tries[-1] = f'{self.nameserver[0]}, which can not be reached'
 
-    def shown(self) -> str:
-        host: str = self.nameserver[0]
-        return host.removeprefix('::ffff:')
+    def open_socket(self, _: int, kind: int) -> socket.socket:
+        """aiodnsresolver knows no IPv6 nameservers."""
+        try:
+            return socket.socket(family_of(self.nameserver), kind)
+        except OSError as cause:
+            self.failed(reason(cause))
+            raise dns().DnsSocketError() from cause
 
     def pack(self, message: Any) -> bytes:
         self.is_sent = True
@@ -1990,7 +1989,7 @@ class Query:
     async def receive(self, loop: Loop, sockets: Iterable[tuple[socket.socket, Any]],
                       size: int) -> tuple[Any, tuple[bytes, tuple[Any, ...]]]:
         """Receive a reply. An error of the nameserver ends the try at once."""
-        module, where = dns(), f'nameserver {self.shown()}'
+        module, where = dns(), f'nameserver {self.nameserver[0]}'
         try:
             query, (data, _) = await module.recvfrom(loop, sockets, MAX_DATAGRAM)
         except OSError as cause:
@@ -2020,7 +2019,7 @@ class Query:
         return query, (data, self.nameserver)
 
     def failed(self, why: str) -> None:
-        self.tries[-1] = f'{self.shown()}: {why}'
+        self.tries[-1] = f'{self.nameserver[0]}: {why}'
         self.errors.append(self.nameserver)
 
     async def ask_by_tcp(self, loop: Loop, query: Any) -> bytes:

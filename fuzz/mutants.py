@@ -36,8 +36,8 @@ ROOT = HERE.parent
 
 # The parts of the module that are changed, by the names of their banners.
 TARGETS = ('names', 'the local resolver', 'stepping what the caller gave us',
-           'the connections of one pool', 'connecting', 'sending', 'response head', 'framing', 'sections of fields',
-           'response body', 'connection and waiting')
+           'the connections of one pool', 'connecting', 'sending', 'response head', 'framing',
+           'sections of fields', 'response body', 'connection and waiting')
 
 # The operators of cosmic-ray that are used, beside our own below. Operators that differ from these
 # only in how absurd their result is are left out.

@@ -36,6 +36,7 @@ from tests.harness import (
     get,
     local_address,
     measured,
+    no_descriptor_left,
     on_clock,
     on_loops,
     on_loops_at_once,
@@ -939,3 +940,24 @@ async def test_what_fails_in_a_lookup_is_logged_for_information(nameserver, tmp_
                      aiodnsresolver.DnsResponseCode)
     failures = [record for record in caplog.records if 'Nameserver failed' in record.getMessage()]
     assert {record.levelname for record in failures} == {'INFO'}
+
+
+@on_loops
+async def test_a_nameserver_for_which_there_is_no_socket_is_told(nameserver, tmp_path):
+    """As one of IPv6 on a machine without that: those of IPv4 are asked after it."""
+    (tmp_path / 'resolv.conf').write_text('nameserver 127.0.0.1\n')
+    get_dns_resolver = functools.partial(
+        get_dns_resolver_default, hosts=str(tmp_path / 'none'),
+        resolv_conf=str(tmp_path / 'resolv.conf'), port=nameserver.address[1])
+    async with (Server(Answering(OK)) as server,
+                pool(get_dns_resolver=get_dns_resolver) as request):
+        await get(request, f'http://name.test:{server.port}/')
+        with no_descriptor_left():
+            error = await failed(
+                request(b'GET', 'http://other.test/'), HttpDnsError,
+                aiodnsresolver.DnsSocketError)
+    why = ('127.0.0.1: OSError: [Errno 24] Too many open files (max_connections bounds the '
+           'descriptors of a pool)')
+    assert str(error) == (
+        'GET http://other.test:80: resolving other.test failed: no answer from nameserver '
+        f'{why}, {why} (DnsSocketError)')
