@@ -1753,6 +1753,8 @@ async def test_old_ipv4_addresses_serve_while_only_aaaa_records_are_answered(tmp
                 assert await task == '127.0.0.1'
                 assert seconds <= 1
                 await passing(1)
+        # They could not be used, so they are not asked for.
+        assert lan.nameserver.asked(kind='AAAA') == []
 
 
 @on_clock
