@@ -1228,7 +1228,6 @@ class Peers:
             # A time that is no number is over.
             expires_at = max(now + min_ttl, expires_at)
         self.expires_at = min(self.expires_at, expires_at)
-        self.lifetime = self.expires_at - now
 
     def is_recent(self, peer: str, now: float) -> bool:
         return now < self.recent.get(peer, -inf)
@@ -1319,6 +1318,7 @@ class Names:
         if peers.unknown == 'A':
             # Its nameservers may have those in a moment, and they would be tried first.
             peers.expires_at = min(peers.expires_at, now + MAX_INCOMPLETE)
+        peers.lifetime = peers.expires_at - now
         peers.took = now - lookup.began_at
         store_latest(self.known, host, peers)
         return peers
@@ -1508,11 +1508,10 @@ class Lookup:
             end = now + max(CONNECTION_ATTEMPT_DELAY, 2 * (now - self.began_at))
         elif ipv4 in self.questions:
             is_needed = now >= self.began_at + CONNECTION_ATTEMPT_DELAY and not self.needs_ipv4
-        if ipv6 not in self.ends:
-            if is_needed:
-                self.ask(ipv6, end)
-        elif has_failed:
+        if ipv6 in self.ends:
             self.ends[ipv6] = min(self.ends[ipv6], end)
+        elif is_needed:
+            self.ask(ipv6, end)
         if ipv4 in self.questions:
             return bool(self.answers.get(ipv6)) and now >= self.began_at + PATIENCE_FOR_A
         return ipv6 not in self.questions or has_ipv4 and not self.wants_both

@@ -27,6 +27,7 @@ from tests.harness import (
     Answering,
     Server,
     ServerAt,
+    ServerAtEach,
     asking,
     bound_to,
     cancelling,
@@ -872,6 +873,33 @@ async def test_socket_timeout_also_ends_a_lookup_beside_stale_addresses(nameserv
         seconds, task = await measured(get(request, server.url.replace('127.0.0.1', 'name.test')))
         assert (await task)[2] == b'ok'
         assert seconds == 0.5
+
+
+@on_clock
+async def test_a_slow_reply_to_a_gives_aaaa_no_more_than_the_time_of_one_attempt():
+    """AAAA is asked for beside it, and wanted for the idle connection, but never answered."""
+    has_moved = []
+
+    async def resolve(host):
+        if not has_moved:
+            raise aiodnsresolver.DnsNoMatchingAnswers()
+        await asyncio.sleep(0.3)
+        return [IPv4Address('127.0.0.1')]
+
+    async def resolve_ipv6(host):
+        if has_moved:
+            await forever()
+        return [ipaddress.IPv6Address('::1')]
+
+    options = {'get_dns_resolver': resolving(resolve, resolve_ipv6)}
+    async with ServerAtEach('127.0.0.1', '::1') as servers, pool(**options) as request:
+        url = f'http://name.test:{servers.port}/'
+        await get(request, url)
+        has_moved.append(True)
+        seconds, task = await measured(get(request, url))
+        assert (await task)[2] == b'ok'
+        assert servers.used == ['::1', '127.0.0.1']
+        assert seconds == pytest.approx(0.3 + 0.25)
 
 
 # The files and the nameservers of the machine
