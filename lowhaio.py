@@ -10,7 +10,7 @@
 One exchange, and this module, from top to bottom:
 
     request(method, url, params, headers, body)
-      |  names              the host's addresses, while their records are fresh
+      |  names              the host's addresses, for as long as they may be used
       |  idle connections   the one released last that may still be reused, or else a place
       |  connecting         to the first address that accepts, and TLS
       |  request head       the arguments, checked and turned into bytes
@@ -1158,7 +1158,7 @@ PEER_CLOSED = (EOFError, BrokenPipeError, ConnectionResetError, ssl.SSLEOFError,
 # ----------------------------------------------------------------------------------- names
 #
 # From the name of a host to its addresses. This part owns the resolver, and what it has said for
-# as long as that is fresh. Addresses without `expires_at`, which a resolver of the caller's may
+# as long as that may be used. Addresses without `expires_at`, which a resolver of the caller's may
 # return, are asked for each time. `Acquisition` and `Race` get the addresses as `Peers`.
 #
 # An address has one of these ages. `Peers` tells which:
@@ -1398,27 +1398,19 @@ async def shared(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
                  ask: Callable[[], Awaitable[V]], deadline: float = inf, why_late: str = '') -> V:
     """Return or raise what `ask` does, or what it did for the request that was the first to ask.
 
-    If that is cancelled, or its deadline passes, the next one asks.
+    If that is cancelled, or its deadline passes, the one that came last asks.
     """
     answer: V | Failure | None = None
-    waiter: asyncio.Future[Any] | None = None
     try:
-        while key in asking:
-            waiter = loop.create_future()
-            asking[key].append(waiter)
-            timer = None if deadline == inf else \
-                loop.call_at(deadline, give_to, waiter, Failure(TimeoutError(why_late)))
-            try:
-                answer = await waiter
-            finally:
-                if timer is not None:
-                    timer.cancel()
+        if key in asking:
+            answer = await await_answer(asking, key, loop, deadline, why_late)
             if isinstance(answer, Failure):
                 # Otherwise its traceback would grow by the frames of each request that raises it.
                 raise answer.error.with_traceback(answer.traceback)
             if answer is not None:
                 return answer
-        waiters = asking[key] = []
+        else:
+            asking[key] = []
         try:
             answer = await ask()
             return answer
@@ -1427,13 +1419,48 @@ async def shared(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
                 answer = Failure(error, error.__traceback__)
             raise
         finally:
-            del asking[key]
-            for waiter in waiters:
-                give_to(waiter, answer)
-            waiters.clear()
+            if answer is None:
+                pass_turn(asking, key)
+            else:
+                for waiter in asking.pop(key):
+                    give_to(waiter, answer)
     finally:
         # An error refers to this frame by its traceback, so this frame must not refer to it.
-        answer = waiter = None
+        answer = None
+
+
+async def await_answer(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
+                       deadline: float, why_late: str) -> Any:
+    """What another request has got, or its `Failure`. None if this one has to ask."""
+    waiter = loop.create_future()
+    asking[key].append(waiter)
+    timer = None if deadline == inf else \
+        loop.call_at(deadline, give_to, waiter, Failure(TimeoutError(why_late)))
+    try:
+        return await waiter
+    except BaseException:
+        if waiter.done() and not waiter.cancelled() and waiter.result() is None:
+            pass_turn(asking, key)
+        # Where the request was closed, this keeps the turn from it.
+        give_to(waiter, None)
+        raise
+    finally:
+        if timer is not None:
+            timer.cancel()
+
+
+def pass_turn(asking: dict[K, list[asyncio.Future[Any]]], key: K) -> None:
+    """Let the request ask that came last, because it has the most time left.
+
+    The first would ask for the moment that it has left, and then the next one, and so on.
+    """
+    waiters = asking[key]
+    while waiters:
+        waiter = waiters.pop()
+        if not waiter.done():
+            give_to(waiter, None)
+            return
+    del asking[key]
 
 
 class Lookup:
@@ -1476,8 +1503,7 @@ class Lookup:
             self.ask(dns().TYPES.A, self.deadline)
             while not self.advance(self.loop.time()):
                 await self.wait()
-            lacks_ipv4 = self.needs_ipv4 and dns().TYPES.A not in self.answers
-            if lacks_ipv4 or not any(self.answers.values()):
+            if not any(self.answers.values()):
                 raise self.failure()
         finally:
             # By their tracebacks, they refer to this frame, which refers to them.
@@ -1589,8 +1615,9 @@ def dns() -> Any:
     return aiodnsresolver
 
 
-RESPONSE_CODES: dict[object, str] = {1: 'format error (FORMERR)', 2: 'server failure (SERVFAIL)',
-                  4: 'not implemented (NOTIMP)', 5: 'refused (REFUSED)'}
+RESPONSE_CODES: dict[object, str] = {
+    1: 'format error (FORMERR)', 2: 'server failure (SERVFAIL)', 4: 'not implemented (NOTIMP)',
+    5: 'refused (REFUSED)'}
 
 
 def dns_reason(cause: Exception) -> str:
@@ -1658,7 +1685,7 @@ class LocalResolver:
         if local is None and (host == 'localhost' or host.endswith('.localhost')):
             local = LOOPBACK
         if local is not None:
-            logger.info('Resolved %s from %s: %s', host, self.hosts.path, local)
+            logger.info('Resolved %s on this machine: %s', host, local)
             return of_kind(local, record_type, now + HOSTS_PAUSE)
         self.resolv_conf.refresh(logger)
         names = self.resolv_conf.candidates(host)
@@ -2005,6 +2032,7 @@ class Query:
             self.tries[-1] += ', by TCP too'
             try:
                 data = await self.ask_by_tcp(loop, query)
+                self.takes_cut = False
             except (OSError, EOFError) as cause:
                 if not has_answers:
                     self.failed(f'truncated, and by TCP {reason(cause)}')
@@ -2851,10 +2879,10 @@ class Acquisition:
         if stale is not None and now < stale.ask_at:
             return stale
         return await shared(
-            names.looking_up, host, self.loop, partial(self.ask, stale), self.deadline,
+            names.looking_up, host, self.loop, partial(self.renew, stale), self.deadline,
             passed(self.connector.settings.socket_timeout))
 
-    async def ask(self, stale: Peers | None) -> Peers:
+    async def renew(self, stale: Peers | None) -> Peers:
         """Ask for the addresses. Stale ones are used if the nameservers give none in time."""
         names, origin = self.connector.names, self.origin
         deadline, why_late = self.deadline, passed(self.connector.settings.socket_timeout)
@@ -2894,7 +2922,7 @@ class Acquisition:
         stale.ask_at = self.loop.time() + min(2 ** stale.failures, MAX_STALE_PAUSE)
         stale.failures += 1
 
-    def ask_for(self, kind: int) -> Resolving:
+    def question(self, kind: int) -> Resolving:
         return Resolving(
             self.loop, self.connector.names.answer(
                 self.loop, self.origin.host, kind, self.get_resolver_adapter),
@@ -3006,7 +3034,7 @@ class Race:
         self.tried: set[Address] = set()
         self.untried: deque[Address] = deque()
         self.attempts: list[Connection] = []
-        # The lookup of the records that are unknown: what it is called, and what goes on.
+        # The lookup of the records that are unknown: their type, and what goes on.
         self.asked_for = ''
         self.lookup: Resolving | None = None
         # When the lookup has had its time, because nothing else may still succeed.
@@ -3023,7 +3051,7 @@ class Race:
 
     def pending(self) -> list[str]:
         """What may still succeed."""
-        lookups = [] if self.lookup is None else [self.asked_for]
+        lookups = [] if self.lookup is None else [self.what_is_asked()]
         return [connection.endpoint.peer for connection in self.attempts] + lookups
 
     async def run(self) -> Connection:
@@ -3078,8 +3106,8 @@ class Race:
         if not self.untried:
             self.next_at = inf
             if self.peers.unknown and not self.asked_for:
-                self.asked_for = f'{self.peers.unknown} records'
-                self.lookup = self.acquisition.ask_for(dns().TYPES[self.peers.unknown])
+                self.asked_for = self.peers.unknown
+                self.lookup = self.acquisition.question(dns().TYPES[self.asked_for])
                 self.step_lookup(self.lookup, now)
             return None
         address = self.untried.popleft()
@@ -3103,15 +3131,23 @@ class Race:
             lookup.step()
             return
         except StopIteration as stop:
-            self.peers.add(stop.value, now, self.acquisition.connector.names.min_ttl)
-            self.peers.unknown = ''
+            self.learn(stop.value, now)
         except dns().DnsRecordDoesNotExist:
-            self.peers.unknown = ''
+            self.learn([], now)
         except Exception as cause:
-            self.failures.append((self.asked_for, cause))
+            self.failures.append((self.what_is_asked(), cause))
         self.lookup = None
         self.give_up_at = inf
         self.next_at = now
+
+    def learn(self, answer: list[Address], now: float) -> None:
+        self.peers.add(answer, now, self.acquisition.connector.names.min_ttl)
+        # Another request may have renewed them, without those of the other type.
+        if self.peers.unknown == self.asked_for:
+            self.peers.unknown = ''
+
+    def what_is_asked(self) -> str:
+        return f'{self.asked_for} records'
 
     async def wait(self) -> None:
         """Wait until an attempt has succeeded or failed, the lookup can go on, or it is time."""
@@ -3147,7 +3183,7 @@ class Race:
                 pending = ['no address was tried']
             self.failures += [(what, late) for what in pending]
         reasons = '; '.join(
-            f'{what}: {dns_reason(cause) if what == self.asked_for else reason(cause)}'
+            f'{what}: {dns_reason(cause) if what == self.what_is_asked() else reason(cause)}'
             for what, cause in self.failures)
         raise HttpConnectionError(
             f'{self.acquisition.describe()}: connecting failed: {reasons}') from cause

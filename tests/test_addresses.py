@@ -1190,8 +1190,9 @@ async def test_requests_share_a_lookup_even_when_one_of_them_is_cancelled():
                 if case == 'failed':
                     pending.waiters[0].set_exception(LookupError('no answer'))
                 elif case == 'askers cancelled':
-                    for asked in (2, 3, 4):
-                        cancelled.append(tasks.pop(0))
+                    # After the first, the one that came last asks.
+                    for asked, asker in (2, 0), (3, -1), (4, -1):
+                        cancelled.append(tasks.pop(asker))
                         cancelled[-1].cancel()
                         await until(lambda: len(pending.waiters) == asked)  # noqa: B023
                 elif case != 'answered':

@@ -2048,6 +2048,36 @@ async def test_a_lookup_goes_on_for_those_who_are_not_cancelled(tmp_path, case, 
         assert await times(0, lan.used(request, 'other.test')) == '127.0.0.1'
 
 
+@pytest.mark.parametrize('way', ['cancelled', 'closed'])
+@on_clock
+async def test_in_an_outage_the_request_that_came_last_asks_next(tmp_path, way):
+    """Otherwise each would ask for the moment that it has left, when the one before it ends."""
+    async with Lan(tmp_path) as lan, lan.pool() as request:
+        lan.answers['name.test'] = SILENCE
+        requests, tasks = [], []
+        for _ in range(20):
+            requests.append(lan.get(request))
+            if way == 'closed':
+                # By hand, as what drops a coroutine does.
+                requests[-1].send(None)
+            else:
+                tasks.append(asyncio.ensure_future(requests[-1]))
+            await passing(0.1)
+        asked = len(lan.nameserver.asked(kind='A'))
+        for coroutine in requests[:-1]:
+            if way == 'closed':
+                coroutine.close()
+            else:
+                tasks.pop(0).cancel()
+            await passing(0.1)
+        # The tries of one lookup in the two seconds since the first was ended.
+        assert len(lan.nameserver.asked(kind='A')) - asked <= 3
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        requests[-1].close()
+
+
 @on_clock
 async def test_waiting_for_a_lookup_is_bounded_by_socket_timeout(tmp_path):
     async with Lan(tmp_path) as lan, lan.pool(max_lookups=1, socket_timeout=2) as request:
