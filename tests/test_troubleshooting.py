@@ -11,12 +11,14 @@ import gc
 import gzip
 import logging
 import os
+import pathlib
 import re
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 
 import aiodnsresolver
 import pytest
@@ -27,13 +29,17 @@ from lowhaio_compression import decompressed  # noqa: E402
 from lowhaio_redirect import redirectable  # noqa: E402
 from lowhaio_retry import retry  # noqa: E402
 from tests.harness import (
+    CLOCKED,
     LOOPS,
     OK,
     PATIENCE,
     ROOT,
+    SILENCE,
     UNFINISHED,
     Answering,
+    NameFiles,
     Peer,
+    ScriptedNameserver,
     Server,
     always,
     as_printed,
@@ -45,6 +51,7 @@ from tests.harness import (
     get,
     holding,
     listening,
+    measured,
     no_descriptor_left,
     of_length,
     on_loops,
@@ -136,16 +143,14 @@ async def troubles_of_names_and_connecting(address):
     async def nothing(host):
         raise aiodnsresolver.DnsRecordDoesNotExist
 
-    async def silence(host):
-        raise aiodnsresolver.DnsTimeout
-
     async def refusing(reader, writer):
         await reader.readuntil(b'\r\n\r\n')
         writer.write(b'HTTP/1.1 407 Proxy Authentication Required\r\n\r\n')
         writer.close()
 
-    for resolve in nothing, silence:
-        yield await said(address, options={'get_dns_resolver': resolving(resolve)})
+    yield await said(address, options={'get_dns_resolver': resolving(nothing)})
+    with concurrent.futures.ThreadPoolExecutor() as executor:
+        yield await asyncio.wrap_future(executor.submit(said_of_a_silent_nameserver))
     [sock] = bound_to('127.0.0.1')
     with sock:
         yield await said(sock.getsockname())
@@ -157,6 +162,21 @@ async def troubles_of_names_and_connecting(address):
             'get_connection': through_http_proxy(url_of_proxy(proxy))})
     with no_descriptor_left():
         yield await said(address, options={'get_sock': default_of('get_sock')})
+
+
+def said_of_a_silent_nameserver():
+    """By the resolver of a pool. It waits for seconds, so the clock of this loop stands."""
+    async def main():
+        with tempfile.TemporaryDirectory() as directory:
+            async with ScriptedNameserver() as nameserver:
+                nameserver.answers['www.example.com'] = SILENCE
+                files = NameFiles(pathlib.Path(directory), nameserver)
+                async with pool(get_dns_resolver=files.get_dns_resolver) as request:
+                    _, task = await measured(failure(request(b'GET', 'http://www.example.com/')))
+                    return as_printed(await task).replace('127.0.0.1', '192.0.2.53')
+
+    with asyncio.Runner(loop_factory=CLOCKED['asyncio']) as runner:
+        return runner.run(main())
 
 
 async def troubles_of_tls(address):
