@@ -499,7 +499,7 @@ async def test_recipe_pinned_addresses():
         async with pool(get_dns_resolver=recipe('pinned-addresses').pinned(addresses)) as request:
             for name in ('a.test', 'b.test'):
                 assert (await get(request, f'http://{name}:{server.port}/'))[2] == b'ok'
-            for name in ('c.test', 'd.test'):
+            for name in ('c.test', 'd.test', 'localhost'):
                 await failed(
                     get(request, f'http://{name}:{server.port}/'), HttpDnsError,
                     aiodnsresolver.DnsRecordDoesNotExist,
