@@ -653,13 +653,16 @@ def Pool(
       never more than 10 of them for each of `max_connections`. None: no limit.
     - `max_requests_per_connection`: after so many a connection is closed. None: no limit.
     - `min_ttl`: the addresses of a host are used for as long as its DNS records last, but for so
-      long at least. 0: those whose records last for no time are asked for with each request.
+      long at least. That a name does not exist, or has no address, is remembered for so long, but
+      for 5 seconds at most. 0: records that last for no time, and names without an address, are
+      asked for with each request.
     - `max_stale`: when the nameservers give no answer, the last addresses are used for so long
       after their time. 0: not at all.
     - `max_grace`: for how long, at most, idle connections to an address are used that is missing
       in the last answer, if it came with others in an earlier one. It is also limited by the time
       for which that answer was fresh. 0: not at all.
-    - `max_lookups`: how many questions the resolver is asked at the same time.
+    - `max_lookups`: how many questions the resolver is asked at the same time. A and AAAA of one
+      name are two. Others wait for their turn.
     - `get_logger_adapter(extra)` returns a logger adapter for one request, or for the pool.
       `get_resolver_logger_adapter(extra)` returns such a function for the resolver.
     """
