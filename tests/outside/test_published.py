@@ -23,6 +23,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import time
 import types
 from collections.abc import Callable
@@ -45,12 +46,16 @@ from lowhaio import (
 from tests.harness import (
     OK,
     PATIENCE,
+    SILENCE,
     Answering,
+    ScriptedNameserver,
     Server,
     authority,
     certified,
     connecting_to,
+    found,
     get,
+    nameservers_of,
     on_loops,
     pool,
     python_blocks,
@@ -781,6 +786,77 @@ def resolver_of(asked, **addresses):
     return get_dns_resolver
 
 
+class Machine:
+    """A server, and a nameserver with the files that lead to it, in place of those in /etc."""
+
+    def __init__(self, *nameservers, hosts='', options=''):
+        self.nameserver = ScriptedNameserver(*nameservers)
+        self.answers = self.nameserver.answers
+        self.server = Server(Answering(OK))
+        self.hosts = hosts
+        self.options = options
+        self.changes = 0
+
+    async def __aenter__(self):
+        async with contextlib.AsyncExitStack() as stack:
+            self.directory = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory()))
+            for thing in self.nameserver, self.server:
+                await stack.enter_async_context(thing)
+            self.stack = stack.pop_all()
+        self.write(self.hosts, nameservers_of(self.nameserver) + self.options)
+        return self
+
+    async def __aexit__(self, *error):
+        await self.stack.__aexit__(*error)
+
+    def write(self, hosts, resolv_conf):
+        self.changes += 1
+        for name, text in ('hosts', hosts), ('resolv.conf', resolv_conf):
+            path = self.directory / name
+            path.write_text(text)
+            os.utime(path, (0, self.changes))
+
+    def get_dns_resolver(self, **kwargs):
+        hosts, resolv_conf = self.directory / 'hosts', self.directory / 'resolv.conf'
+        port = self.nameserver.port
+        if IS_NOW:
+            return lowhaio.get_dns_resolver_default(
+                hosts=str(hosts), resolv_conf=str(resolv_conf), port=port, **kwargs)
+
+        # That of 0.0.89 opens the files of /etc, and asks port 53.
+        def open_here(path, mode):
+            return open(self.directory / pathlib.Path(path).name, mode)
+
+        async def get_nameservers(nameservers, fqdn):
+            async for seconds, (address, _) in aiodnsresolver.get_nameservers_default(
+                    nameservers, fqdn):
+                yield seconds, (address, port)
+
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            monkeypatch.setattr(aiodnsresolver, 'open', open_here, raising=False)
+            return aiodnsresolver.Resolver(get_nameservers=get_nameservers, **kwargs)
+
+    @contextlib.asynccontextmanager
+    async def pool(self):
+        request, close = Pool(get_dns_resolver=self.get_dns_resolver)
+        yield request
+        await close()
+
+    async def outcome(self, request, host='name.test'):
+        return await outcome(request(b'GET', f'http://{host}:{self.server.port}/'))
+
+    async def outcome_in_time(self, request, host='name.test'):
+        """The same, while time passes for as long as it takes."""
+        task = asyncio.create_task(self.outcome(request, host))
+        while not task.done():
+            await pass_time(0.1)
+        return task.result()
+
+    def count(self, **wanted):
+        """How many of the queries were such."""
+        return len(self.nameserver.matching(**wanted))
+
+
 async def is_over_in_time(script, url, **options):
     """If a request ends, and how, once `socket_timeout` has passed many times."""
     async with Server(script) as server:
@@ -1236,29 +1312,6 @@ async def see_second_address():
         return result
 
 
-@difference('AAAA records', ('HttpDnsError', 'DnsRecordDoesNotExist'), (b'200', b'ok'))
-async def see_aaaa():
-    async with ServerOfIPv6() as port:
-        resolver = resolver_of([], AAAA=[ipaddress.ip_address('::1')])
-        request, close = Pool(get_dns_resolver=resolver)
-        result = await outcome(request(b'GET', f'http://a.example:{port}/'))
-        await close()
-        return result
-
-
-@difference('how often the resolver is asked', ['A', 'A', 'A'], ['A'])
-async def see_lookups():
-    asked = []
-    address = aiodnsresolver.IPv4AddressExpiresAt(
-        '127.0.0.1', expires_at=asyncio.get_running_loop().time() + 1000)
-    async with Server(Answering(OK)) as server:
-        request, close = Pool(get_dns_resolver=resolver_of(asked, A=[address]))
-        for _ in range(3):
-            await outcome(request(b'GET', f'http://a.example:{server.port}/'))
-        await close()
-        return asked
-
-
 @difference('TLS sessions', [False, False], [False, True])
 async def see_tls_sessions():
     context = certified('127.0.0.1')
@@ -1305,6 +1358,137 @@ async def see_probes():
     get_sock = inspect.signature(Pool).parameters['get_sock'].default
     with get_sock(socket.AF_INET) if IS_NOW else get_sock() as sock:
         return int(sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) != 0)
+
+
+# Names
+
+@difference('AAAA records', ('HttpDnsError', 'DnsRecordDoesNotExist'), (b'200', b'ok'))
+async def see_aaaa():
+    async with ServerOfIPv6() as port:
+        resolver = resolver_of([], AAAA=[ipaddress.ip_address('::1')])
+        request, close = Pool(get_dns_resolver=resolver)
+        result = await outcome(request(b'GET', f'http://a.example:{port}/'))
+        await close()
+        return result
+
+
+@difference('how often the resolver is asked', ['A', 'A', 'A'], ['A'])
+async def see_lookups():
+    asked = []
+    address = aiodnsresolver.IPv4AddressExpiresAt(
+        '127.0.0.1', expires_at=asyncio.get_running_loop().time() + 1000)
+    async with Server(Answering(OK)) as server:
+        request, close = Pool(get_dns_resolver=resolver_of(asked, A=[address]))
+        for _ in range(3):
+            await outcome(request(b'GET', f'http://a.example:{server.port}/'))
+        await close()
+        return asked
+
+
+@difference('a name that does not exist', 3, 1)
+async def see_missing():
+    async with Machine() as machine, machine.pool() as request:
+        for _ in range(3):
+            await machine.outcome(request)
+        return machine.count(kind='A')
+
+
+@difference('addresses past their time, when no nameserver answers',
+            ('HttpDnsError', 'DnsTimeout'), (b'200', b'ok'))
+async def see_stale():
+    async with Machine() as machine, machine.pool() as request:
+        machine.answers['name.test'] = found('127.0.0.1', ttl=5)
+        await machine.outcome(request)
+        machine.answers['name.test'] = SILENCE
+        await pass_time(6)
+        return await machine.outcome_in_time(request)
+
+
+@difference('an idle connection to one of several addresses, which the next answer does not have',
+            ('HttpConnectionError', 'ConnectionRefusedError'), (b'200', b'ok'))
+async def see_grace():
+    # Only at the first address is a server.
+    async with Machine() as machine, machine.pool() as request:
+        machine.answers['name.test'] = found('127.0.0.1', '127.0.0.2', ttl=5)
+        assert await machine.outcome(request) == (b'200', b'ok')
+        machine.answers['name.test'] = found('127.0.0.3', '127.0.0.4', ttl=5)
+        await pass_time(6)
+        return await machine.outcome(request)
+
+
+@difference('names in `/etc/hosts`',
+            [('HttpDnsError', 'DnsRecordDoesNotExist'),
+             ('HttpConnectionError', 'ConnectionRefusedError')],
+            [(b'200', b'ok')] * 2)
+async def see_hosts():
+    hosts = '127.0.0.1 MyHost\n127.0.0.1 name.test\n127.0.0.2 name.test\n'
+    async with Machine(hosts=hosts) as machine, machine.pool() as request:
+        return [await machine.outcome(request, host) for host in ('myhost', 'name.test')]
+
+
+@difference('`localhost`, if `/etc/hosts` does not have it',
+            (('HttpDnsError', 'DnsRecordDoesNotExist'), 1), ((b'200', b'ok'), 0))
+async def see_localhost():
+    async with Machine() as machine, machine.pool() as request:
+        return await machine.outcome(request, 'localhost'), machine.count(name='localhost')
+
+
+@difference('a change of `/etc/hosts` or `/etc/resolv.conf`',
+            [('HttpDnsError', 'DnsRecordDoesNotExist'), 0], [(b'200', b'ok'), 1])
+async def see_changed_files():
+    async with Machine('127.0.0.1', '127.0.0.2') as machine, machine.pool() as request:
+        await machine.outcome(request)
+        machine.write('127.0.0.1 myhost\n', 'nameserver 127.0.0.2\n')
+        await pass_time(6)
+        by_hosts = await machine.outcome(request, 'myhost')
+        await machine.outcome(request, 'other.test')
+        return [by_hosts, machine.count(name='other.test', kind='A', at='127.0.0.2')]
+
+
+@difference('`search`, `domain` and `ndots` in `/etc/resolv.conf`',
+            (('HttpDnsError', 'DnsRecordDoesNotExist'), ['api']),
+            ((b'200', b'ok'), ['api.b.test']))
+async def see_search():
+    async with Machine(options='search b.test\n') as machine, machine.pool() as request:
+        machine.answers['api.b.test'] = found('127.0.0.1')
+        result = await machine.outcome(request, 'api')
+        return result, [query.name for query in machine.nameserver.queries]
+
+
+@difference('`attempts` and `timeout` in `/etc/resolv.conf`', 5, 2)
+async def see_attempts():
+    return await tries('options attempts:2 timeout:1\n')
+
+
+@difference('the tries of a silent nameserver', 5, 4)
+async def see_tries():
+    return await tries()
+
+
+async def tries(options=''):
+    async with Machine(options=options) as machine, machine.pool() as request:
+        machine.answers['name.test'] = SILENCE
+        await machine.outcome_in_time(request)
+        return machine.count(kind='A')
+
+
+@difference('which nameserver is asked first', 3, 1)
+async def see_dead_nameserver():
+    async with Machine('127.0.0.1', '127.0.0.2') as machine, machine.pool() as request:
+        machine.nameserver.answers_at['127.0.0.1'] = SILENCE
+        for number in range(3):
+            machine.answers[f'{number}.test'] = found('127.0.0.1')
+            assert await machine.outcome_in_time(request, f'{number}.test') == (b'200', b'ok')
+        return machine.count(kind='A', at='127.0.0.1')
+
+
+@difference('an answer longer than 512 bytes, which nameservers cut',
+            ('HttpDnsError', 'DnsNoMatchingAnswers'), (b'200', b'ok'))
+async def see_long_answer():
+    async with Machine() as machine, machine.pool() as request:
+        machine.answers['name.test'] = found(
+            '127.0.0.1', *(f'127.0.0.{number}' for number in range(2, 101)))
+        return await machine.outcome(request)
 
 
 # Time
