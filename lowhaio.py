@@ -1425,8 +1425,7 @@ async def shared(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
             if answer is None:
                 pass_turn(asking, key)
             else:
-                for waiter in asking.pop(key):
-                    give_to(waiter, answer)
+                give_to_all(asking.pop(key), answer)
     finally:
         # An error refers to this frame by its traceback, so this frame must not refer to it.
         answer = None
@@ -1450,6 +1449,11 @@ async def await_answer(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop:
     finally:
         if timer is not None:
             timer.cancel()
+
+
+def give_to_all(waiters: list[asyncio.Future[Any]], answer: object) -> None:
+    for waiter in waiters:
+        give_to(waiter, answer)
 
 
 def pass_turn(asking: dict[K, list[asyncio.Future[Any]]], key: K) -> None:
