@@ -91,6 +91,12 @@ class StandingClock:
     def _timer_handle_cancelled(self, timer):
         """A cancelled timer is dropped when it is due."""
 
+    def next_due(self):
+        """When the next timer is due that has not been cancelled. None if there is no other."""
+        while self.timers and self.timers[0][2].cancelled():
+            heapq.heappop(self.timers)
+        return self.timers[0][0] if self.timers else None
+
     def set_time(self, now):
         """What is due by then is called at the next turn, as by a loop that was late."""
         self.now = now
@@ -112,20 +118,22 @@ async def passing(seconds: float) -> None:
     them what has become ready happens.
     """
     loop = asyncio.get_running_loop()
-    end = loop.now + seconds
+    # Sums of binary fractions are not exact, and what is due then may be due a little later.
+    end = round(loop.now + seconds, 6)
     await settling()
-    # What is due then may be due a little later, for sums are rounded.
-    while loop.timers and (due := loop.timers[0][0]) < end + 1e-6:
+    while (due := loop.next_due()) is not None and due < end + 1e-6:
         loop.set_time(max(loop.now, due))
         await settling()
     loop.set_time(max(loop.now, end))
-    await settling()
 
 
-async def settling() -> None:
-    """Let happen what is on its way between the two ends of a connection on the same loop."""
+async def settling(is_over: Callable[[], object] = lambda: False) -> None:
+    """Let happen what is on its way between the two ends of a connection on the same loop, or
+    less, if that is over before."""
     for _ in range(3):
         await turns(5)
+        if is_over():
+            return
         time.sleep(0.0005)
     await turns(5)
 
@@ -264,7 +272,7 @@ async def until(condition: Callable[[], object]) -> None:
     """Wait for what must happen sooner or later."""
     clock_stands = isinstance(asyncio.get_running_loop(), StandingClock)
     while not condition():
-        await (settling() if clock_stands else asyncio.sleep(0.001))
+        await (settling(condition) if clock_stands else asyncio.sleep(0.001))
 
 
 async def forever():
@@ -400,15 +408,14 @@ async def measured(awaitable):
     begin = loop.now
     task = asyncio.ensure_future(awaitable)
     while True:
-        for _ in range(4):
+        for _ in range(2):
             if not task.done():
-                await settling()
-        while loop.timers and loop.timers[0][2].cancelled():
-            heapq.heappop(loop.timers)
+                await settling(task.done)
         if task.done():
             return round(loop.now - begin, 3), task
-        assert loop.timers, 'it waits for ever'
-        loop.set_time(max(loop.now, loop.timers[0][0]))
+        due = loop.next_due()
+        assert due is not None, 'it waits for ever'
+        loop.set_time(max(loop.now, due))
 
 
 async def ends_after(seconds, awaitable, has_begun=lambda: True):
@@ -1311,11 +1318,13 @@ class Reply:
     def records(self, name, kind):
         names = [name, *self.aliases]
         ttls = self.alias_ttls or [self.ttl] * len(self.aliases)
-        texts = [f'{alias}. {ttl} CNAME {other}.'
-                 for (alias, other), ttl in zip(itertools.pairwise(names), ttls, strict=True)]
-        texts += [f'{names[-1]}. {self.ttl} {kind} {address}' for address in self.addresses
-                  if (':' in address) == (kind == 'AAAA')]
-        return [record for text in texts for record in dnslib.RR.fromZone(text)]
+        records = [
+            dnslib.RR(alias, dnslib.QTYPE.CNAME, rdata=dnslib.CNAME(other), ttl=ttl)
+            for (alias, other), ttl in zip(itertools.pairwise(names), ttls, strict=True)]
+        return records + [
+            dnslib.RR(names[-1], getattr(dnslib.QTYPE, kind),
+                      rdata=getattr(dnslib, kind)(address), ttl=self.ttl)
+            for address in self.addresses if (':' in address) == (kind == 'AAAA')]
 
 
 def found(*addresses, **options):
