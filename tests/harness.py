@@ -1424,7 +1424,10 @@ class ScriptedNameserver:
         self.loop.add_reader(sock.fileno(), self.receive_by_tcp, address, sock)
 
     def receive_by_tcp(self, address, sock):
-        if data := sock.recv(65536):
+        data = b''
+        with contextlib.suppress(ConnectionResetError):  # a reply was not read to its end
+            data = sock.recv(65536)
+        if data:
             assert len(data) == 2 + int.from_bytes(data[:2])
             self.reply(dnslib.DNSRecord.parse(data[2:]), address, sock, None)
         else:
@@ -1514,9 +1517,13 @@ def packed(request, reply, kind, size):
     if len(data := message.pack()) <= size:
         return data
     message.header.tc = 1
-    while message.rr and (len(data) > size or not reply.is_cut_to_fit):
-        message.rr.pop()
-        data = message.pack() if reply.is_cut_to_fit or not message.rr else data
+    if not reply.is_cut_to_fit:
+        message.rr.clear()
+        return message.pack()
+    while len(data) > size:
+        # A record has 28 bytes at most, but for aliases. So none is left out that fits.
+        del message.rr[-max(1, (len(data) - size) // 28):]
+        data = message.pack()
     return data
 
 
