@@ -1701,6 +1701,12 @@ def certified(*names, version=None, **options):
 
 
 @functools.cache
+def context_for(*names):
+    """As `certified`, but the same one each time, so a test does not change it."""
+    return certified(*names)
+
+
+@functools.cache
 def trusting(*protocols, sslsocket_class=ssl.SSLSocket):
     """A client's context that trusts the authority of the tests."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -1714,10 +1720,9 @@ TLS_1_2, TLS_1_3 = ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3
 TLS_VERSIONS = pytest.mark.parametrize('version', [TLS_1_2, TLS_1_3], ids=['1.2', '1.3'])
 
 
-@functools.cache
 def server_context():
     """A server's context with a certificate for the hosts of most tests."""
-    return certified('127.0.0.1', 'name.test')
+    return context_for('127.0.0.1', 'name.test')
 
 
 def context_of(scheme):
@@ -1823,7 +1828,7 @@ def internet(script, *hosts: str):
 
     This is for what imports `Pool` from now on. Those of https have certificates for the hosts.
     """
-    context = certified(*hosts or ('*.example.com',))
+    context = context_for(*hosts or ('*.example.com',))
     ports = {}
     started = threading.Event()
     stop = None

@@ -163,10 +163,10 @@ async def test_what_is_remembered_is_bounded_in_bytes():
     script = Answering(OK)
     async with Server(script) as server, pool(
             get_connection=get_connection, keep_alive_timeout=0) as request:
-        await fill(request, range(2))  # what is made at first
+        await fill(request, range(1))  # what is made at first
         tracemalloc.start()
         try:
-            await fill(request, range(2, 5))
+            await fill(request, range(1, 4))
             script.heads.clear()
             script.bodies.clear()
             server.peers.clear()

@@ -28,8 +28,8 @@ from tests.harness import (
     OK,
     Answering,
     Server,
-    certified,
     connecting_to,
+    context_for,
     get,
     internet,
     on_clock,
@@ -414,7 +414,7 @@ def asking(head, body):
 @on_loops
 async def test_credentials_go_to_one_origin(layer, origin, url, is_ours):
     script = Answering(asking)
-    context = certified('a.example')
+    context = context_for('a.example')
     async with Server(script) as http, Server(script, context) as https, pool(
             get_connection=connecting_to(http=http.port, https=https.port),
             get_ssl_context=trusting) as request:

@@ -318,7 +318,7 @@ NAMES = st.from_regex(r"\A[x][!#$%&'*+.^_`|~0-9A-Za-z-]{0,9}\Z").map(str.encode)
 VALUES = st.from_regex(r'\A([!-~]([ -~]{0,9}[!-~])?)?\Z').map(str.encode)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=100)
 @given(chunks=st.lists(st.binary(max_size=40)), trailers=st.lists(st.tuples(NAMES, VALUES)))
 def test_h11_decodes_what_was_encoded(chunks, trailers):
     connection = h11.Connection(h11.SERVER)

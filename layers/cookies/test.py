@@ -19,8 +19,8 @@ from lowhaio_cookies import with_cookies
 from tests.harness import (
     Answering,
     Server,
-    certified,
     connecting_to,
+    context_for,
     internet,
     on_loops,
     pool,
@@ -48,7 +48,7 @@ async def web(jar, **options):
 
     fields = []
     script = Answering(lambda head, body: response(*fields))
-    async with Server(script) as server, Server(script, certified(*HOSTS)) as tls_server:
+    async with Server(script) as server, Server(script, context_for(*HOSTS)) as tls_server:
         async with pool(get_connection=connecting_to(http=server.port, https=tls_server.port),
                         get_ssl_context=trusting) as request:
             request_with_cookies = with_cookies(request, jar, **options)

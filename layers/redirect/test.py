@@ -30,8 +30,8 @@ from tests.harness import (
     OK,
     Answering,
     Server,
-    certified,
     connecting_to,
+    context_for,
     get,
     internet,
     on_loops,
@@ -420,7 +420,7 @@ def names(head: bytes) -> set[bytes]:
 @on_loops
 async def test_another_origin_gets_harmless_fields_only(location, is_same):
     script = Answering(redirect(location), OK)
-    context = certified('a.example')
+    context = context_for('a.example')
     async with Server(script) as http, Server(script, context) as https, pool(
             get_connection=connecting_to(http=http.port, https=https.port),
             get_ssl_context=trusting) as request:
@@ -520,7 +520,7 @@ ALL_SCHEMES = (('http', 'http'), ('http', 'https'), ('https', 'https'), ('https'
 @on_loops
 async def test_https_to_http_is_refused_unless_asked_for():
     script = Answering(redirect(b'http://a.example/'), OK)
-    context = certified('a.example')
+    context = context_for('a.example')
     async with Server(script) as http, Server(script, context) as https, pool(
             get_connection=connecting_to(http=http.port, https=https.port),
             get_ssl_context=trusting) as request:
