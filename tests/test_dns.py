@@ -826,23 +826,27 @@ async def test_a_reply_of_too_many_labels_is_not_taken(tmp_path, case):
 
 
 # What TCP does, how many seconds a request takes if there are addresses in the truncated reply,
-# and what it fails with if there are none.
+# and how many queries there are and what it fails with if there are none. After two failures that
+# come at once, a nameserver is not asked again.
 NO_TCP = {
-    'refuses': (0, aiodnsresolver.DnsError, 'the reply of nameserver 127.0.0.1 was truncated, and '
-                'it can not be had by TCP: ConnectionRefusedError: [Errno 111] Connection refused '
-                '(DnsError)'),
-    'closes': (0, aiodnsresolver.DnsError, 'the reply of nameserver 127.0.0.1 was truncated, and '
-               'it can not be had by TCP: the connection was closed (DnsError)'),
-    'silent': (0.5, TimeoutError, 'TimeoutError: no answer from nameserver 127.0.0.1 in 0.5 s, by '
-               'TCP too, 127.0.0.1 in 1 s, by TCP too, 127.0.0.1 in 2 s, by TCP too, 127.0.0.1 in '
-               '4 s, by TCP too'),
+    'refuses': (
+        0, 2, aiodnsresolver.DnsError, 'the reply of nameserver 127.0.0.1 was truncated, and it '
+        'can not be had by TCP: ConnectionRefusedError: [Errno 111] Connection refused '
+        '(DnsError)'),
+    'closes': (
+        0, 2, aiodnsresolver.DnsError, 'the reply of nameserver 127.0.0.1 was truncated, and it '
+        'can not be had by TCP: the connection was closed (DnsError)'),
+    'silent': (
+        0.5, 4, TimeoutError, 'TimeoutError: no answer from nameserver 127.0.0.1 in 0.5 s, by TCP '
+        'too, 127.0.0.1 in 1 s, by TCP too, 127.0.0.1 in 2 s, by TCP too, 127.0.0.1 in 4 s, by '
+        'TCP too'),
 }
 
 
 @pytest.mark.parametrize('tcp', NO_TCP)
 @on_clock
 async def test_what_is_in_a_truncated_reply_is_used_where_tcp_does_not_work(tmp_path, tcp):
-    seconds, cause, words = NO_TCP[tcp]
+    seconds, queries, cause, words = NO_TCP[tcp]
     async with Lan(tmp_path, '127.0.0.1', '127.0.0.2') as lan:
         lan.nameserver.tcp = tcp
         if tcp == 'refuses':
@@ -860,6 +864,7 @@ async def test_what_is_in_a_truncated_reply_is_used_where_tcp_does_not_work(tmp_
                          f'resolving none.test failed: {words}')
         assert len(lan.nameserver.asked(
             name='name.test', kind='A', by='UDP')) == 1 + (tcp == 'silent')
+        assert len(lan.nameserver.asked(name='none.test', kind='A', by='UDP')) == queries
 
 
 @on_clock
@@ -1027,6 +1032,14 @@ async def test_aliases_that_go_round_are_an_error(tmp_path, case):
             lan.answers[name] = Reply(aliases=aliases)
         await times(0, lan.fails(request, aiodnsresolver.DnsCnameChainTooLong))
         assert len(lan.nameserver.queries) <= 8
+
+
+@on_clock
+async def test_an_address_at_the_end_of_aliases_that_go_round_is_not_used(tmp_path):
+    """A name that is an alias has no other records (RFC 1034 3.6.2)."""
+    async with Lan(tmp_path) as lan, lan.pool() as request:
+        lan.answers['name.test'] = found('127.0.0.1', aliases=('b.test', 'name.test'))
+        await times(0, lan.fails(request, aiodnsresolver.DnsCnameChainTooLong))
 
 
 # ---------------------------------------------------------------------------- resolv.conf, search
@@ -1246,6 +1259,9 @@ async def test_a_change_of_resolv_conf_is_noticed_at_the_next_lookup(tmp_path):
         new.write_text('nameserver 127.0.0.1\nsearch lan\noptions ndots:2')
         new.rename(lan.files.resolv_conf)
         assert await asked_at('.lan') == [('127.0.0.1', '2.test.lan')]
+        # A search list that has gone from the file is no longer used.
+        lan.files.write_resolv_conf('nameserver 127.0.0.2\noptions ndots:2\n')
+        assert await asked_at() == [('127.0.0.2', '3.test')]
 
 
 @on_clock
@@ -1909,7 +1925,8 @@ async def test_a_waiter_for_a_lookup_that_is_cancelled_passes_on_its_turn(tmp_pa
 
 @on_clock
 async def test_requests_to_one_name_need_one_lookup(tmp_path):
-    async with Lan(tmp_path) as lan, lan.pool(max_lookups=1, max_connections=5) as request:
+    async with Lan(tmp_path) as lan, lan.pool(
+            max_lookups=1, max_connections=5, keep_alive_timeout=0) as request:
         lan.answers['name.test'] = found('127.0.0.1', late=0.2)
         tasks = []
         for _ in range(20):
@@ -1918,6 +1935,8 @@ async def test_requests_to_one_name_need_one_lookup(tmp_path):
         await passing(0.1)
         await asyncio.gather(*tasks)
         assert lan.nameserver.asked() == [('name.test', 'A')]
+        # No timer of those that waited is left.
+        assert asyncio.get_running_loop().next_due() is None
 
 
 async def ends_in_turn(number, way, coroutine):
@@ -2017,6 +2036,24 @@ async def test_a_request_has_all_of_socket_timeout_for_its_lookup(tmp_path):
         lan.answers['name.test'] = found('127.0.0.1')
         await passing(1)
         assert await second == '127.0.0.1'
+
+
+@on_clock
+async def test_a_request_that_waits_for_the_lookup_of_a_later_one_ends_at_its_own_socket_timeout(
+        tmp_path):
+    """When the first ends, the third asks, and the second waits for that."""
+    async with Lan(tmp_path) as lan, lan.pool(socket_timeout=2) as request:
+        lan.answers['name.test'] = SILENCE
+        tasks = []
+        for words in (None, 'TimeoutError: socket_timeout, 2 seconds, passed', None):
+            tasks.append(asyncio.ensure_future(lan.fails(request, TimeoutError, words)))
+            await passing(0.5)
+        for task in tasks:
+            await passing(0.499)
+            assert not task.done()
+            await passing(0.001)
+            assert task.done()
+            await task
 
 
 # Which of three requests to one name are cancelled, and when.
