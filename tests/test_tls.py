@@ -990,14 +990,14 @@ async def test_a_session_that_was_of_much_use_is_followed_by_the_next_at_once(
 @on_one_loop
 async def test_a_server_that_never_resumes_costs_few_sessions(version, monkeypatch):
     monkeypatch.setattr(lowhaio, 'SESSIONS_ARE_LOST', True)
-    monkeypatch.setattr(lowhaio, 'MAX_SESSION_PAUSE', 31)
+    monkeypatch.setattr(lowhaio, 'MAX_SESSION_PAUSE', 7)
     script = ResumingInThreads()
     sessions = Sessions()
     sessions.context.minimum_version = version
     with ThreadServer(script, own_context(version)) as server:
-        assert await sessions.connect(server, script, 130, range(130)) == []
-    # Of the connections 0, 1, 3, 7, 15, 31, 63, and then of each 32nd.
-    assert len(sessions.read) == 9
+        assert await sessions.connect(server, script, 34, range(34)) == []
+    # Of the connections 0, 1, 3, 7, 15, and then of each eighth.
+    assert len(sessions.read) == 7
 
 
 @pytest.mark.parametrize('is_lost', [True, False])
