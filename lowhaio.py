@@ -836,12 +836,15 @@ async def run_exchange(
         body: Body, body_args: Iterable[Any], body_kwargs: Kwargs,
 ) -> tuple[bytes, Fields, ReceivedBody]:
     exchange = connection.start_exchange(method, declared)
+    sending: RequestBody | None = None
     try:
         if body is empty_async_iterator and not declared.has_body:
             await connection.send(head)
         else:
-            await send_with_body(connection, exchange, head, body, body_args, body_kwargs)
-        exchange.phase = READING
+            sending = await send_with_body(
+                connection, exchange, head, body, body_args, body_kwargs)
+        if sending is None:
+            exchange.phase = READING
         if exchange.decoder is None:
             deadline = connection.in_time()
             if not exchange.has_started:
@@ -856,9 +859,9 @@ async def run_exchange(
         received = exchange.head
         # The response body may be kept for longer than the pool, and has no use for these.
         del exchange.head, exchange.books
-        return received.code, received.fields, ReceivedBody(connection, exchange)
+        return received.code, received.fields, ReceivedBody(connection, exchange, sending)
     except BaseException as cause:
-        connection.close()
+        connection.drop(sending)
         if not isinstance(cause, Exception):
             raise
         raise exchange.error(cause) from cause
@@ -890,7 +893,7 @@ def log_response(logger: Adapter, response: tuple[bytes, Fields, ReceivedBody]) 
         exchange.phase = LOGGING
         if body._connection is not None:
             # No one gets the body, so it need not fail.
-            body._connection.close()
+            body._connection.drop(body._sending)
         if not isinstance(cause, Exception):
             raise
         raise exchange.error(cause) from cause
@@ -937,24 +940,19 @@ class Endpoint:
         return f'<Endpoint {self.shown}>'
 
 
-class EarlyResponse(Exception):
-    """Ends the sending. The server has answered with 300 or above, or it has answered below 300
-    and then closed the connection, as it had announced."""
-
-
 class Exchange:
     """One request and its response: what was declared, sent and received of them.
 
-    The connection feeds it with what arrives. While the request is being sent, the connection
-    calls `feed_early`, which raises `EarlyResponse` if the response ends the sending. A head of
-    300 or above does that. Below 300 the sending goes on: as much of the content is taken as one
-    read may give, and the kernel keeps the rest. The end of the connection ends the sending only
-    if the response is whole, and the last of its connection.
+    The connection feeds it with what arrives. The response may come while the request is being
+    sent. A head of 300 or above ends the sending. Below 300 the sending goes on while the content
+    is read. Then the end of the connection ends it only if the response is whole, and the last of
+    its connection.
     """
 
     __slots__ = ('endpoint', 'books', 'method', 'declared', 'number', 'phase', 'sent',
                  'request_sent', 'has_started', 'parser', 'head', 'decoder', 'content',
-                 'early_length', 'keep_alive')
+                 'code', 'is_last', 'is_ended', 'surplus',
+                 'unsent', 'keep_alive')
 
     def __init__(self, endpoint: Endpoint, books: Books, method: bytes, declared: Declared,
                  number: int) -> None:
@@ -967,7 +965,7 @@ class Exchange:
         self.number = number
         self.phase = SENDING
         self.sent = SENT_NOTHING
-        # False if the response came first, and ended the sending.
+        # False while the response has come first, and if it has ended the sending.
         self.request_sent = True
         # A byte of the response, or of an interim response, has arrived.
         self.has_started = False
@@ -978,8 +976,16 @@ class Exchange:
         self.head: Head
         self.decoder: Decoder | None = None
         self.content: bytes
-        # How many bytes of the body have been taken while the request was being sent.
-        self.early_length: int
+        # The code of the response, once its head has come.
+        self.code = b''
+        # The request or the response says that the connection ends with the response.
+        self.is_last = declared.close
+        # The peer has ended the connection, behind the whole response.
+        self.is_ended = False
+        # Bytes that have come behind it while the request was being sent.
+        self.surplus = 0
+        # Why the rest of the request could not be sent, while the response goes on.
+        self.unsent: Exception | None = None
         # Seconds that the connection may idle after the response, as far as its head says.
         self.keep_alive: float = 0
 
@@ -996,8 +1002,18 @@ class Exchange:
         """Take what has arrived, and return the content in it. No data means the end."""
         decoder = self.decoder
         if decoder is not None:
-            return decoder.feed(data) if data else decoder.feed_end()
+            if data:
+                return decoder.feed(data)
+            content = decoder.feed_end()
+            self.is_ended = True
+            return content
         self.feed_head(data)
+        return b''
+
+    def feed_rest(self, data: bytes) -> bytes:
+        """Take what comes behind the whole response. It is never delivered."""
+        self.surplus += len(data)
+        self.is_ended = not data
         return b''
 
     def feed_head(self, data: bytes) -> None:
@@ -1025,6 +1041,9 @@ class Exchange:
             set_framing(head, self.method, self.endpoint.settings)
         self.head = head
         make_decoder, arguments, self.keep_alive = head.framing
+        self.code = head.code
+        if head.is_last:
+            self.is_last = True
         self.decoder = decoder = make_decoder(*arguments)
         self.content = decoder.feed(data)
 
@@ -1050,44 +1069,22 @@ class Exchange:
         return self.decoder is not None and self.decoder.is_done
 
     @property
-    def early_room(self) -> int:
-        """How many bytes may be taken while the request is being sent. 0: no more."""
-        size = self.endpoint.settings.recv_bufsize
-        # What follows a 101 is no response.
-        if self.decoder is None:
-            return size
-        if self.head.code == b'101' or self.decoder.is_done and not self.is_last:
-            return 0
-        # Only one more read finds the end of the connection behind a whole response.
-        return max(size - self.early_length + self.decoder.is_done, 0)
+    def is_switched(self) -> bool:
+        """What follows is not of HTTP."""
+        return self.code == b'101'
 
     @property
-    def is_last(self) -> bool:
-        """The request or the response says that the connection ends with the response."""
-        return (self.declared.close or self.head.is_last
-                or isinstance(self.decoder, CloseDecoder))
+    def is_answered(self) -> bool:
+        """A response has come. (A switched protocol begins when all of the request is sent.)"""
+        return self.code not in (b'', b'101')
 
-    def feed_early(self, data: bytes) -> None:
-        if self.decoder is None:
-            self.feed_head(data)
-            if self.decoder is not None:
-                if self.head.code >= b'300':
-                    raise EarlyResponse
-                self.early_length = len(self.content)
-        elif self.decoder.is_done:
-            if not data:
-                raise EarlyResponse
-            self.decoder.has_surplus = True
-            self.early_length += len(data)
-        elif data:
-            self.content += self.decoder.feed(data)
-            self.early_length += len(data)
-        else:
-            try:
-                self.decoder.feed_end()
-            except EOFError as cause:
-                raise EOFError(f'the response is cut off: {cause}') from cause
-            raise EarlyResponse
+    @property
+    def may_end(self) -> bool:
+        """The end of the connection is looked for behind the response, and would end the sending.
+
+        But whoever sends more and more behind it is not read for ever.
+        """
+        return self.is_last and self.surplus <= self.endpoint.settings.recv_bufsize
 
     def note_tls_write(self) -> None:
         """Note that a TLS write has not succeeded, or not yet. It may have sent a part of its
@@ -1136,8 +1133,8 @@ class Exchange:
 
     def early_hint(self) -> str:
         """The request was not sent whole, although the server's log may show a good response."""
-        if self.phase in (SENDING, WAITING_FOR_BODY) and self.decoder is not None:
-            return f' (after the head of a response, {self.head.code.decode()})'
+        if self.phase in (SENDING, WAITING_FOR_BODY) and self.code and not self.request_sent:
+            return f' (after the head of a response, {self.code.decode()})'
         return ''
 
     def plain_hint(self, kind: type[HttpError], cause: BaseException) -> str:
@@ -3081,7 +3078,7 @@ class Race:
         """The connection, if it has been made. Otherwise start what is due."""
         for connection in self.attempts.copy():
             # It was waited for, and has been woken.
-            if connection.waiter is None:
+            if connection.writer is None:
                 try:
                     connection.check_connected()
                     return connection
@@ -3609,33 +3606,45 @@ def to_bytes(chunk: Any) -> bytes:
 
 async def send_with_body(
         connection: Connection, exchange: Exchange, head: bytes,
-        body: Body, body_args: Iterable[Any], body_kwargs: Kwargs) -> None:
-    """Send the whole request, or as much of it as the server wants."""
+        body: Body, body_args: Iterable[Any], body_kwargs: Kwargs) -> RequestBody | None:
+    """Send the whole request, or as much of it as the server wants.
+
+    If a response below 300 comes before that, return what goes on with the sending.
+    """
     if exchange.declared.expects and exchange.declared.has_body:
         await connection.send(head)
         if await is_answered(connection, exchange):
             exchange.request_sent = False
-            return
+            return None
         head = b''
     request_body = RequestBody(connection, exchange, head, body, body_args, body_kwargs)
     try:
-        connection.start_watching()
         await request_body.send()
     except GeneratorExit:
         request_body.abandon()
         raise
     except BaseException as error:
+        exchange.request_sent = False
+        failure: BaseException | None = error
         if isinstance(error, OSError) and exchange.phase is not REQUEST_BODY:
-            error = hear_out(connection, exchange, error)
-        is_early = isinstance(error, EarlyResponse)
-        exchange.request_sent = is_early and request_body.is_sent()
-        if not is_early:
+            failure = hear_out(connection, exchange, error)
+        if failure is not None:
             connection.close()
-        await request_body.close(error)
-        if not is_early:
-            raise error
-    finally:
-        connection.stop_watching()
+        try:
+            await request_body.close(error)
+            if failure is not None:
+                raise failure
+        finally:
+            # By its traceback, it refers to this frame.
+            failure = None
+    else:
+        if not request_body.is_over:
+            exchange.request_sent = False
+            if exchange.code < b'300':
+                return request_body
+            exchange.request_sent = request_body.is_sent()
+            await request_body.close()
+    return None
 
 
 async def is_answered(connection: Connection, exchange: Exchange) -> bool:
@@ -3648,18 +3657,25 @@ async def is_answered(connection: Connection, exchange: Exchange) -> bool:
     return exchange.decoder is not None
 
 
-def hear_out(connection: Connection, exchange: Exchange, error: OSError) -> Exception:
+def hear_out(connection: Connection, exchange: Exchange, error: OSError) -> Exception | None:
     """The sending has failed. What the peer had said before tells why, as far as it has arrived.
 
-    If no send has succeeded, what came is no response to this request.
+    Returns the error that the request fails with, or None if what came is its response. That has
+    to be of 300 or above, or else whole, and the last of its connection. If no send has succeeded,
+    it is no response to this request.
     """
+    size = connection.endpoint.recv_bufsize
     try:
-        connection.take_news()
-    except EarlyResponse as early:
-        return early if exchange.sent is SENT_SOMETHING else error
+        while not exchange.is_answered:
+            connection.receive(size, exchange.feed)
+        if exchange.code < b'300':
+            while not exchange.is_received and len(exchange.content) < size:
+                exchange.content += connection.receive(size, exchange.feed)
     except (OSError, EOFError, ValueError) as said:
         return said if is_alert(said) else error
-    return error
+    is_response = exchange.sent is SENT_SOMETHING and (
+        exchange.code >= b'300' or exchange.is_received and exchange.is_last)
+    return None if is_response else error
 
 
 class Expected:
@@ -3744,13 +3760,15 @@ class SentChunks:
 
 
 class RequestBody(Steps):
-    """The chunks that the caller's generator yields, held to what the head declared of them.
+    """Sends the chunks that the caller's generator yields, held to what the head declared of them.
 
-    Only the generator is stepped, chunk by chunk, so that a response is noticed that comes while
-    the generator waits. What is sent is awaited plainly.
+    The sending is a coroutine that is stepped, so that a response is noticed that comes while the
+    generator waits, or the peer does not read. Until a response has come, `request` steps it, and
+    then whoever reads the content.
     """
 
-    __slots__ = ('connection', 'exchange', 'head', 'chunks', 'left', 'framing', 'cancelling')
+    __slots__ = ('connection', 'exchange', 'head', 'chunks', 'left', 'framing', 'cancelling',
+                 'is_stopped')
 
     def __init__(self, connection: Connection, exchange: Exchange, head: bytes,
                  body: Body, body_args: Iterable[Any], body_kwargs: Kwargs) -> None:
@@ -3769,62 +3787,119 @@ class RequestBody(Steps):
         # falls with each of its bytes.
         self.left = -1 if declared.is_coded else declared.length or 0
         self.cancelling = current_task().cancelling()
-        # There is a coroutine while a chunk is waited for, and only then.
-        none_yet: Any = None
-        super().__init__(connection.loop, none_yet)
-        self.is_over = True
+        # Nothing more is sent, whatever the generator yields.
+        self.is_stopped = False
+        super().__init__(connection.loop, self.send_all())
 
     def __repr__(self) -> str:
         left = f'{self.left} bytes left' if self.framing is None else 'chunked'
         return f'<RequestBody {left}>'
 
-    async def next_chunk(self) -> bytes:
-        return await self.chunks.__anext__()
-
     async def send(self) -> None:
-        """Send the head along with the first chunk, and then the other chunks."""
+        """Send the request, to its end or until a response has come."""
         connection, exchange = self.connection, self.exchange
-        # The awaitable of an async generator can be stepped like a coroutine, and costs less.
-        ask = self.chunks.__anext__ if isinstance(self.chunks, types.AsyncGeneratorType) else \
-            self.next_chunk
-        while True:
-            asked = ask()
-            try:
-                waited_for = asked.send(None)
-                self.suspend(waited_for)
-                # It may fail with an error that has this frame: see `Steps.step`.
-                del waited_for
-                chunk = await self.await_chunk(asked)
-            except StopIteration as stop:
-                chunk = stop.value
-            except StopAsyncIteration:
-                break
-            if not isinstance(chunk, bytes):
-                chunk = to_bytes(chunk)
-            self.left -= len(chunk)
-            if self.left < 0:
-                self.check(chunk)
-            if self.head or not chunk:
-                await self.send_first(chunk)
-            else:
-                await connection.send(chunk)
-            exchange.phase = REQUEST_BODY
-        self.check_end()
-        await self.send_head()
-
-    async def await_chunk(self, asked: Any) -> Any:
-        """The chunk that was not there at once. Raises StopAsyncIteration if it is the end."""
-        self.coroutine = asked
-        self.is_over = False
+        self.advance()
         # The head does not wait for the first chunk.
         await self.send_head()
-        while True:
-            while not self.is_ready():
-                await self.connection.wait_beside(self)
-            try:
+        while not (self.is_over or exchange.is_answered):
+            if exchange.is_switched:
+                # What comes is not of HTTP, and waits in the kernel.
+                await self.wait(self.loop.create_future())
+            else:
+                try:
+                    await connection.read_beside(self, exchange.feed)
+                except Exception as error:
+                    exchange.blame_response(error)
+                    raise
+            self.advance()
+
+    async def read(self) -> Any:
+        """Send and read by turns, until there is content, or until the sending is over."""
+        connection, exchange = self.connection, self.exchange
+        self.cancelling = current_task().cancelling()
+        # While nobody reads, nothing is sent, and no time runs.
+        connection.restart_write_time()
+        try:
+            while not (self.go_on() or exchange.is_ended):
+                chunk = await self.read_beside()
+                if chunk:
+                    return chunk
+        except GeneratorExit:
+            self.abandon()
+            raise
+        except BaseException as error:
+            connection.close()
+            await self.close(error)
+            raise
+        finally:
+            connection.stop_write_time()
+        if not exchange.request_sent:
+            # The peer has ended the connection.
+            exchange.request_sent = self.is_sent()
+            await self.close()
+        if exchange.unsent is None:
+            exchange.phase = READING
+        return b''
+
+    def go_on(self) -> bool:
+        """Send what can be sent without waiting. True if nothing more can be sent at all."""
+        exchange = self.exchange
+        try:
+            self.advance()
+            exchange.request_sent = self.is_over
+        except PEER_CLOSED as error:
+            if exchange.phase is REQUEST_BODY:
+                raise
+            # What the peer had said before can still be read.
+            exchange.unsent = error
+        return self.is_over
+
+    async def read_beside(self) -> Any:
+        """Read, or wait until it is possible to read, or to go on with the sending."""
+        connection, exchange = self.connection, self.exchange
+        is_received = exchange.is_received
+        if is_received and not exchange.may_end:
+            await self.wait(self.loop.create_future())
+            return b''
+        try:
+            return await connection.read_beside(
+                self, exchange.feed_rest if is_received else exchange.feed)
+        except Exception as error:
+            if is_received and isinstance(error, OSError) and connection.state is OPEN:
+                # Nothing of the response is cut off. A reset is the end that a server's system
+                # makes of a connection that is closed before all has been read from it.
+                return exchange.feed_rest(b'')
+            exchange.phase = READING
+            raise
+
+    def advance(self) -> None:
+        """Send what can be sent without waiting."""
+        if not self.is_over and self.is_ready():
+            with contextlib.suppress(StopIteration):
                 self.step()
-            except StopIteration as stop:
-                return stop.value
+
+    async def send_all(self) -> None:
+        """Send the head along with the first chunk, and then the other chunks."""
+        connection, exchange = self.connection, self.exchange
+        ask = self.chunks.__anext__
+        with contextlib.suppress(StopAsyncIteration):
+            while True:
+                chunk = await ask()
+                if self.is_stopped:
+                    return
+                if not isinstance(chunk, bytes):
+                    chunk = to_bytes(chunk)
+                self.left -= len(chunk)
+                if self.left < 0:
+                    self.check(chunk)
+                if self.head or not chunk:
+                    await self.send_first(chunk)
+                else:
+                    await connection.send(chunk)
+                exchange.phase = REQUEST_BODY
+        if not self.is_stopped:
+            self.check_end()
+            await self.send_head()
 
     async def send_head(self) -> None:
         if self.head:
@@ -3870,14 +3945,15 @@ class RequestBody(Steps):
             self.left == 0 and self.exchange.declared.length is not None
         return not self.head and is_whole and self.exchange.phase is REQUEST_BODY
 
-    async def close(self, error: BaseException) -> None:
+    async def close(self, error: BaseException | None = None) -> None:
         """Let the caller's generator clean up now. Left to itself, it would do so in a task.
 
-        The caller hears of `error`, which made us close. But a new cancellation wins, and so does
-        what the generator makes of a cancellation that was its own, as `asyncio.timeout` does.
+        The caller hears of `error`, if that made us close. But a new cancellation wins, and so
+        does what the generator makes of a cancellation that was its own, as `asyncio.timeout` has.
         """
         task = current_task()
         cancelling = task.cancelling()
+        self.is_stopped = True
         try:
             try:
                 if not self.is_over:
@@ -3901,7 +3977,7 @@ class RequestBody(Steps):
                     'before the head was sent' if self.exchange.sent is SENT_NOTHING else
                     'while the request was being sent'))
 
-    def is_own(self, error: BaseException, cancelling: int) -> bool:
+    def is_own(self, error: BaseException | None, cancelling: int) -> bool:
         """The generator has taken its cancellation back, and there is none from outside."""
         now = current_task().cancelling()
         return isinstance(error, CancelledError) and self.cancelling >= now < cancelling
@@ -3913,6 +3989,7 @@ class RequestBody(Steps):
     def abandon(self) -> None:
         """Close the generator where nothing can be awaited. Left to itself, it would be closed in
         a task."""
+        self.is_stopped = True
         super().abandon()
         closing = Steps(self.loop, self.close_chunks())
         with contextlib.suppress(CancelledError, Exception):
@@ -4406,18 +4483,22 @@ class ReceivedBody:
     """
 
     # `repeatable` makes a weak reference to a body that is sent on.
-    __slots__ = ('_chunk', '_connection', '_exchange', '_error', '_is_being_read', '__weakref__')
+    __slots__ = ('_chunk', '_connection', '_exchange', '_sending', '_error', '_is_being_read',
+                 '_is_being_written', '__weakref__')
 
-    def __init__(self, connection: Connection, exchange: Exchange) -> None:
+    def __init__(self, connection: Connection, exchange: Exchange,
+                 sending: RequestBody | None) -> None:
         self._exchange = exchange
+        # What of the request has not been sent yet.
+        self._sending = sending
         self._error: HttpError | None = None
-        self._is_being_read = False
+        self._is_being_read = self._is_being_written = False
         # What has arrived and was not asked for yet. None once all has been asked for at once.
         self._chunk: bytes | None = exchange.content
         del exchange.content
         self._connection: Connection | None = None
         decoder = exchange.decoder
-        if decoder is not None and decoder.is_done:
+        if decoder is not None and decoder.is_done and sending is None:
             connection.release()
         else:
             self._connection = connection
@@ -4458,13 +4539,22 @@ class ReceivedBody:
             cause = RuntimeError('the body is being read by another task')
             raise self._exchange.error(cause) from cause
         self._is_being_read = True
+        exchange = self._exchange
         chunk = b''
         try:
-            chunk = await connection.read()
+            if self._sending is not None:
+                chunk = await self._read_and_send(self._sending)
+            elif exchange.is_switched:
+                chunk = await connection.read_beside(None, exchange.feed)
+            else:
+                chunk = await connection.read()
             # It may have been closed between the arrival of the last byte and now.
-            if self._exchange.is_received and self._connection is not None:
+            if exchange.is_received and self._sending is None and self._connection is not None:
                 self._finish(connection)
         except BaseException as cause:
+            if exchange.is_switched and isinstance(cause, (CancelledError, GeneratorExit)):
+                # It has taken nothing, so the next one may go on.
+                raise
             # Whoever asks again must not take what there was for the whole.
             self._fail(cause)
             if not isinstance(cause, Exception):
@@ -4475,7 +4565,17 @@ class ReceivedBody:
             raise self._error
         return chunk
 
+    async def _read_and_send(self, sending: RequestBody) -> Any:
+        try:
+            return await sending.read()
+        finally:
+            if sending.is_over:
+                self._sending = None
+
     def _finish(self, connection: Connection) -> None:
+        exchange = self._exchange
+        if exchange.unsent is not None and not exchange.is_last:
+            raise exchange.unsent
         self._connection = None
         connection.release()
 
@@ -4483,9 +4583,52 @@ class ReceivedBody:
         """Close the connection. The first reason is what each reader gets to know."""
         connection, self._connection = self._connection, None
         if connection is not None:
+            cause = self._exchange.unsent or cause
             self._error = self._exchange.error(cause)
             self._error.__cause__ = cause
             connection.close()
+
+    async def send(self, data: bytes) -> None:
+        """Send data to the peer, after 101. One task may send while another one reads.
+
+        Returns when all of it has been handed to the kernel. Each progress has to come within
+        `socket_timeout`. Raises an `HttpDataError`. Once it has failed, or was cancelled, the
+        connection is closed.
+        """
+        connection = self._connection
+        if connection is None or not self._exchange.is_switched or self._is_being_written:
+            raise self._not_sent(self._why_unsendable())
+        if not isinstance(data, bytes):
+            try:
+                data = bytes(memoryview(data))
+            except TypeError as cause:
+                raise self._not_sent(cause) from cause
+        self._is_being_written = True
+        try:
+            await connection.send(data)
+        except BaseException as cause:
+            self._fail(cause)
+            if not isinstance(cause, Exception):
+                raise
+        finally:
+            self._is_being_written = False
+        if self._error is not None:
+            raise self._error
+
+    def _why_unsendable(self) -> Exception:
+        exchange = self._exchange
+        return (RuntimeError('only after 101 Switching Protocols can more be sent')
+                if not exchange.is_switched else
+                EOFError('the peer has ended the connection') if exchange.is_ended else
+                RuntimeError('another task is sending'))
+
+    def _not_sent(self, cause: Exception) -> HttpError:
+        if self._error is not None:
+            return self._error
+        self._exchange.phase = SENDING
+        error = self._exchange.error(cause)
+        error.__cause__ = cause
+        return error
 
     def _take_whole(self) -> bytes | None:
         """All that is left of the body if it has arrived, or else None."""
@@ -4503,7 +4646,13 @@ class ReceivedBody:
         Whoever had not taken all of it, and reads on, gets an `HttpDataError`.
         """
         cause = ConnectionAbortedError('the response body was closed before its end')
+        self._exchange.phase = READING
         self._fail(cause)
+        sending = self._sending
+        # Whoever is reading also ends the sending.
+        if sending is not None and not self._is_being_read:
+            self._sending = None
+            await sending.close()
         if self._chunk:
             self._chunk = b''
             if self._error is None:
@@ -4512,7 +4661,7 @@ class ReceivedBody:
 
     def __del__(self) -> None:
         if self._connection is not None:
-            self._connection.close_from_anywhere()
+            self._connection.close_from_anywhere(self._sending)
 
 
 # ------------------------------------------------------------------ connection and waiting
@@ -4596,22 +4745,17 @@ class TlsSession:
 State = Enum('State', 'CONNECTING OPEN IDLE CLOSED')
 CONNECTING, OPEN, IDLE, CLOSED = State
 
-# What a waiter is woken by. Who awaits DATA gets what the exchange makes of it. READABLE and
-# WRITABLE are as the selector says. STEPS are woken by what the caller gave, and have no deadline.
-Awaits = Enum('Awaits', 'DATA READABLE WRITABLE STEPS')
-DATA, READABLE, WRITABLE, STEPS = Awaits
-
-# While a request body is sent, a response is watched for. Its arrival is NEWS, and wakes who
-# awaits WRITABLE or STEPS too.
-Watch = Enum('Watch', 'UNWATCHED WATCHED NEWS')
-UNWATCHED, WATCHED, NEWS = Watch
+# What a reader is woken by. Who awaits DATA gets what the exchange makes of it. READABLE is as the
+# selector says.
+Awaits = Enum('Awaits', 'DATA READABLE')
+DATA, READABLE = Awaits
 
 
 class Connection:
     __slots__ = (
         'loop', 'sock', 'fd', 'poller', 'state', 'endpoint', 'place', 'tls_session', 'exchange',
-        'requests', 'waiter', 'awaits', 'is_reading', 'is_writing', 'watch', 'deadline', 'timer',
-        'timer_at', 'burst', 'is_full')
+        'requests', 'reader', 'awaits', 'deadline', 'writer', 'write_deadline', 'is_reading',
+        'is_writing', 'timer', 'timer_at', 'burst', 'is_full')
 
     def __init__(self, loop: Loop, sock: socket.socket, endpoint: Endpoint,
                  place: OriginBooks) -> None:
@@ -4631,14 +4775,17 @@ class Connection:
         # Set from the request to the end of its response, and only then.
         self.exchange: Exchange
         self.requests = 0
-        self.waiter: asyncio.Future[Any] | None = None
+        # Who waits to read. If the loop is not reading, then the read wants to write before.
+        self.reader: asyncio.Future[Any] | None = None
         self.awaits = DATA
+        # When the reader's time is over, or when the idle connection expires.
+        self.deadline = inf
+        # Who waits to write. If the loop is not writing, then the write wants to read before.
+        self.writer: asyncio.Future[None] | None = None
+        self.write_deadline = inf
         # What the loop watches the descriptor for.
         self.is_reading = False
         self.is_writing = False
-        self.watch = UNWATCHED
-        # When the wait times out, or when the idle connection expires.
-        self.deadline = inf
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at = inf
         # Bytes moved since the loop had its last turn.
@@ -4720,23 +4867,21 @@ class Connection:
         # peer that sends and never reads could hold us for ever.
         deadline = 0.0
         while True:
-            if self.watch is NEWS:
-                self.look()
             try:
                 count = self.sock.send(data)
             except (BlockingIOError, ssl.SSLWantWriteError) as blocked:
                 if isinstance(blocked, ssl.SSLError):
                     exchange.note_tls_write()
-                deadline = deadline or self.in_time()
-                await self.wait_writable(deadline)
+                await self.wait_writable(deadline or self.in_time())
                 self.burst = 0
-                if self.watch is not NEWS:
-                    # There was room, although it may not have been enough for a TLS record.
-                    deadline = 0.0
+                # There was room, although it may not have been enough for a TLS record.
+                deadline = 0.0
             except ssl.SSLWantReadError:
                 exchange.note_tls_write()
+                if not self.is_reading:
+                    self.start_reading()
                 deadline = deadline or self.in_time()
-                await self.wait(READABLE, deadline)
+                await self.wait_to_write(deadline)
             except OSError:
                 if isinstance(self.sock, ssl.SSLSocket):
                     exchange.note_tls_write()
@@ -4752,61 +4897,55 @@ class Connection:
                 deadline = 0.0
                 data = memoryview(data)[count:]
 
-    def start_watching(self) -> None:
-        """Notice a response that comes while a request body is being sent."""
-        self.watch = WATCHED
-        if not self.is_reading:
-            self.start_reading()
-
-    def stop_watching(self) -> None:
-        self.watch = UNWATCHED
-        self.waiter = None
-        if self.is_writing:
-            self.stop_writing()
-
-    def look(self) -> None:
-        """Take what has come while sending. Raises EarlyResponse if that ends the sending."""
-        self.watch = WATCHED
-        try:
-            self.take_news()
-            self.watch = UNWATCHED
-        except WANT_READ:
-            self.start_reading()
-        except ssl.SSLWantWriteError:
-            self.start_writing()
-        except Exception as error:
-            self.exchange.blame_response(error)
-            raise
-
-    def take_news(self) -> None:
-        exchange = self.exchange
-        try:
-            while room := exchange.early_room:
-                self.receive(min(self.endpoint.recv_bufsize, room), exchange.feed_early)
-        except (*WANT_READ, ssl.SSLWantWriteError):
-            raise
-        except OSError:
-            if not exchange.is_received:
-                raise
-            # Nothing of the response is cut off. A reset is the end that a server's system makes
-            # of a connection that is closed before all has been read from it.
-            exchange.feed_early(b'')
-
     async def read(self, deadline: float | None = None) -> Any:
         """What the exchange makes of what is there, or of what comes first."""
         if self.burst >= MAX_BURST:
             await self.take_turns()
-        if self.state is CLOSED:
-            raise ConnectionAbortedError('the connection was closed meanwhile')
-        # TLS may hold bytes that no look at the socket sees.
-        if self.poller.poll(0) or isinstance(self.sock, ssl.SSLSocket) and self.sock.pending():
+        is_blocked = False
+        if self.may_read():
             try:
                 return self.receive(self.endpoint.recv_bufsize, self.exchange.feed)
             except WANT_READ:
                 pass
             except ssl.SSLWantWriteError:
-                self.start_writing()
-        return await self.wait(DATA, deadline or self.in_time())
+                is_blocked = True
+        reader = self.wait(DATA, deadline or self.in_time())
+        if is_blocked:
+            self.read_when_writable()
+        return await reader
+
+    async def read_beside(self, steps: Steps | None, feed: Callable[[bytes], Any]) -> Any:
+        """What `feed` makes of what is there. If nothing is, wait for that, or for the next step,
+        and return no bytes.
+
+        The time is not bounded. Whoever is cancelled here has taken nothing.
+        """
+        if self.burst >= MAX_BURST:
+            await self.take_turns()
+        is_blocked = False
+        if self.may_read():
+            try:
+                return self.receive(self.endpoint.recv_bufsize, feed)
+            except WANT_READ:
+                pass
+            except ssl.SSLWantWriteError:
+                is_blocked = True
+        reader = self.wait(READABLE, inf)
+        if is_blocked:
+            self.read_when_writable()
+        try:
+            await (reader if steps is None else steps.wait(reader))
+        finally:
+            self.reader = None
+        self.burst = 0
+        return b''
+
+    def may_read(self) -> bool:
+        if self.state is CLOSED:
+            raise ConnectionAbortedError('the connection was closed meanwhile')
+        # TLS may hold bytes that no look at the socket sees.
+        return bool(self.poller.poll(0)
+                    or isinstance(self.sock, ssl.SSLSocket) and self.sock.pending())
 
     def receive(self, size: int, feed: Callable[[bytes], Any]) -> Any:
         data = self.sock.recv(size)
@@ -4886,38 +5025,55 @@ class Connection:
         return self.loop.time() + self.endpoint.settings.socket_timeout
 
     def wait(self, awaits: Awaits, deadline: float) -> asyncio.Future[Any]:
-        if not self.is_reading and awaits is not WRITABLE:
+        if not self.is_reading:
             self.start_reading()
         if deadline < self.timer_at:
             self.start_timer(deadline)
         self.deadline = deadline
         self.awaits = awaits
-        self.waiter = waiter = self.loop.create_future()
-        return waiter
+        self.reader = reader = self.loop.create_future()
+        return reader
 
     def wait_writable(self, deadline: float) -> asyncio.Future[None]:
         if not self.is_writing:
             self.start_writing()
-        return self.wait(WRITABLE, deadline)
+        return self.wait_to_write(deadline)
+
+    def wait_to_write(self, deadline: float) -> asyncio.Future[None]:
+        self.set_write_deadline(deadline)
+        self.writer = writer = self.loop.create_future()
+        return writer
 
     def wait_writable_with(self, waiter: asyncio.Future[None]) -> None:
         """Wake a waiter that waits for other connections, too. There is no deadline."""
-        self.awaits = WRITABLE
-        self.waiter = waiter
+        self.writer = waiter
 
-    async def wait_beside(self, steps: Steps) -> None:
-        """Wait for what the caller gave, or for a response."""
-        if self.watch is NEWS:
-            self.look()
-        else:
-            self.awaits = STEPS
-            self.waiter = waiter = self.loop.create_future()
-            await steps.wait(waiter)
+    def set_write_deadline(self, deadline: float) -> None:
+        if deadline < self.timer_at:
+            self.start_timer(deadline)
+        self.write_deadline = deadline
 
-    def wake(self) -> None:
-        waiter, self.waiter = self.waiter, None
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def restart_write_time(self) -> None:
+        if self.writer is not None:
+            self.set_write_deadline(self.in_time())
+
+    def stop_write_time(self) -> None:
+        self.write_deadline = inf
+
+    def wake_reader(self) -> None:
+        reader, self.reader = self.reader, None
+        if reader is not None:
+            wake(reader)
+
+    def wake_writer(self) -> None:
+        writer, self.writer = self.writer, None
+        if writer is not None:
+            wake(writer)
+
+    def read_when_writable(self) -> None:
+        """Only the wanted direction is watched, or the loop would find the same bytes again."""
+        self.stop_reading()
+        self.start_writing()
 
     def start_reading(self) -> None:
         self.loop.add_reader(self.fd, self.on_readable)
@@ -4941,51 +5097,45 @@ class Connection:
     def on_readable(self) -> None:
         # No variable of this frame has the waiter. Its error may refer to the frame, which would
         # make that a cycle.
-        if self.waiter is not None and self.awaits is DATA:
-            self.deliver(self.waiter)
-        elif self.waiter is not None and self.awaits is READABLE:
-            self.wake()
+        if self.reader is not None:
+            if self.awaits is DATA:
+                self.deliver(self.reader)
+            else:
+                self.wake_reader()
         elif self.state is not IDLE:
             # There is nobody to read for. The loop need not look until somebody reads again.
             self.stop_reading()
-            if self.watch is not UNWATCHED:
-                self.watch = NEWS
-                self.wake()
         elif not self.is_quiet():
             self.close()
+        if self.writer is not None and not self.is_writing:
+            self.wake_writer()
 
-    def deliver(self, waiter: asyncio.Future[Any]) -> None:
-        """Read for the waiter. Until it runs, the loop would find the same bytes again."""
+    def deliver(self, reader: asyncio.Future[Any]) -> None:
+        """Read for the reader. Until it runs, the loop would find the same bytes again."""
         self.burst = 0
         try:
             received = self.receive(self.endpoint.recv_bufsize, self.exchange.feed)
         except WANT_READ:
             return
         except ssl.SSLWantWriteError:
-            # Only the wanted direction is watched, or the loop would find the same bytes again.
-            self.stop_reading()
-            self.start_writing()
+            self.read_when_writable()
             return
         except Exception as error:
-            if not waiter.done():
-                waiter.set_exception(error)
-            # The waiter has the error, whose traceback has this frame, so that is a cycle.
-            del waiter
+            if not reader.done():
+                reader.set_exception(error)
+            # The reader has the error, whose traceback has this frame, so that is a cycle.
+            del reader
         else:
-            if not waiter.done():
-                waiter.set_result(received)
-        self.waiter = None
+            if not reader.done():
+                reader.set_result(received)
+        self.reader = None
 
     def on_writable(self) -> None:
         self.stop_writing()
-        if self.waiter is not None and self.awaits is DATA:
+        if self.reader is not None and not self.is_reading:
             self.start_reading()
-            self.deliver(self.waiter)
-        else:
-            if self.watch is WATCHED and not self.is_reading:
-                # A look for a response wanted to write.
-                self.watch = NEWS
-            self.wake()
+            self.on_readable()
+        self.wake_writer()
 
     def start_timer(self, deadline: float) -> None:
         if self.timer is not None:
@@ -4994,17 +5144,23 @@ class Connection:
         self.timer = self.loop.call_at(deadline, self.on_timer)
 
     def on_timer(self) -> None:
-        is_late = self.deadline <= self.timer_at
-        self.timer = None
-        self.timer_at = inf
-        if not is_late:
-            self.start_timer(self.deadline)
-        elif self.state is IDLE:
-            self.close()
-        elif self.waiter is not None and self.awaits is not STEPS:
-            waiter, self.waiter = self.waiter, None
-            if not waiter.done():
-                waiter.set_exception(timed_out(self.endpoint.settings.socket_timeout))
+        now, self.timer, self.timer_at = self.timer_at, None, inf
+        if self.deadline <= now:
+            if self.state is IDLE:
+                self.close()
+                return
+            reader, self.reader = self.reader, None
+            self.fail_late(reader)
+        if self.write_deadline <= now:
+            writer, self.writer = self.writer, None
+            self.fail_late(writer)
+        later = [at for at in (self.deadline, self.write_deadline) if now < at < inf]
+        if later:
+            self.start_timer(min(later))
+
+    def fail_late(self, waiter: asyncio.Future[Any] | None) -> None:
+        if waiter is not None and not waiter.done():
+            waiter.set_exception(timed_out(self.endpoint.settings.socket_timeout))
 
     # Closing
 
@@ -5024,13 +5180,14 @@ class Connection:
                 self.stop_writing()
             if self.timer is not None:
                 self.timer.cancel()
-            if self.waiter is not None and self.awaits is DATA and not self.waiter.done():
-                self.waiter.set_exception(ConnectionAbortedError('closed meanwhile'))
-                # This marks it as retrieved, in case nobody waits any more.
-                self.waiter.exception()
+            for waiter in self.reader, self.writer:
+                if waiter is not None and state is OPEN and not waiter.done():
+                    waiter.set_exception(ConnectionAbortedError('closed meanwhile'))
+                    # This marks it as retrieved, in case nobody waits any more.
+                    waiter.exception()
         self.state = CLOSED
         self.is_reading = self.is_writing = False
-        self.timer = self.waiter = None
+        self.timer = self.reader = self.writer = None
         if isinstance(self.sock, ssl.SSLSocket):
             # RFC 8446 6.1: say goodbye, without waiting for an answer.
             try:
@@ -5055,15 +5212,20 @@ class Connection:
         self.close()
         return self.place
 
-    def close_from_anywhere(self) -> None:
+    def close_from_anywhere(self, sending: RequestBody | None) -> None:
         """Close, as a finalizer has to: in any thread, whether or not the loop runs."""
         if self.state is CLOSED:
             return
         if runs_here(self.loop) or not self.loop.is_running():
-            self.close()
+            self.drop(sending)
         else:
             with contextlib.suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(self.close)
+                self.loop.call_soon_threadsafe(self.drop, sending)
+
+    def drop(self, sending: RequestBody | None) -> None:
+        self.close()
+        if sending is not None:
+            sending.abandon()
 
 
 # ----------------------------------------------------------------------- what errors show

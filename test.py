@@ -549,7 +549,7 @@ async def test_a_response_of_300_or_above_ends_the_sending_and_is_returned():
 
 
 @on_loops
-async def test_below_300_the_sending_goes_on():
+async def test_below_300_the_sending_goes_on_while_the_response_is_read():
     has_answered = asyncio.Event()
 
     async def body():
@@ -567,6 +567,9 @@ async def test_below_300_the_sending_goes_on():
     async with Server(script) as server, pool() as request:
         code, _, response_body = await put(server, request, body, length=8)
         assert code == b'200'
+        assert response_body.request_sent is False
+        # Who does not read does not send.
+        assert await buffered(response_body) == b'ok'
         assert response_body.request_sent is True
 
 
