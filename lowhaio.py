@@ -857,8 +857,8 @@ async def run_exchange(
         if connection.tls_session is not None:
             connection.store_session(connection.tls_session)
         received = exchange.head
-        # The response body may be kept for longer than the pool, and has no use for these.
-        del exchange.head, exchange.books
+        # The response body may be kept for longer than the pool, and has no use for them.
+        del exchange.books
         return received.code, received.fields, ReceivedBody(connection, exchange, sending)
     except BaseException as cause:
         connection.drop(sending)
@@ -951,8 +951,7 @@ class Exchange:
 
     __slots__ = ('endpoint', 'books', 'method', 'declared', 'number', 'phase', 'sent',
                  'request_sent', 'has_started', 'parser', 'head', 'decoder', 'content',
-                 'code', 'is_last', 'is_ended', 'surplus',
-                 'unsent', 'keep_alive')
+                 'keep_alive')
 
     def __init__(self, endpoint: Endpoint, books: Books, method: bytes, declared: Declared,
                  number: int) -> None:
@@ -976,16 +975,6 @@ class Exchange:
         self.head: Head
         self.decoder: Decoder | None = None
         self.content: bytes
-        # The code of the response, once its head has come.
-        self.code = b''
-        # The request or the response says that the connection ends with the response.
-        self.is_last = declared.close
-        # The peer has ended the connection, behind the whole response.
-        self.is_ended = False
-        # Bytes that have come behind it while the request was being sent.
-        self.surplus = 0
-        # Why the rest of the request could not be sent, while the response goes on.
-        self.unsent: Exception | None = None
         # Seconds that the connection may idle after the response, as far as its head says.
         self.keep_alive: float = 0
 
@@ -1002,18 +991,8 @@ class Exchange:
         """Take what has arrived, and return the content in it. No data means the end."""
         decoder = self.decoder
         if decoder is not None:
-            if data:
-                return decoder.feed(data)
-            content = decoder.feed_end()
-            self.is_ended = True
-            return content
+            return decoder.feed(data) if data else decoder.feed_end()
         self.feed_head(data)
-        return b''
-
-    def feed_rest(self, data: bytes) -> bytes:
-        """Take what comes behind the whole response. It is never delivered."""
-        self.surplus += len(data)
-        self.is_ended = not data
         return b''
 
     def feed_head(self, data: bytes) -> None:
@@ -1041,9 +1020,6 @@ class Exchange:
             set_framing(head, self.method, self.endpoint.settings)
         self.head = head
         make_decoder, arguments, self.keep_alive = head.framing
-        self.code = head.code
-        if head.is_last:
-            self.is_last = True
         self.decoder = decoder = make_decoder(*arguments)
         self.content = decoder.feed(data)
 
@@ -1070,21 +1046,23 @@ class Exchange:
 
     @property
     def is_switched(self) -> bool:
-        """What follows is not of HTTP."""
-        return self.code == b'101'
+        """The head of a 101 has come. What follows is not of HTTP."""
+        return self.decoder is not None and self.head.code == b'101'
 
     @property
     def is_answered(self) -> bool:
         """A response has come. (A switched protocol begins when all of the request is sent.)"""
-        return self.code not in (b'', b'101')
+        return self.decoder is not None and self.head.code != b'101'
 
     @property
-    def may_end(self) -> bool:
-        """The end of the connection is looked for behind the response, and would end the sending.
+    def is_last(self) -> bool:
+        """The request or the response says that the connection ends with the response."""
+        return self.declared.close or self.head.is_last
 
-        But whoever sends more and more behind it is not read for ever.
-        """
-        return self.is_last and self.surplus <= self.endpoint.settings.recv_bufsize
+    @property
+    def is_ended(self) -> bool:
+        """The peer has ended the connection, and so the response."""
+        return self.is_received and isinstance(self.decoder, CloseDecoder)
 
     def note_tls_write(self) -> None:
         """Note that a TLS write has not succeeded, or not yet. It may have sent a part of its
@@ -1133,8 +1111,9 @@ class Exchange:
 
     def early_hint(self) -> str:
         """The request was not sent whole, although the server's log may show a good response."""
-        if self.phase in (SENDING, WAITING_FOR_BODY) and self.code and not self.request_sent:
-            return f' (after the head of a response, {self.code.decode()})'
+        if (self.phase in (SENDING, WAITING_FOR_BODY) and self.decoder is not None
+                and not self.request_sent):
+            return f' (after the head of a response, {self.head.code.decode()})'
         return ''
 
     def plain_hint(self, kind: type[HttpError], cause: BaseException) -> str:
@@ -3640,7 +3619,7 @@ async def send_with_body(
     else:
         if not request_body.is_over:
             exchange.request_sent = False
-            if exchange.code < b'300':
+            if exchange.head.code < b'300':
                 return request_body
             exchange.request_sent = request_body.is_sent()
             await request_body.close()
@@ -3668,13 +3647,13 @@ def hear_out(connection: Connection, exchange: Exchange, error: OSError) -> Exce
     try:
         while not exchange.is_answered:
             connection.receive(size, exchange.feed)
-        if exchange.code < b'300':
+        if exchange.head.code < b'300':
             while not exchange.is_received and len(exchange.content) < size:
                 exchange.content += connection.receive(size, exchange.feed)
     except (OSError, EOFError, ValueError) as said:
         return said if is_alert(said) else error
     is_response = exchange.sent is SENT_SOMETHING and (
-        exchange.code >= b'300' or exchange.is_received and exchange.is_last)
+        exchange.head.code >= b'300' or exchange.is_received and exchange.is_last)
     return None if is_response else error
 
 
@@ -3768,7 +3747,7 @@ class RequestBody(Steps):
     """
 
     __slots__ = ('connection', 'exchange', 'head', 'chunks', 'left', 'framing', 'cancelling',
-                 'is_stopped')
+                 'is_stopped', 'failure', 'surplus', 'is_ended')
 
     def __init__(self, connection: Connection, exchange: Exchange, head: bytes,
                  body: Body, body_args: Iterable[Any], body_kwargs: Kwargs) -> None:
@@ -3789,6 +3768,11 @@ class RequestBody(Steps):
         self.cancelling = current_task().cancelling()
         # Nothing more is sent, whatever the generator yields.
         self.is_stopped = False
+        # Why the rest could not be sent, while the response goes on.
+        self.failure: Exception | None = None
+        # Bytes that have come behind the whole response, and whether the end has, too.
+        self.surplus = 0
+        self.is_ended = False
         super().__init__(connection.loop, self.send_all())
 
     def __repr__(self) -> str:
@@ -3799,8 +3783,9 @@ class RequestBody(Steps):
         """Send the request, to its end or until a response has come."""
         connection, exchange = self.connection, self.exchange
         self.advance()
-        # The head does not wait for the first chunk.
-        await self.send_head()
+        if self.head:
+            # It does not wait for the first chunk.
+            await self.send_head()
         while not (self.is_over or exchange.is_answered):
             if exchange.is_switched:
                 # What comes is not of HTTP, and waits in the kernel.
@@ -3820,7 +3805,7 @@ class RequestBody(Steps):
         # While nobody reads, nothing is sent, and no time runs.
         connection.restart_write_time()
         try:
-            while not (self.go_on() or exchange.is_ended):
+            while not (self.go_on() or self.is_ended or exchange.is_ended):
                 chunk = await self.read_beside()
                 if chunk:
                     return chunk
@@ -3837,7 +3822,7 @@ class RequestBody(Steps):
             # The peer has ended the connection.
             exchange.request_sent = self.is_sent()
             await self.close()
-        if exchange.unsent is None:
+        if self.failure is None:
             exchange.phase = READING
         return b''
 
@@ -3851,52 +3836,66 @@ class RequestBody(Steps):
             if exchange.phase is REQUEST_BODY:
                 raise
             # What the peer had said before can still be read.
-            exchange.unsent = error
+            self.failure = error
         return self.is_over
 
     async def read_beside(self) -> Any:
         """Read, or wait until it is possible to read, or to go on with the sending."""
         connection, exchange = self.connection, self.exchange
-        is_received = exchange.is_received
-        if is_received and not exchange.may_end:
+        if not exchange.is_received:
+            try:
+                return await connection.read_beside(self, exchange.feed)
+            except Exception:
+                exchange.phase = READING
+                raise
+        if not exchange.is_last or self.surplus > connection.endpoint.recv_bufsize:
+            # Its end would not be that of the sending, or is not looked for any longer.
             await self.wait(self.loop.create_future())
             return b''
         try:
-            return await connection.read_beside(
-                self, exchange.feed_rest if is_received else exchange.feed)
-        except Exception as error:
-            if is_received and isinstance(error, OSError) and connection.state is OPEN:
-                # Nothing of the response is cut off. A reset is the end that a server's system
-                # makes of a connection that is closed before all has been read from it.
-                return exchange.feed_rest(b'')
-            exchange.phase = READING
-            raise
+            return await connection.read_beside(self, self.feed_rest)
+        except OSError:
+            if connection.state is CLOSED:
+                raise
+            # Nothing of the response is cut off. A reset is the end that a server's system makes
+            # of a connection that is closed before all has been read from it.
+            return self.feed_rest(b'')
+
+    def feed_rest(self, data: bytes) -> bytes:
+        """Take what comes behind the whole response. It is never delivered."""
+        self.surplus += len(data)
+        self.is_ended = not data
+        return b''
 
     def advance(self) -> None:
         """Send what can be sent without waiting."""
         if not self.is_over and self.is_ready():
-            with contextlib.suppress(StopIteration):
+            try:
                 self.step()
+            except StopIteration:
+                return
 
     async def send_all(self) -> None:
         """Send the head along with the first chunk, and then the other chunks."""
         connection, exchange = self.connection, self.exchange
         ask = self.chunks.__anext__
-        with contextlib.suppress(StopAsyncIteration):
-            while True:
+        while True:
+            try:
                 chunk = await ask()
-                if self.is_stopped:
-                    return
-                if not isinstance(chunk, bytes):
-                    chunk = to_bytes(chunk)
-                self.left -= len(chunk)
-                if self.left < 0:
-                    self.check(chunk)
-                if self.head or not chunk:
-                    await self.send_first(chunk)
-                else:
-                    await connection.send(chunk)
-                exchange.phase = REQUEST_BODY
+            except StopAsyncIteration:
+                break
+            if self.is_stopped:
+                return
+            if not isinstance(chunk, bytes):
+                chunk = to_bytes(chunk)
+            self.left -= len(chunk)
+            if self.left < 0:
+                self.check(chunk)
+            if self.head or not chunk:
+                await self.send_first(chunk)
+            else:
+                await connection.send(chunk)
+            exchange.phase = REQUEST_BODY
         if not self.is_stopped:
             self.check_end()
             await self.send_head()
@@ -4542,15 +4541,14 @@ class ReceivedBody:
         exchange = self._exchange
         chunk = b''
         try:
-            if self._sending is not None:
-                chunk = await self._read_and_send(self._sending)
+            if self._sending is not None and not self._sending.is_over:
+                chunk = await self._sending.read()
             elif exchange.is_switched:
                 chunk = await connection.read_beside(None, exchange.feed)
             else:
                 chunk = await connection.read()
-            # It may have been closed between the arrival of the last byte and now.
-            if exchange.is_received and self._sending is None and self._connection is not None:
-                self._finish(connection)
+            if exchange.is_received:
+                self._finish()
         except BaseException as cause:
             if exchange.is_switched and isinstance(cause, (CancelledError, GeneratorExit)):
                 # It has taken nothing, so the next one may go on.
@@ -4565,25 +4563,23 @@ class ReceivedBody:
             raise self._error
         return chunk
 
-    async def _read_and_send(self, sending: RequestBody) -> Any:
-        try:
-            return await sending.read()
-        finally:
-            if sending.is_over:
-                self._sending = None
-
-    def _finish(self, connection: Connection) -> None:
-        exchange = self._exchange
-        if exchange.unsent is not None and not exchange.is_last:
-            raise exchange.unsent
-        self._connection = None
+    def _finish(self) -> None:
+        """All of the response has arrived."""
+        sending, connection = self._sending, self._connection
+        # It may have been closed between the arrival of the last byte and now.
+        if connection is None or sending is not None and not sending.is_over:
+            return
+        if sending is not None and sending.failure is not None and not self._exchange.is_last:
+            raise sending.failure
+        self._connection = self._sending = None
         connection.release()
 
     def _fail(self, cause: BaseException) -> None:
         """Close the connection. The first reason is what each reader gets to know."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            cause = self._exchange.unsent or cause
+            if self._sending is not None:
+                cause = self._sending.failure or cause
             self._error = self._exchange.error(cause)
             self._error.__cause__ = cause
             connection.close()
