@@ -1050,14 +1050,10 @@ class Exchange:
         return self.decoder is not None and self.head.code == b'101'
 
     @property
-    def is_answered(self) -> bool:
-        """A response has come. (A switched protocol begins when all of the request is sent.)"""
-        return self.decoder is not None and self.head.code != b'101'
-
-    @property
     def is_last(self) -> bool:
         """The request or the response says that the connection ends with the response."""
-        return self.declared.close or self.head.is_last
+        return (self.declared.close or self.head.is_last
+                or isinstance(self.decoder, CloseDecoder))
 
     @property
     def is_ended(self) -> bool:
@@ -2227,21 +2223,20 @@ class Steps:
             self.to_throw = [CancelledError(*args)]
             self.is_bare = False
 
-    async def wait(self, woken: asyncio.Future[None]) -> None:
-        """Wait until it is ready, or something else has set the result of `woken`.
+    async def wait(self, woken: asyncio.Future[None] | None) -> None:
+        """Wait until it is ready, or something else has set the result of `woken`. Without that,
+        wait for one turn of the loop.
 
         A cancellation of the task is passed on to the coroutine. Its next step tells what comes of
         that.
         """
-        def on_ready(_: object) -> None:
-            wake(woken)
-
         waited_for = self.waited_for
         try:
-            if waited_for is None:
+            if waited_for is None or woken is None:
                 await asyncio.sleep(0)
                 self.is_bare = False
                 return
+            on_ready = partial(wake, woken)
             waited_for.add_done_callback(on_ready)
             try:
                 await woken
@@ -3620,6 +3615,7 @@ async def send_with_body(
         if not request_body.is_over:
             exchange.request_sent = False
             if exchange.head.code < b'300':
+                connection.stop_write_time()
                 return request_body
             exchange.request_sent = request_body.is_sent()
             await request_body.close()
@@ -3645,14 +3641,14 @@ def hear_out(connection: Connection, exchange: Exchange, error: OSError) -> Exce
     """
     size = connection.endpoint.recv_bufsize
     try:
-        while not exchange.is_answered:
+        while exchange.decoder is None:
             connection.receive(size, exchange.feed)
-        if exchange.head.code < b'300':
-            while not exchange.is_received and len(exchange.content) < size:
-                exchange.content += connection.receive(size, exchange.feed)
+        while exchange.head.code < b'300' and len(exchange.content) < size and \
+                not exchange.is_received:
+            exchange.content += connection.receive(size, exchange.feed)
     except (OSError, EOFError, ValueError) as said:
         return said if is_alert(said) else error
-    is_response = exchange.sent is SENT_SOMETHING and (
+    is_response = exchange.sent is SENT_SOMETHING and not exchange.is_switched and (
         exchange.head.code >= b'300' or exchange.is_received and exchange.is_last)
     return None if is_response else error
 
@@ -3786,10 +3782,9 @@ class RequestBody(Steps):
         if self.head:
             # It does not wait for the first chunk.
             await self.send_head()
-        while not (self.is_over or exchange.is_answered):
-            if exchange.is_switched:
-                # What comes is not of HTTP, and waits in the kernel.
-                await self.wait(self.loop.create_future())
+        while not (self.is_over or self.may_return()):
+            if exchange.decoder is not None:
+                await connection.wait_beside(self)
             else:
                 try:
                     await connection.read_beside(self, exchange.feed)
@@ -3797,6 +3792,16 @@ class RequestBody(Steps):
                     exchange.blame_response(error)
                     raise
             self.advance()
+
+    def may_return(self) -> bool:
+        """A response has come that does not have to wait for more of the request.
+
+        After 101 it has to, and below 300 if the generator has to answer a cancellation first.
+        """
+        exchange = self.exchange
+        return exchange.decoder is not None and (
+            exchange.head.code >= b'300'
+            or exchange.head.code != b'101' and self.cancel_args is None)
 
     async def read(self) -> Any:
         """Send and read by turns, until there is content, or until the sending is over."""
@@ -3806,6 +3811,10 @@ class RequestBody(Steps):
         connection.restart_write_time()
         try:
             while not (self.go_on() or self.is_ended or exchange.is_ended):
+                if connection.burst >= MAX_BURST:
+                    connection.burst = 0
+                    await self.wait(None)
+                    continue
                 chunk = await self.read_beside()
                 if chunk:
                     return chunk
@@ -3842,6 +3851,10 @@ class RequestBody(Steps):
     async def read_beside(self) -> Any:
         """Read, or wait until it is possible to read, or to go on with the sending."""
         connection, exchange = self.connection, self.exchange
+        if self.cancel_args is not None:
+            # The generator has to answer a cancellation before there can be content.
+            await connection.wait_beside(self)
+            return b''
         if not exchange.is_received:
             try:
                 return await connection.read_beside(self, exchange.feed)
@@ -3850,7 +3863,7 @@ class RequestBody(Steps):
                 raise
         if not exchange.is_last or self.surplus > connection.endpoint.recv_bufsize:
             # Its end would not be that of the sending, or is not looked for any longer.
-            await self.wait(self.loop.create_future())
+            await connection.wait_beside(self)
             return b''
         try:
             return await connection.read_beside(self, self.feed_rest)
@@ -3884,6 +3897,8 @@ class RequestBody(Steps):
                 chunk = await ask()
             except StopAsyncIteration:
                 break
+            # If it has been cancelled, it has gone on.
+            self.cancel_args = None
             if self.is_stopped:
                 return
             if not isinstance(chunk, bytes):
@@ -4608,8 +4623,9 @@ class ReceivedBody:
                 raise
         finally:
             self._is_being_written = False
-        if self._error is not None:
-            raise self._error
+        if self._connection is None:
+            # If it was not the sending that has failed, the reader has met the peer's end.
+            raise self._not_sent(self._why_unsendable())
 
     def _why_unsendable(self) -> Exception:
         exchange = self._exchange
@@ -4648,6 +4664,7 @@ class ReceivedBody:
         # Whoever is reading also ends the sending.
         if sending is not None and not self._is_being_read:
             self._sending = None
+            sending.cancelling = current_task().cancelling()
             await sending.close()
         if self._chunk:
             self._chunk = b''
@@ -4674,7 +4691,7 @@ class ReceivedBody:
 WANT_READ = (BlockingIOError, ssl.SSLWantReadError)
 
 
-def wake(waiter: asyncio.Future[None]) -> None:
+def wake(waiter: asyncio.Future[None], _: object = None) -> None:
     if not waiter.done():
         waiter.set_result(None)
 
@@ -4742,9 +4759,9 @@ State = Enum('State', 'CONNECTING OPEN IDLE CLOSED')
 CONNECTING, OPEN, IDLE, CLOSED = State
 
 # What a reader is woken by. Who awaits DATA gets what the exchange makes of it. READABLE is as the
-# selector says.
-Awaits = Enum('Awaits', 'DATA READABLE')
-DATA, READABLE = Awaits
+# selector says. STEPS are not of the connection, which is not read meanwhile.
+Awaits = Enum('Awaits', 'DATA READABLE STEPS')
+DATA, READABLE, STEPS = Awaits
 
 
 class Connection:
@@ -4916,7 +4933,7 @@ class Connection:
 
         The time is not bounded. Whoever is cancelled here has taken nothing.
         """
-        if self.burst >= MAX_BURST:
+        if self.burst >= MAX_BURST and steps is None:
             await self.take_turns()
         is_blocked = False
         if self.may_read():
@@ -4926,6 +4943,9 @@ class Connection:
                 pass
             except ssl.SSLWantWriteError:
                 is_blocked = True
+            finally:
+                # It may have taken what a write has waited for.
+                self.wake_writer_to_read()
         reader = self.wait(READABLE, inf)
         if is_blocked:
             self.read_when_writable()
@@ -4935,6 +4955,17 @@ class Connection:
             self.reader = None
         self.burst = 0
         return b''
+
+    async def wait_beside(self, steps: Steps) -> None:
+        """Wait for the next step alone. What comes meanwhile waits in the kernel."""
+        if self.is_reading:
+            self.stop_reading()
+        self.awaits = STEPS
+        self.reader = reader = self.loop.create_future()
+        try:
+            await steps.wait(reader)
+        finally:
+            self.reader = None
 
     def may_read(self) -> bool:
         if self.state is CLOSED:
@@ -5066,6 +5097,10 @@ class Connection:
         if writer is not None:
             wake(writer)
 
+    def wake_writer_to_read(self) -> None:
+        if self.writer is not None and not self.is_writing:
+            self.wake_writer()
+
     def read_when_writable(self) -> None:
         """Only the wanted direction is watched, or the loop would find the same bytes again."""
         self.stop_reading()
@@ -5103,8 +5138,7 @@ class Connection:
             self.stop_reading()
         elif not self.is_quiet():
             self.close()
-        if self.writer is not None and not self.is_writing:
-            self.wake_writer()
+        self.wake_writer_to_read()
 
     def deliver(self, reader: asyncio.Future[Any]) -> None:
         """Read for the reader. Until it runs, the loop would find the same bytes again."""
@@ -5128,7 +5162,7 @@ class Connection:
 
     def on_writable(self) -> None:
         self.stop_writing()
-        if self.reader is not None and not self.is_reading:
+        if self.reader is not None and not self.is_reading and self.awaits is not STEPS:
             self.start_reading()
             self.on_readable()
         self.wake_writer()
