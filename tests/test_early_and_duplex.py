@@ -5,6 +5,7 @@ import contextlib
 import functools
 import gc
 import itertools
+import select
 import socket
 import ssl
 import struct
@@ -41,6 +42,7 @@ from tests.harness import (
     SWITCHING,
     UPGRADE,
     Server,
+    Sockets,
     ThreadServer,
     WantingToWrite,
     at,
@@ -1046,6 +1048,34 @@ async def test_nothing_of_a_response_is_read_ahead_of_its_reader_while_sending(s
             with pytest.raises(HttpDataError):
                 while True:
                     assert len(await anext(response)) <= size
+
+
+@on_loops
+async def test_a_response_that_always_has_more_to_read_does_not_keep_the_sending_from_its_turns():
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(b'HTTP/1.1 200 OK\r\n\r\n')
+        while True:
+            sock.sendall(bytes(2 ** 20))
+
+    async def body():
+        await has_answered.wait()
+        for _ in range(3):
+            await asyncio.sleep(0)
+        yield b'a'
+
+    has_answered = asyncio.Event()
+    sockets = Sockets()
+    with ThreadServer(script) as server:
+        async with pool(get_sock=sockets) as request:
+            _, _, response = await uploading(request, server, body, length=1)
+            has_answered.set()
+            length = 0
+            while not response.request_sent:
+                assert select.select(sockets.socks, [], [], PATIENCE)[0]
+                length += len(await anext(response))
+                assert length < 2 ** 25
+            await response.aclose()
 
 
 @SCHEMES
