@@ -3804,6 +3804,43 @@ class RequestBody(Steps):
             or exchange.head.code != b'101' and self.cancel_args is None)
 
     async def read(self) -> Any:
+        """The content that has come, or that comes while the request is being sent. Returns no
+        bytes once the sending is over."""
+        exchange = self.exchange
+        try:
+            chunk = self.read_at_once() or await self.read_and_send()
+        except GeneratorExit:
+            self.abandon()
+            raise
+        except BaseException as error:
+            self.connection.close()
+            await self.close(error)
+            raise
+        if chunk:
+            return chunk
+        if not exchange.request_sent:
+            # The peer has ended the connection.
+            exchange.request_sent = self.is_sent()
+            await self.close()
+        if self.failure is None:
+            exchange.phase = READING
+        return b''
+
+    def read_at_once(self) -> Any:
+        """What has come while the sending waits. Nothing else is to be done then, and over TLS
+        each of the many records would take its time."""
+        connection, exchange = self.connection, self.exchange
+        if (self.is_ready() or self.cancel_args is not None or exchange.is_received
+                or connection.burst >= MAX_BURST):
+            return b''
+        try:
+            return connection.read_at_once(exchange.feed)
+        except Exception:
+            self.cancelling = current_task().cancelling()
+            exchange.phase = READING
+            raise
+
+    async def read_and_send(self) -> Any:
         """Send and read by turns, until there is content, or until the sending is over."""
         connection, exchange = self.connection, self.exchange
         self.cancelling = current_task().cancelling()
@@ -3818,21 +3855,8 @@ class RequestBody(Steps):
                 chunk = await self.read_beside()
                 if chunk:
                     return chunk
-        except GeneratorExit:
-            self.abandon()
-            raise
-        except BaseException as error:
-            connection.close()
-            await self.close(error)
-            raise
         finally:
             connection.stop_write_time()
-        if not exchange.request_sent:
-            # The peer has ended the connection.
-            exchange.request_sent = self.is_sent()
-            await self.close()
-        if self.failure is None:
-            exchange.phase = READING
         return b''
 
     def go_on(self) -> bool:
@@ -4954,6 +4978,18 @@ class Connection:
         finally:
             self.reader = None
         self.burst = 0
+        return b''
+
+    def read_at_once(self, feed: Callable[[bytes], Any]) -> Any:
+        """What `feed` makes of what is there. No bytes if nothing is."""
+        if self.may_read():
+            try:
+                return self.receive(self.endpoint.recv_bufsize, feed)
+            except (*WANT_READ, ssl.SSLWantWriteError):
+                # Whoever waits meets this again.
+                pass
+            finally:
+                self.wake_writer_to_read()
         return b''
 
     async def wait_beside(self, steps: Steps) -> None:

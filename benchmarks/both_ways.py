@@ -10,18 +10,17 @@ down      a download of as much
 memory    the peak of lowhaio's process while 1 GiB goes both ways
 
 All bodies are in the chunked coding, in chunks of 64 KiB. lowhaio sends from within the reading of
-the response, and aiohttp sends in a task. The server is a process of its own with a thread for each
-connection, on one core, and the clients run on another. Each measurement is a fresh process, which
-makes a small request first, and then takes the CPU time of the process, with all threads, around
-the transfer. The clients take turns, round by round, and medians are shown. Only numbers of one run
-are comparable.
+the response, and aiohttp sends in a task. The server is a process of its own with a thread for
+each connection, on one core, and the clients run on another. Each measurement is a fresh process,
+which makes a small request first, and then takes the CPU time of the process, with all threads,
+around the transfer. The clients take turns, round by round, and medians are shown. Only numbers of
+one run are comparable.
 
 It exits with 1 if lowhaio uses more than 0.7 of aiohttp's CPU for both ways, or more memory than
-40 MiB. A process that fails is shown with the reason. Needs aiohttp and trustme, and uvloop if it is
-to be measured.
+40 MiB. A process that fails is shown with the reason. Needs aiohttp and trustme, and uvloop if it
+is to be measured.
 """
 import argparse
-import asyncio
 import contextlib
 import importlib.util
 import json
