@@ -485,14 +485,18 @@ class ResponseBody(Protocol):
     """The content of a response, as an async iterator of bytes. A layer may return its own.
 
     Read it to its end, close it, or drop it. Once the last byte has been read, the connection can
-    serve another request.
+    serve another request. If the response has come before the request was sent, then the reading
+    goes on with the sending, and whoever does not read does not send.
     """
 
     def __aiter__(self) -> AsyncIterator[bytes]:
         """Return the body itself."""
 
     def __anext__(self) -> Coroutine[Any, Any, bytes]:
-        """Return what has arrived, which is at most `recv_bufsize` bytes."""
+        """Return what has arrived, which is at most `recv_bufsize` bytes.
+
+        It ends when both the response and the sending have.
+        """
 
     @property
     def trailers(self) -> Fields:
@@ -500,10 +504,22 @@ class ResponseBody(Protocol):
 
     @property
     def request_sent(self) -> bool:
-        """Whether all of the request was sent. If not, an early response ended the sending."""
+        """Whether all of the request has been sent. If not, it still is, or the response has ended
+        the sending."""
+
+    def send(self, data: bytes) -> Coroutine[Any, Any, None]:
+        """Send data to the peer, after 101 Switching Protocols. One task may read meanwhile.
+
+        Returns when all of it has been handed to the kernel, within `socket_timeout` for each
+        progress. Raises an `HttpDataError`. Once it has failed, or was cancelled, the connection
+        is closed. After any other response it raises an error and does nothing.
+        """
 
     def aclose(self) -> Coroutine[Any, Any, None]:
-        """Close the connection, unless the whole response has arrived."""
+        """Close the connection, unless the whole response has arrived and the request was sent.
+
+        The iterator of the request's body is closed, if it has not ended.
+        """
 
 
 Response = tuple[bytes, Fields, ResponseBody]
@@ -542,7 +558,8 @@ class Request(Protocol):
 
         `code` is three digits as bytes. The returned `headers` are pairs of lower-case name and
         value, bytes, in their order. The returned `body` is a `ResponseBody`, an async iterator of
-        bytes: read it to its end, close it, or drop it.
+        bytes: read it to its end, close it, or drop it. A response below 300 is returned although
+        the request may not have been sent whole yet. Reading its body sends the rest.
 
         Raises an `HttpConnectionError` if not one byte was sent, as for bad arguments, an
         `HttpDataError` otherwise, or `asyncio.CancelledError`.

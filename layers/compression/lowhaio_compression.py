@@ -59,7 +59,7 @@ MAX_PIECE = 16 * 1024
 ZSTD_WINDOW_LOG = 23
 
 # Responses with these codes have no content, or a part of it, which cannot be decoded alone.
-NOT_DECODED = frozenset((b'204', b'206', b'304'))
+NOT_DECODED = frozenset((b'101', b'204', b'206', b'304'))
 
 # Fields that describe the coded content, and are wrong for the decoded one.
 REMOVED = frozenset((b'content-encoding', b'content-length', b'content-digest', b'content-md5',
@@ -216,6 +216,10 @@ class DecompressedBody:
     def request_sent(self) -> bool:
         request_sent: bool = self._body.request_sent
         return request_sent
+
+    def send(self, data: bytes) -> Coroutine[Any, Any, None]:
+        sending: Coroutine[Any, Any, None] = self._body.send(data)
+        return sending
 
     def __getattr__(self, name: str) -> Any:
         """All that the body below tells of its response, what other layers added included."""

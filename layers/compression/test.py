@@ -291,6 +291,33 @@ async def test_what_is_not_decoded_is_returned_as_it_is(method, code, coding):
 
 
 @on_loops
+async def test_what_follows_a_switch_of_protocols_is_not_decoded_and_can_be_answered():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 101 Switching Protocols\r\nupgrade: echo\r\n'
+                        b'content-encoding: gzip\r\n\r\n')
+        await peer.send(await peer.reader.readexactly(4))
+
+    async with Server(script) as server, pool() as request:
+        code, _, body = await decompressed(request)(
+            b'GET', server.url, headers=((b'connection', b'upgrade'), (b'upgrade', b'echo')))
+        await body.send(b'ping')
+        assert (code, await buffered(body)) == (b'101', b'ping')
+
+
+@on_loops
+async def test_a_decoded_body_tells_that_it_can_not_send():
+    async with Server(Answering(coded('gzip', gzip.compress(b'a')))) as server, pool() as request:
+        _, _, body = await decompressed(request)(b'GET', server.url)
+        with pytest.raises(HttpDataError) as raised:
+            await body.send(b'ping')
+        assert str(raised.value) == (
+            f'GET {server.origin} (peer 127.0.0.1:{server.port}), sending the request: '
+            'RuntimeError: only after 101 Switching Protocols can more be sent')
+        assert await buffered(body) == b'a'
+
+
+@on_loops
 async def test_fields_about_the_coded_content_are_removed():
     _, fields, _, _ = await received(response(
         200, gzip.compress(b''), b'Content-Encoding: gzip', b'etag: x', b'content-md5: x',

@@ -195,6 +195,7 @@ async def responses() -> None:
         assert_type(chunk, bytes)
     assert_type(body.trailers, Fields)
     assert_type(body.request_sent, bool)
+    await body.send('text')  # error: arg-type
     assert_type(await buffered(body), bytes)
     await body.aclose()
     await close()
@@ -289,6 +290,9 @@ class CountedBody:
     @property
     def request_sent(self) -> bool:
         return self.body.request_sent
+
+    async def send(self, data: bytes) -> None:
+        await self.body.send(data)
 
 
 def layer_with_a_body(request: Request) -> Request:
