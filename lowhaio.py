@@ -3795,7 +3795,10 @@ class RequestBody(Steps):
     async def send(self) -> None:
         """Send the request, to its end or until a response has come."""
         connection, exchange = self.connection, self.exchange
-        self.advance()
+        try:
+            self.step()
+        except StopIteration:
+            return
         if self.head:
             # It does not wait for the first chunk.
             await self.send_head()
