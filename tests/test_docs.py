@@ -76,13 +76,17 @@ class Website(http.server.BaseHTTPRequestHandler):
 
     def answer(self):
         path = self.path.partition('?')[0]
+        talk = TALKS.get(path)
         is_tls = isinstance(self.connection, ssl.SSLSocket)
         certificate = self.connection.getpeercert() if is_tls else None
         asked = Asked(
-            self.command, self.path, self.read_content(), self.headers, is_tls,
+            self.command, self.path, b'' if talk else self.read_content(), self.headers, is_tls,
             certificate['subjectAltName'][0][1] if certificate else None,
             [one.path.partition('?')[0] for one in self.server.asked].count(path))
         self.server.asked.append(asked)
+        if talk:
+            talk(self)
+            return
         code, fields, content = ANSWERS.get(path, hello)(asked)
         self.send_response_only(code)
         for name, text in {'content-length': str(len(content)), **fields}.items():
@@ -109,6 +113,30 @@ class Website(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, *args):
         pass
+
+    def repeat_chunks(self):
+        """Each chunk comes back while the next one is still to come."""
+        self.send_response_only(200)
+        self.send_header('transfer-encoding', 'chunked')
+        self.end_headers()
+        length = 1
+        while length:
+            line = self.rfile.readline()
+            length = int(line, 16)
+            self.wfile.write(line + self.rfile.read(length + 2))
+
+    def repeat_lines(self):
+        assert (self.headers['connection'], self.headers['upgrade']) == ('upgrade', 'lines')
+        self.send_response_only(101)
+        self.send_header('connection', 'upgrade')
+        self.send_header('upgrade', 'lines')
+        self.end_headers()
+        while line := self.rfile.readline():
+            self.wfile.write(line)
+        self.close_connection = True
+
+
+TALKS = {'/words': Website.repeat_chunks, '/talk': Website.repeat_lines}
 
 
 def hello(asked):
@@ -413,6 +441,10 @@ ROWS = {
     'responses': Row(
         ["b'200'", "b'content-length' b'12'", "b'content-type' b'text/html'", '12'],
         [get('/')]),
+    'both-ways': Row(
+        ["b'200' sent all: False", "answered: b'one'", "answered: b'two'", "answered: b'three'",
+         'sent all: True'], [('POST', '/words', b'')]),
+    'both-ways-2': Row(["b'101'", "b'hello\\n'"], [get('/talk')]),
     'requests-2': Row(["b'200' b'<p>Hello</p>hello world'"], [('PUT', '/object', b'hello world')]),
     'errors': Row(
         ['Nothing was sent: GET https://unreachable.example.com:443: resolving '

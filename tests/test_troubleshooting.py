@@ -289,6 +289,27 @@ async def troubles_of_readers(address):
         yield as_printed(await failure(anext(body)))
         await body.aclose()
         yield as_printed(await failure(reading))
+        _, _, body = await request(b'GET', 'http://www.example.com/')
+        yield as_printed(await failure(body.send(b'hello')))
+        await body.aclose()
+
+    async def without_reading(peer):
+        await peer.read_head()
+        peer.writer.transport.pause_reading()
+        await peer.send(UNFINISHED)
+        await is_over.wait()
+
+    async def content():
+        while True:
+            yield bytes(65536)
+
+    is_over = asyncio.Event()
+    async with Server(without_reading) as server, routed(
+            ('127.0.0.1', server.port), socket_timeout=0.05) as request:
+        _, _, body = await request(
+            b'PUT', 'http://www.example.com/', headers=of_length(10 ** 9), body=content)
+        yield as_printed(await failure(buffered(body)))
+        is_over.set()
 
 
 async def troubles_of_layers(address):
