@@ -5,7 +5,8 @@
 
 Bodies are passed on as they come, in both directions and no faster than they are received, so
 memory does not grow with them. When the client goes away, the request to the upstream server ends.
-If the upstream server breaks off in the middle of a body, so does the response to the client.
+If the upstream server breaks off in the middle of a body, so does the response to the client. A
+response that comes while the request is being sent is passed on at once.
 
 A request that fails is answered with 504 if it took too long, and with 502 otherwise. Upgrades,
 such as to WebSockets, are not passed on; nor are trailers, unless the ASGI server can send them.
@@ -103,11 +104,18 @@ class ReverseProxy:
             else:
                 await answer(send, 502, 'The upstream server can not be asked')
             return
-        client.body_ended.set()
-        async with contextlib.aclosing(body):
-            # If this raises, the ASGI server closes the connection before the response has ended.
-            # So the client knows that the response is not whole.
-            await respond(scope, code, headers, body, send)
+        if not client.was_asked:
+            client.body_ended.set()
+        try:
+            async with contextlib.aclosing(body):
+                # If this raises, the ASGI server closes the connection before the response has
+                # ended. So the client knows that the response is not whole.
+                await respond(scope, code, headers, body, send)
+        except HttpError as error:
+            # The response may have come while the client was still sending.
+            if isinstance(error.__cause__, ClientGone):
+                raise ClientGone from error
+            raise
 
     def request_headers(self, scope, client):
         headers = [field for field in end_to_end(scope['headers'])
@@ -137,6 +145,7 @@ class Client:
             self.length is None and scope['http_version'] >= '2')
         self.has_body = self.is_chunked or self.length not in (None, b'0')
         self.receive = receive
+        self.was_asked = False
         self.body_ended = asyncio.Event()
         if not self.has_body:
             self.body_ended.set()
@@ -144,17 +153,20 @@ class Client:
     async def body(self):
         # The ASGI server sends 100 Continue when the body is first asked for. Since `expect` is
         # passed on, that is when the upstream server wants the body.
-        is_more = True
-        while is_more:
-            message = await self.receive()
-            if message['type'] == 'http.disconnect':
-                raise ClientGone
-            yield message.get('body', b'')
-            is_more = message.get('more_body', False)
-        self.body_ended.set()
+        self.was_asked = is_more = True
+        try:
+            while is_more:
+                message = await self.receive()
+                if message['type'] == 'http.disconnect':
+                    raise ClientGone
+                yield message.get('body', b'')
+                is_more = message.get('more_body', False)
+        finally:
+            self.body_ended.set()
 
     async def watch(self):
-        """Wait until the client has gone. What it sends after an early response is dropped."""
+        """Wait until the client has gone. What it sends after a response has ended the sending is
+        dropped."""
         await self.body_ended.wait()
         while (await self.receive())['type'] != 'http.disconnect':
             pass

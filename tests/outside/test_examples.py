@@ -677,6 +677,27 @@ def test_proxy_frames_responses(proxy, upstream, line, response, code, fields, b
     assert len(values(got_fields, 'date')) == 1
 
 
+def test_proxy_passes_on_both_ways_at_once(proxy, upstream):
+    def answer(conn, file, line, fields):
+        conn.sendall(b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n')
+        conn.sendall(b'4\r\nhere\r\n')
+        while size := int(length := file.readline(), 16):
+            conn.sendall(length + file.read(size + 2))
+        assert file.readline() == b'\r\n'
+        conn.sendall(b'0\r\n\r\n')
+
+    upstream.answer = answer
+    with proxy.connect() as sock, sock.makefile('rb') as file:
+        sock.sendall(head('POST /', 'transfer-encoding: chunked'))
+        assert read_head(file)[0].split(' ')[1] == '200'
+        assert file.read(9) == b'4\r\nhere\r\n'
+        for chunk in b'5\r\nhello\r\n', b'3\r\nyou\r\n':
+            sock.sendall(chunk)
+            assert file.read(len(chunk)) == chunk
+        sock.sendall(b'0\r\n\r\n')
+        assert file.read(5) == b'0\r\n\r\n'
+
+
 @pytest.mark.parametrize('method', ['GET', 'POST'])
 def test_proxy_passes_on_chunks(proxy, upstream, method):
     upstream.answer = answering(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok')
@@ -796,7 +817,9 @@ def test_client_goes_before_the_response(proxy, upstream, request_bytes):
 
 
 @pytest.mark.parametrize('code, request_bytes', [
-    (b'200', head('GET /')), (b'413', head('POST /', 'content-length: 100') + b'hello')])
+    (b'200', head('GET /')),
+    (b'200', head('POST /', 'content-length: 100') + b'hello'),
+    (b'413', head('POST /', 'content-length: 100') + b'hello')])
 def test_client_goes_during_the_response(proxy, upstream, code, request_bytes):
     def answer(conn, file, line, fields):
         conn.sendall(b'HTTP/1.1 %b Code\r\ntransfer-encoding: chunked\r\n\r\n' % code)
