@@ -288,6 +288,34 @@ async def test_a_look_at_what_came_while_sending_may_have_to_wait_to_send():
         assert (body.events, WantingToWrite.wants) == (CANCELLED, 0)
 
 
+@on_loops
+async def test_a_reading_while_the_sending_waits_may_have_to_wait_to_send():
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n')
+        await is_returned.wait()
+        await peer.send(b'ok')
+        await peer.closed()
+
+    def get_sock(family):
+        sock = small_sock(family)
+        descriptors.append(sock.fileno())
+        return sock
+
+    body = Sending(b'a', forever)
+    is_returned = asyncio.Event()
+    descriptors = []
+    async with (Server(script, server_context()) as server,
+                pool(get_ssl_context=wanting_to_write, get_sock=get_sock) as request):
+        _, _, response = await uploading(request, server, body)
+        # Once when it looks at what is there, and once when it is about to wait.
+        WantingToWrite.wants = 2
+        is_returned.set()
+        await until(lambda: select.select(descriptors, [], [], 0)[0])
+        assert (await anext(response), WantingToWrite.wants) == (b'ok', 0)
+        await response.aclose()
+
+
 @SCHEMES
 @on_loops
 async def test_a_final_response_ends_the_sending_of_a_body_that_only_takes_turns(scheme):
