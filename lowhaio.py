@@ -1000,7 +1000,8 @@ class Exchange:
             'response head' if self.decoder is None else \
             'response' if self.decoder.is_done else 'response body'
         return (f'<Exchange {shown_method(self.method)} {self.endpoint.shown}, request '
-                f'{self.number}: sent {self.sent.name.lower()}, {response}, {self.doing()}>')
+                f'{self.number}: sent {self.sent.name.lower()}, {response}, '
+                f'{self.doing(self.phase)}>')
 
     # What arrives
 
@@ -1073,7 +1074,7 @@ class Exchange:
                 or isinstance(self.decoder, CloseDecoder))
 
     @property
-    def is_ended(self) -> bool:
+    def peer_has_ended(self) -> bool:
         """The peer has ended the connection, and so the response."""
         return self.is_received and isinstance(self.decoder, CloseDecoder)
 
@@ -1101,8 +1102,10 @@ class Exchange:
 
     # What went wrong
 
-    def error(self, cause: BaseException) -> HttpError:
-        is_of_the_caller = self.phase in (REQUEST_BODY, LOGGING)
+    def error(self, cause: BaseException, phase: Phase | None = None) -> HttpError:
+        """What the caller gets to know. The phase is that of the exchange, or that of one half."""
+        phase = phase or self.phase
+        is_of_the_caller = phase in (REQUEST_BODY, LOGGING)
         kind = HttpConnectionError if self.sent is SENT_NOTHING else \
             HttpDataError if is_of_the_caller else \
             HttpHeaderTooLong if isinstance(cause, TooLong) else \
@@ -1110,21 +1113,21 @@ class Exchange:
         # Where the caller's own code failed, its error is not that of the connection.
         hint = '' if is_of_the_caller else \
             tls_hint(cause) if is_alert(cause) else \
-            self.early_hint() or self.plain_hint(kind, cause)
+            self.early_hint(phase) or self.plain_hint(kind, cause)
         error = kind(f'{shown_method(self.method)} {self.endpoint.shown}, '
-                     f'{self.doing()}: {reason(cause)}{hint}')
+                     f'{self.doing(phase)}: {reason(cause)}{hint}')
         error.reused = self.number > 1
         error.response_started = self.has_started
         return error
 
-    def doing(self) -> str:
-        if self.decoder is not None and self.phase in (READING, AWAITING_CONTINUE):
+    def doing(self, phase: Phase) -> str:
+        if self.decoder is not None and phase in (READING, AWAITING_CONTINUE):
             return f'{READING.value} body'
-        return f'{READING.value} head' if self.phase is READING else self.phase.value
+        return f'{READING.value} head' if phase is READING else phase.value
 
-    def early_hint(self) -> str:
+    def early_hint(self, phase: Phase) -> str:
         """The request was not sent whole, although the server's log may show a good response."""
-        if (self.phase in (SENDING, WAITING_FOR_BODY) and self.decoder is not None
+        if (phase in (SENDING, WAITING_FOR_BODY) and self.decoder is not None
                 and not self.request_sent):
             return f' (after the head of a response, {self.head.code.decode()})'
         return ''
@@ -3628,13 +3631,16 @@ async def send_with_body(
         finally:
             # By its traceback, it refers to this frame.
             failure = None
+        if exchange.head.code < b'300':
+            request_body.note_failure(error)
+            return request_body
     else:
         if not request_body.is_over:
             exchange.request_sent = False
             if exchange.head.code < b'300':
                 connection.stop_write_time()
                 return request_body
-            exchange.request_sent = request_body.is_sent()
+            exchange.request_sent = request_body.is_all_sent()
             await request_body.close()
     return None
 
@@ -3652,21 +3658,17 @@ async def is_answered(connection: Connection, exchange: Exchange) -> bool:
 def hear_out(connection: Connection, exchange: Exchange, error: OSError) -> Exception | None:
     """The sending has failed. What the peer had said before tells why, as far as it has arrived.
 
-    Returns the error that the request fails with, or None if what came is its response. That has
-    to be of 300 or above, or else whole, and the last of its connection. If no send has succeeded,
-    it is no response to this request.
+    Returns the error that the request fails with, or None if what came is its response. Below 300,
+    that is so only if the peer has ended the connection, and then its reader gets the error. If no
+    send has succeeded, what came is no response to this request.
     """
-    size = connection.endpoint.recv_bufsize
     try:
         while exchange.decoder is None:
-            connection.receive(size, exchange.feed)
-        while exchange.head.code < b'300' and len(exchange.content) < size and \
-                not exchange.is_received:
-            exchange.content += connection.receive(size, exchange.feed)
+            connection.receive(connection.endpoint.recv_bufsize, exchange.feed)
     except (OSError, EOFError, ValueError) as said:
         return said if is_alert(said) else error
     is_response = exchange.sent is SENT_SOMETHING and not exchange.is_switched and (
-        exchange.head.code >= b'300' or exchange.is_received and exchange.is_last)
+        exchange.head.code >= b'300' or isinstance(error, PEER_CLOSED))
     return None if is_response else error
 
 
@@ -3760,7 +3762,7 @@ class RequestBody(Steps):
     """
 
     __slots__ = ('connection', 'exchange', 'head', 'chunks', 'left', 'framing', 'cancelling',
-                 'is_stopped', 'failure', 'surplus', 'is_ended')
+                 'is_stopped', 'failure', 'surplus', 'peer_has_ended')
 
     def __init__(self, connection: Connection, exchange: Exchange, head: bytes,
                  body: Body, body_args: Iterable[Any], body_kwargs: Kwargs) -> None:
@@ -3782,10 +3784,10 @@ class RequestBody(Steps):
         # Nothing more is sent, whatever the generator yields.
         self.is_stopped = False
         # Why the rest could not be sent, while the response goes on.
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         # Bytes that have come behind the whole response, and whether the end has, too.
         self.surplus = 0
-        self.is_ended = False
+        self.peer_has_ended = False
         super().__init__(connection.loop, self.send_all())
 
     def __repr__(self) -> str:
@@ -3840,7 +3842,7 @@ class RequestBody(Steps):
             return chunk
         if not exchange.request_sent:
             # The peer has ended the connection.
-            exchange.request_sent = self.is_sent()
+            exchange.request_sent = self.is_all_sent()
             await self.close()
         if self.failure is None:
             exchange.phase = READING
@@ -3867,12 +3869,12 @@ class RequestBody(Steps):
         # While nobody reads, nothing is sent, and no time runs.
         connection.restart_write_time()
         try:
-            while not (self.go_on() or self.is_ended or exchange.is_ended):
+            while not (self.go_on() or self.peer_has_ended or exchange.peer_has_ended):
                 if connection.burst >= MAX_BURST:
                     connection.burst = 0
                     await self.wait(None)
                     continue
-                chunk = await self.read_beside()
+                chunk = await self.read_or_step()
                 if chunk:
                     return chunk
         finally:
@@ -3889,10 +3891,15 @@ class RequestBody(Steps):
             if exchange.phase is REQUEST_BODY:
                 raise
             # What the peer had said before can still be read.
-            self.failure = error
+            self.note_failure(error)
         return self.is_over
 
-    async def read_beside(self) -> Any:
+    def note_failure(self, error: BaseException) -> None:
+        """Keep it for the reader, but not the chunk that was being sent."""
+        clear_frames(error.__traceback__)
+        self.failure = error
+
+    async def read_or_step(self) -> Any:
         """Read, or wait until it is possible to read, or to go on with the sending."""
         connection, exchange = self.connection, self.exchange
         if self.cancel_args is not None:
@@ -3921,7 +3928,7 @@ class RequestBody(Steps):
     def feed_rest(self, data: bytes) -> bytes:
         """Take what comes behind the whole response. It is never delivered."""
         self.surplus += len(data)
-        self.is_ended = not data
+        self.peer_has_ended = not data
         return b''
 
     def advance(self) -> None:
@@ -3997,7 +4004,7 @@ class RequestBody(Steps):
             raise ValueError(f'the body ended {when}, but transfer-encoding chunked needs its '
                              'last chunk')
 
-    def is_sent(self) -> bool:
+    def is_all_sent(self) -> bool:
         """All that was declared has been sent, although the generator has not ended."""
         is_whole = self.framing.expected is NOTHING if self.framing is not None else \
             self.left == 0 and self.exchange.declared.length is not None
@@ -4595,7 +4602,7 @@ class ReceivedBody:
     async def _read(self, connection: Connection) -> bytes:
         if self._is_being_read:
             cause = RuntimeError('the body is being read by another task')
-            raise self._exchange.error(cause) from cause
+            raise self._exchange.error(cause, READING) from cause
         self._is_being_read = True
         exchange = self._exchange
         chunk = b''
@@ -4604,7 +4611,7 @@ class ReceivedBody:
                 chunk = await self._sending.read()
             elif exchange.is_switched:
                 chunk = await connection.read_beside(None, exchange.feed)
-            else:
+            elif not exchange.is_received:
                 chunk = await connection.read()
             if exchange.is_received:
                 self._finish()
@@ -4613,7 +4620,7 @@ class ReceivedBody:
                 # It has taken nothing, so the next one may go on.
                 raise
             # Whoever asks again must not take what there was for the whole.
-            self._fail(cause)
+            self._fail(cause, READING if self._sending is None else None)
             if not isinstance(cause, Exception):
                 raise
         finally:
@@ -4633,13 +4640,14 @@ class ReceivedBody:
         self._connection = self._sending = None
         connection.release()
 
-    def _fail(self, cause: BaseException) -> None:
+    def _fail(self, cause: BaseException, phase: Phase | None) -> None:
         """Close the connection. The first reason is what each reader gets to know."""
         connection, self._connection = self._connection, None
         if connection is not None:
-            if self._sending is not None:
-                cause = self._sending.failure or cause
-            self._error = self._exchange.error(cause)
+            if self._sending is not None and self._sending.failure is not None:
+                cause, self._sending.failure = self._sending.failure, None
+                phase = SENDING
+            self._error = self._exchange.error(cause, phase)
             self._error.__cause__ = cause
             connection.close()
 
@@ -4662,7 +4670,7 @@ class ReceivedBody:
         try:
             await connection.send(data)
         except BaseException as cause:
-            self._fail(cause)
+            self._fail(cause, SENDING)
             if not isinstance(cause, Exception):
                 raise
         finally:
@@ -4675,14 +4683,13 @@ class ReceivedBody:
         exchange = self._exchange
         return (RuntimeError('only after 101 Switching Protocols can more be sent')
                 if not exchange.is_switched else
-                EOFError('the peer has ended the connection') if exchange.is_ended else
+                EOFError('the peer has ended the connection') if exchange.peer_has_ended else
                 RuntimeError('another task is sending'))
 
     def _not_sent(self, cause: Exception) -> HttpError:
         if self._error is not None:
             return self._error
-        self._exchange.phase = SENDING
-        error = self._exchange.error(cause)
+        error = self._exchange.error(cause, SENDING)
         error.__cause__ = cause
         return error
 
@@ -4702,8 +4709,7 @@ class ReceivedBody:
         Whoever had not taken all of it, and reads on, gets an `HttpDataError`.
         """
         cause = ConnectionAbortedError('the response body was closed before its end')
-        self._exchange.phase = READING
-        self._fail(cause)
+        self._fail(cause, READING)
         sending = self._sending
         # Whoever is reading also ends the sending.
         if sending is not None and not self._is_being_read:
@@ -4713,7 +4719,7 @@ class ReceivedBody:
         if self._chunk:
             self._chunk = b''
             if self._error is None:
-                self._error = self._exchange.error(cause)
+                self._error = self._exchange.error(cause, READING)
                 self._error.__cause__ = cause
 
     def __del__(self) -> None:
@@ -4723,14 +4729,14 @@ class ReceivedBody:
 
 # ------------------------------------------------------------------ connection and waiting
 #
-# A connection owns a socket, one waiter and one timer, and is the only place that touches the
-# loop's readers, writers and timers. It has one owner at a time: the acquisition that opens it,
-# an exchange, a response body, or the books while it idles. It feeds its exchange with what
-# arrives, and knows nothing else of HTTP. `close` is idempotent, and leaves nothing of the
+# A connection owns a socket, a waiter for each direction and one timer, and is the only place that
+# touches the loop's readers, writers and timers. It has one owner at a time: the acquisition that
+# opens it, an exchange, a response body, or the books while it idles. It feeds its exchange with
+# what arrives, and knows nothing else of HTTP. `close` is idempotent, and leaves nothing of the
 # connection in the loop.
 #
-# The reader is registered once, for the connection's life, and wakes the waiter. A timeout is a
-# deadline that each wait stores, and one timer that looks at it now and then.
+# The loop's reader is registered once, for the connection's life, and wakes who waits to read. A
+# timeout is a deadline that each wait stores, and one timer that looks at it now and then.
 
 WANT_READ = (BlockingIOError, ssl.SSLWantReadError)
 
@@ -5194,7 +5200,8 @@ class Connection:
             self.stop_reading()
         elif not self.is_quiet():
             self.close()
-        self.wake_writer_to_read()
+        if self.writer is not None:
+            self.wake_writer_to_read()
 
     def deliver(self, reader: asyncio.Future[Any]) -> None:
         """Read for the reader. Until it runs, the loop would find the same bytes again."""
@@ -5300,7 +5307,7 @@ class Connection:
 
     def close_from_anywhere(self, sending: RequestBody | None) -> None:
         """Close, as a finalizer has to: in any thread, whether or not the loop runs."""
-        if self.state is CLOSED:
+        if self.state is CLOSED and sending is None:
             return
         if runs_here(self.loop) or not self.loop.is_running():
             self.drop(sending)

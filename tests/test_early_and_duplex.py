@@ -1293,7 +1293,7 @@ async def test_what_the_server_said_before_the_sending_failed_is_the_response(le
             async with pool() as request:
                 upload = request(b'PUT', server.url, headers=of_length(10 ** 6), body=script.body)
                 if expected is None:
-                    error = await failed(upload, HttpConnectionClosedError, None)
+                    error = await failed(whole(upload), HttpConnectionClosedError, None)
                     assert type(error.__cause__) in (BrokenPipeError, ConnectionResetError)
                     assert str(error).startswith(at(server, 'sending the request: '))
                     assert error.response_started == bool(raw)
