@@ -4809,9 +4809,10 @@ State = Enum('State', 'CONNECTING OPEN IDLE CLOSED')
 CONNECTING, OPEN, IDLE, CLOSED = State
 
 # What a reader is woken by. Who awaits DATA gets what the exchange makes of it. READABLE is as the
-# selector says. STEPS are not of the connection, which is not read meanwhile.
-Awaits = Enum('Awaits', 'DATA READABLE STEPS')
-DATA, READABLE, STEPS = Awaits
+# selector says, and BESIDE the sending waits, too. STEPS are those of the sending alone, and the
+# connection is not read meanwhile.
+Awaits = Enum('Awaits', 'DATA READABLE BESIDE STEPS')
+DATA, READABLE, BESIDE, STEPS = Awaits
 
 
 class Connection:
@@ -4996,7 +4997,7 @@ class Connection:
             finally:
                 # It may have taken what a write has waited for.
                 self.wake_writer_to_read()
-        reader = self.wait(READABLE, inf)
+        reader = self.wait(READABLE if steps is None else BESIDE, inf)
         if is_blocked:
             self.read_when_writable()
         try:
@@ -5229,6 +5230,9 @@ class Connection:
             self.start_reading()
             self.on_readable()
         self.wake_writer()
+        if self.reader is not None and self.awaits in (BESIDE, STEPS):
+            # It waits for the writer, too, and would hear of it one turn of the loop later.
+            self.wake_reader()
 
     def start_timer(self, deadline: float) -> None:
         if self.timer is not None:
