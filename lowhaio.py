@@ -874,8 +874,11 @@ async def run_exchange(
         if connection.tls_session is not None:
             connection.store_session(connection.tls_session)
         received = exchange.head
-        # The response body may be kept for longer than the pool, and has no use for them.
+        # The response body may be kept for longer than the pool, and has no use for them. The head
+        # is for what is told of a request that was not sent whole.
         del exchange.books
+        if exchange.request_sent:
+            del exchange.head
         return received.code, received.fields, ReceivedBody(connection, exchange, sending)
     except BaseException as cause:
         connection.drop(sending)
@@ -1065,7 +1068,7 @@ class Exchange:
     @property
     def is_switched(self) -> bool:
         """The head of a 101 has come. What follows is not of HTTP."""
-        return self.decoder is not None and self.head.code == b'101'
+        return isinstance(self.decoder, SwitchedDecoder)
 
     @property
     def is_last(self) -> bool:
@@ -4271,7 +4274,7 @@ def set_framing(head: Head, method: bytes, settings: Settings) -> None:
     length, codings, keep_alive = parse_framing(head, settings)
     # 2: a switched protocol has an end of its own, whatever the method. (CONNECT is never sent.)
     if head.code == b'101':
-        head.framing = CloseDecoder, (), 0
+        head.framing = SwitchedDecoder, (), 0
     # 1: there is no body, whatever the fields say. But some servers send what a 204 declares, and
     # that would be taken for the next response.
     elif method == b'HEAD' or head.code in (b'204', b'304'):
@@ -4396,6 +4399,10 @@ class CloseDecoder(Decoder):
     def feed_end(self) -> bytes:
         self.is_done = True
         return b''
+
+
+class SwitchedDecoder(CloseDecoder):
+    """RFC 9110 15.2.2: what follows a 101 is not of HTTP, and ends as the connection does."""
 
 
 class ChunkedDecoder(Decoder):
