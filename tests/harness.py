@@ -621,6 +621,41 @@ class Body:
                 raise self.cleanup_error
 
 
+class Sending:
+    """A body of chunks, and of functions which it awaits between them. It keeps how it ended,
+    and if that was in the task that called it."""
+
+    def __init__(self, *steps):
+        self.steps = steps
+        self.events = []
+        self.yielded = 0
+
+    async def __call__(self):
+        task = asyncio.current_task()
+        try:
+            for step in self.steps:
+                if callable(step):
+                    await step()
+                else:
+                    self.yielded += 1
+                    yield step
+        except BaseException as error:
+            self.events.append(type(error))
+            raise
+        finally:
+            self.events.append(asyncio.current_task() is task)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
+            self.events.append('cleaned up')
+
+
+CANCELLED = [asyncio.CancelledError, True, 'cleaned up']
+CLOSED_IN_TURN = [GeneratorExit, True, 'cleaned up']
+SWALLOWED = [True, 'cleaned up']
+
+# More than the buffers between a client and a server that does not read can hold.
+BLOCKING = bytes(10_000_000)
+
 LARGE = b'x' * 500_000
 UPLOAD = bytes(1_000_000) + b'the end'
 EXPECT = ((b'expect', b'100-continue'),)
@@ -1129,6 +1164,18 @@ def bound_to_both(*addresses):
                     listener.bind(sock.getsockname())
                 stack.pop_all()
                 return socks, listeners
+
+
+def end_stream(sock):
+    socket.socket.shutdown(sock, socket.SHUT_WR)
+
+
+def say_goodbye(sock):
+    """Without waiting for an answer: the client may be sending."""
+    sock.settimeout(0)
+    with contextlib.suppress(ssl.SSLError):
+        sock.unwrap()
+    sock.settimeout(PATIENCE)
 
 
 class Website(http.server.BaseHTTPRequestHandler):

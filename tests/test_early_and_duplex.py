@@ -26,6 +26,9 @@ from lowhaio import (
 )
 from tests.harness import (
     AS_CHUNKS,
+    BLOCKING,
+    CANCELLED,
+    CLOSED_IN_TURN,
     CONTINUE,
     EXPECT,
     FINAL,
@@ -39,8 +42,10 @@ from tests.harness import (
     OK,
     PATIENCE,
     SCHEMES,
+    SWALLOWED,
     SWITCHING,
     UPGRADE,
+    Sending,
     Server,
     Sockets,
     ThreadServer,
@@ -51,6 +56,7 @@ from tests.harness import (
     context_of,
     cut_into_bytes,
     deaf_server,
+    end_stream,
     failed,
     forever,
     get,
@@ -65,6 +71,7 @@ from tests.harness import (
     receive_end,
     receive_head,
     row,
+    say_goodbye,
     server_context,
     small_sock,
     trusting,
@@ -79,34 +86,6 @@ OLD = b'HTTP/1.0 200 OK'
 
 
 # Those that come before the request has been sent.
-
-
-class Sending:
-    """A body of chunks, and of functions which it awaits between them. It keeps how it ended,
-    and if that was in the task that called it."""
-
-    def __init__(self, *steps):
-        self.steps = steps
-        self.events = []
-        self.yielded = 0
-
-    async def __call__(self):
-        task = asyncio.current_task()
-        try:
-            for step in self.steps:
-                if callable(step):
-                    await step()
-                else:
-                    self.yielded += 1
-                    yield step
-        except BaseException as error:
-            self.events.append(type(error))
-            raise
-        finally:
-            self.events.append(asyncio.current_task() is task)
-            await asyncio.sleep(0)
-            await asyncio.sleep(0.001)
-            self.events.append('cleaned up')
 
 
 def endless(*steps):
@@ -131,13 +110,6 @@ async def a_task():
 async def a_moment():
     await asyncio.sleep(0.001)
 
-
-CANCELLED = [asyncio.CancelledError, True, 'cleaned up']
-CLOSED_IN_TURN = [GeneratorExit, True, 'cleaned up']
-SWALLOWED = [True, 'cleaned up']
-
-# More than the buffers between a client and a server that does not read can hold.
-BLOCKING = bytes(10_000_000)
 
 # What the client is at when the response comes: a body, what it sees, and if the server reads.
 STATES = {
@@ -810,18 +782,6 @@ LASTS = {
     'a long one': (b'200', LONG_BODY[:9000], head(
         b'connection: close', b'content-length: 9000') + LONG_BODY[:9000]),
 }
-
-
-def end_stream(sock):
-    socket.socket.shutdown(sock, socket.SHUT_WR)
-
-
-def say_goodbye(sock):
-    """Without waiting for an answer: the client may be sending."""
-    sock.settimeout(0)
-    with contextlib.suppress(ssl.SSLError):
-        sock.unwrap()
-    sock.settimeout(PATIENCE)
 
 
 class EndingBehind:
