@@ -4620,8 +4620,8 @@ class ReceivedBody:
                 chunk = await connection.read_beside(None, exchange.feed)
             elif not exchange.is_received:
                 chunk = await connection.read()
-            if exchange.is_received:
-                self._finish()
+            if exchange.is_received and self._finish():
+                return chunk
         except BaseException as cause:
             if exchange.is_switched and isinstance(cause, (CancelledError, GeneratorExit)):
                 # It has taken nothing, so the next one may go on.
@@ -4636,16 +4636,20 @@ class ReceivedBody:
             raise self._error
         return chunk
 
-    def _finish(self) -> None:
-        """All of the response has arrived."""
+    def _finish(self) -> bool:
+        """All of the response has arrived. True if its last bytes may be delivered."""
         sending, connection = self._sending, self._connection
         # It may have been closed between the arrival of the last byte and now.
-        if connection is None or sending is not None and not sending.is_over:
-            return
-        if sending is not None and sending.failure is not None and not self._exchange.is_last:
-            raise sending.failure
-        self._connection = self._sending = None
-        connection.release()
+        if connection is None:
+            return False
+        if sending is None or sending.is_over:
+            if sending is not None and sending.failure is not None and not self._exchange.is_last:
+                # Whoever asks next gets to know it.
+                self._fail(sending.failure, SENDING)
+            else:
+                self._connection = self._sending = None
+                connection.release()
+        return True
 
     def _fail(self, cause: BaseException, phase: Phase | None) -> None:
         """Close the connection. The first reason is what each reader gets to know."""
