@@ -5032,6 +5032,8 @@ class Connection:
 
     async def wait_beside(self, steps: Steps) -> None:
         """Wait for the next step alone. What comes meanwhile waits in the kernel."""
+        if self.state is CLOSED:
+            raise ConnectionAbortedError('the connection was closed meanwhile')
         if self.is_reading:
             self.stop_reading()
         self.awaits = STEPS
