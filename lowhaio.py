@@ -3797,6 +3797,12 @@ class RequestBody(Steps):
         left = f'{self.left} bytes left' if self.framing is None else 'chunked'
         return f'<RequestBody {left}>'
 
+    def __del__(self) -> None:
+        # In a cycle, this comes before the finalizer of the generator, which is younger, and which
+        # the loop would close in a task. If `body` was not callable, there is nothing to end.
+        if not getattr(self, 'is_over', True):
+            self.connection.close_from_anywhere(self)
+
     async def send(self) -> None:
         """Send the request, to its end or until a response has come."""
         connection, exchange = self.connection, self.exchange
