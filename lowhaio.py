@@ -4944,25 +4944,25 @@ class Connection:
         """Hand all of it to the kernel. Each progress starts the time anew."""
         exchange = self.exchange
         exchange.phase = SENDING
-        # It is set anew when a send has made progress. What arrives is no progress, because then a
-        # peer that sends and never reads could hold us for ever.
-        deadline = 0.0
+        # The time goes on until a send has made progress. What arrives is no progress, because
+        # then a peer that sends and never reads could hold us for ever.
+        goes_on = False
         while True:
             try:
                 count = self.sock.send(data)
             except (BlockingIOError, ssl.SSLWantWriteError) as blocked:
                 if isinstance(blocked, ssl.SSLError):
                     exchange.note_tls_write()
-                await self.wait_writable(deadline or self.in_time())
+                await self.wait_writable(self.write_time(goes_on))
                 self.burst = 0
                 # There was room, although it may not have been enough for a TLS record.
-                deadline = 0.0
+                goes_on = False
             except ssl.SSLWantReadError:
                 exchange.note_tls_write()
                 if not self.is_reading:
                     self.start_reading()
-                deadline = deadline or self.in_time()
-                await self.wait_to_write(deadline)
+                await self.wait_to_write(self.write_time(goes_on))
+                goes_on = True
             except OSError:
                 if isinstance(self.sock, ssl.SSLSocket):
                     exchange.note_tls_write()
@@ -4975,7 +4975,7 @@ class Connection:
                     await self.take_turns()
                 if count == len(data):
                     return
-                deadline = 0.0
+                goes_on = False
                 data = memoryview(data)[count:]
 
     async def read(self, deadline: float | None = None) -> Any:
@@ -5161,6 +5161,10 @@ class Connection:
         if deadline < self.timer_at:
             self.start_timer(deadline)
         self.write_deadline = deadline
+
+    def write_time(self, goes_on: bool) -> float:
+        """When the time to write is over. It does not go on from before a pause of the reader."""
+        return self.write_deadline if goes_on and self.write_deadline < inf else self.in_time()
 
     def restart_write_time(self) -> None:
         if self.writer is not None:
