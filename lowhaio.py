@@ -3832,7 +3832,14 @@ class RequestBody(Steps):
         exchange = self.exchange
         return exchange.decoder is not None and (
             exchange.head.code >= b'300'
-            or exchange.head.code != b'101' and self.cancel_args is None)
+            or exchange.head.code != b'101' and not self.is_cancelled())
+
+    def is_cancelled(self) -> bool:
+        """The generator has to answer a cancellation, and has not taken it back, as a time-out of
+        its own does."""
+        if self.cancel_args is not None and current_task().cancelling() <= self.cancelling:
+            self.cancel_args = None
+        return self.cancel_args is not None
 
     async def read(self) -> Any:
         """The content that has come, or that comes while the request is being sent. Returns no
@@ -3861,7 +3868,7 @@ class RequestBody(Steps):
         """What has come while the sending waits. Nothing else is to be done then, and over TLS
         each of the many records would take its time."""
         connection, exchange = self.connection, self.exchange
-        if (self.is_ready() or self.cancel_args is not None or exchange.is_received
+        if (self.is_ready() or self.is_cancelled() or exchange.is_received
                 or connection.burst >= MAX_BURST):
             return b''
         try:
@@ -3911,7 +3918,7 @@ class RequestBody(Steps):
     async def read_or_step(self) -> Any:
         """Read, or wait until it is possible to read, or to go on with the sending."""
         connection, exchange = self.connection, self.exchange
-        if self.cancel_args is not None:
+        if self.is_cancelled():
             # The generator has to answer a cancellation before there can be content.
             await connection.wait_beside(self)
             return b''
@@ -4618,7 +4625,7 @@ class ReceivedBody:
             raise self._exchange.error(cause, READING) from cause
         self._is_being_read = True
         exchange = self._exchange
-        chunk = b''
+        chunk: bytes = b''
         try:
             if self._sending is not None and not self._sending.is_over:
                 chunk = await self._sending.read()
