@@ -574,6 +574,134 @@ async def test_below_300_the_sending_goes_on_while_the_response_is_read():
 
 
 @on_loops
+async def test_below_300_a_body_may_wait_for_what_comes_back():
+    echoes = asyncio.Queue()
+
+    async def body():
+        for chunk in b'one', b'two', b'end':
+            yield chunk
+            assert await echoes.get() == chunk
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n')
+        for _ in range(3):
+            await peer.send(await peer.read(3))
+        await peer.closed()
+
+    async with Server(script) as server, pool() as request:
+        _, _, response_body = await put(server, request, body, length=9)
+        received = []
+        async for chunk in response_body:
+            received.append(chunk)
+            echoes.put_nowait(chunk)
+    assert received == [b'one', b'two', b'end']
+
+
+@on_loops
+async def test_below_300_who_does_not_read_does_not_send_and_who_reads_does_so_in_its_own_task():
+    tasks = []
+    has_answered = asyncio.Event()
+
+    async def body():
+        yield b'some'
+        await has_answered.wait()
+        tasks.append(asyncio.current_task())
+        yield b'more'
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK)
+        assert await peer.read(8) == b'somemore'
+        await peer.closed()
+
+    async with Server(script) as server, pool() as request:
+        _, _, response_body = await put(server, request, body, length=8)
+        has_answered.set()
+        await turns(50)
+        assert tasks == []
+        before = asyncio.all_tasks()
+        reader = asyncio.create_task(buffered(response_body))
+        assert await reader == b'ok'
+        assert tasks == [reader]
+        assert asyncio.all_tasks() == before
+
+
+@on_loops
+async def test_below_300_closing_the_response_ends_the_sending():
+    events = []
+
+    async def body():
+        try:
+            yield b'some'
+            await forever()
+        finally:
+            await asyncio.sleep(0)
+            events.append('cleaned up')
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK)
+        events.append(await peer.closed())
+
+    async with Server(script) as server, pool(max_connections=1) as request:
+        _, _, response_body = await put(server, request, body, length=8)
+        await response_body.aclose()
+        assert events == ['cleaned up']
+        assert response_body.request_sent is False
+        await until(lambda: events == ['cleaned up', b'some'])
+
+
+@on_loops
+async def test_below_300_a_response_that_is_dropped_ends_the_sending():
+    events = []
+
+    async def body():
+        try:
+            yield b'some'
+            await forever()
+        finally:
+            events.append('its finally has run')
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK)
+        events.append(await peer.closed())
+
+    async with Server(script) as server, pool() as request:
+        await put(server, request, body, length=8)
+        gc.collect()
+        assert events == ['its finally has run']
+        await until(lambda: events == ['its finally has run', b'some'])
+
+
+@on_loops
+async def test_below_300_a_connection_is_used_again_if_both_halves_have_ended_well():
+    async def body():
+        yield b'some'
+        await has_answered.wait()
+        yield b'more'
+
+    async def script(peer):
+        while True:
+            head = await peer.read_head()
+            await peer.send(OK)
+            if head.startswith(b'PUT'):
+                await peer.read(8)
+
+    async with Server(script) as server, pool() as request:
+        for is_read in True, False:
+            has_answered = asyncio.Event()
+            _, _, response_body = await put(server, request, body, length=8)
+            has_answered.set()
+            if is_read:
+                await buffered(response_body)
+            del response_body
+            await get(request, server.url)
+            assert len(server.peers) == (1 if is_read else 2)
+
+
+@on_loops
 async def test_below_300_a_request_that_can_not_be_sent_whole_is_an_error():
     async def body():
         yield b'some'
@@ -760,6 +888,141 @@ async def test_101_is_returned_to_a_request_with_upgrade_and_its_body_is_all_tha
         assert (code, await buffered(body)) == (b'101', b'Hello, over chat')
     assert await malformed(switching) == (
         'reading the response head: got 101 Switching Protocols, but the request had no upgrade')
+
+
+@contextlib.asynccontextmanager
+async def switched(script, first=b''):
+    """A response of 101 whose peer runs the script."""
+    async def serve(peer):
+        await peer.read_head()
+        await peer.send(b'HTTP/1.1 101 Switching Protocols\r\nupgrade: chat\r\n\r\n' + first)
+        await script(peer)
+
+    get_sock = functools.partial(small_sock, size=2 ** 16)
+    async with Server(serve) as server, pool(get_sock=get_sock) as request:
+        _, _, body = await request(b'GET', server.url, headers=(
+            (b'connection', b'upgrade'), (b'upgrade', b'chat')))
+        yield body
+
+
+async def echo(peer):
+    while data := await peer.reader.read(65536):
+        await peer.send(data)
+
+
+async def deaf(peer):
+    peer.writer.transport.pause_reading()
+    await forever()
+
+
+@on_loops
+async def test_after_101_both_sides_send_as_they_like():
+    async with switched(echo, first=b'Hello, over chat') as body:
+        assert await anext(body) == b'Hello, over chat'
+        await body.send(b'Hello')
+        assert await anext(body) == b'Hello'
+        await body.send(b'again')
+        assert await anext(body) == b'again'
+
+
+@on_loops
+async def test_after_101_one_task_may_read_while_another_sends():
+    async def send():
+        for _ in range(50):
+            await body.send(bytes(100_000))
+        sent.append('all')
+
+    sent = []
+    async with switched(echo) as body:
+        sender = asyncio.create_task(send())
+        await turns(50)
+        assert sent == []  # it waits, since the echo is not taken
+        length = 0
+        while length < 5_000_000:
+            length += len(await anext(body))
+        await sender
+
+
+@on_clock
+async def test_after_101_a_reading_has_no_time_limit_and_a_send_has_socket_timeout():
+    async with switched(deaf) as body:
+        reader = asyncio.ensure_future(anext(body))
+        await passing(3600)
+        assert not reader.done()
+        sender = asyncio.ensure_future(body.send(bytes(10_000_000)))
+        await passing(600)
+        for failing in reader, sender:
+            error = await failure(failing)
+            assert type(error) is HttpDataError
+            assert isinstance(error.__cause__, TimeoutError)
+
+
+@on_loops
+async def test_after_101_a_cancelled_reading_has_taken_nothing_and_a_cancelled_send_closes():
+    async with switched(echo) as body:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await anext(body)
+        await body.send(b'Hello')
+        assert await anext(body) == b'Hello'
+    async with switched(deaf) as body:
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await body.send(bytes(10_000_000))
+        assert type(await failure(anext(body))) is HttpDataError
+
+
+@on_loops
+async def test_after_101_the_end_of_the_peer_ends_the_iteration_and_then_send_raises():
+    async def script(peer):
+        await peer.send(b'bye')
+
+    async with switched(script) as body:
+        assert [chunk async for chunk in body] == [b'bye']
+        assert type(await failure(body.send(b'Hello'))) is HttpConnectionClosedError
+
+
+@on_loops
+async def test_after_101_closing_ends_whoever_reads_or_sends():
+    async with switched(deaf) as body:
+        reader = asyncio.ensure_future(anext(body))
+        sender = asyncio.ensure_future(body.send(bytes(10_000_000)))
+        await turns(5)
+        await body.aclose()
+        for failing in reader, sender:
+            assert isinstance((await failure(failing)).__cause__, ConnectionAbortedError)
+
+
+@on_loops
+async def test_after_101_two_who_read_or_send_at_once_are_refused_without_harm():
+    async def script(peer):
+        peer.writer.transport.pause_reading()
+        await go_on.wait()
+        peer.writer.transport.resume_reading()
+        await peer.send(b'%d' % len(await peer.read(10_000_000)))
+
+    go_on = asyncio.Event()
+    async with switched(script) as body:
+        reader = asyncio.ensure_future(anext(body))
+        sender = asyncio.ensure_future(body.send(bytes(10_000_000)))
+        await turns(5)
+        for second in anext(body), body.send(b'Hello'):
+            error = await failure(second)
+            assert type(error) is HttpDataError
+            assert isinstance(error.__cause__, RuntimeError)
+        go_on.set()
+        await sender
+        assert await reader == b'10000000'
+
+
+@on_loops
+async def test_send_is_only_for_a_response_of_101():
+    async with Server(Answering(OK)) as server, pool() as request:
+        _, _, body = await request(b'GET', server.url)
+        error = await failure(body.send(b'Hello'))
+        assert type(error) is HttpDataError
+        assert str(error).endswith('only after 101 Switching Protocols can more be sent')
+        assert await buffered(body) == b'ok'
 
 
 # ----------------------------------------------------------------------------- responses: the body
