@@ -1081,6 +1081,12 @@ class Exchange:
         """The peer has ended the connection, and so the response."""
         return self.is_received and isinstance(self.decoder, CloseDecoder)
 
+    def may_be_cut_off(self, error: BaseException) -> bool:
+        """The sending has failed with a reset. The system tells that once, and then reading finds
+        an end, which is not that of a content that goes to the end of the connection."""
+        return (isinstance(error, ConnectionResetError)
+                and isinstance(self.decoder, CloseDecoder))
+
     def note_tls_write(self) -> None:
         """Note that a TLS write has not succeeded, or not yet. It may have sent a part of its
         record."""
@@ -3634,7 +3640,7 @@ async def send_with_body(
         finally:
             # By its traceback, it refers to this frame.
             failure = None
-        if exchange.head.code < b'300':
+        if exchange.head.code < b'300' or exchange.may_be_cut_off(error):
             request_body.note_failure(error)
             return request_body
     else:
@@ -4656,7 +4662,9 @@ class ReceivedBody:
         if connection is None:
             return False
         if sending is None or sending.is_over:
-            if sending is not None and sending.failure is not None and not self._exchange.is_last:
+            if sending is not None and sending.failure is not None and (
+                    not self._exchange.is_last
+                    or self._exchange.may_be_cut_off(sending.failure)):
                 # Whoever asks next gets to know it.
                 self._fail(sending.failure, SENDING)
             else:

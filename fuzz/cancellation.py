@@ -20,6 +20,8 @@ import ssl
 import struct
 import sys
 import tempfile
+import threading
+import weakref
 
 import aiodnsresolver
 from scripted import (
@@ -855,10 +857,12 @@ class Swallowing(Sending):
     length = 30
 
     async def chunks(self, case):
+        case.given += b'a' * 10
         yield b'a' * 10
-        letter = await self.wait(case)
-        yield letter * (self.length - 20)
-        yield (await self.wait(case)) * 10
+        for length in (self.length - 20, 10):
+            chunk = await self.wait(case) * length
+            case.given += chunk
+            yield chunk
 
     async def wait(self, case):
         letter = b'b'
@@ -985,6 +989,8 @@ class Expecting(Sending):
 
 # Receiving
 
+DROPS = frozenset(('drop-0', 'drop-1', 'drop-2', 'drop-in-a-cycle', 'drop-in-a-thread'))
+
 LENGTH = (b'HTTP/1.1 200 OK\r\ncontent-length: 6\r\n\r\n', b'ab', b'cd', b'ef')
 CHUNKED = (b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n',
            b'2\r\nab', b'\r\n4\r\ncd', b'ef\r\n', b'0\r\n', b'a: b\r\n', b'\r\n')
@@ -1005,7 +1011,7 @@ INTERIMS = (b'HTTP/1.1 103 E\r\n\r\n', b'HTTP/1.1 103 E\r\na: b\r\n\r', b'\n',
 class InPieces(Scenario):
     pieces = (b'HTTP/1.1 2', b'00 OK\r\ncontent-length', b': 6\r\n\r', b'\nabcdef')
     expected = b'abcdef'
-    ends = frozenset(('drop-0', 'drop-1', 'drop-2', 'drop-in-a-cycle'))
+    ends = DROPS
 
     def routes(self, case):
         def answer(peer, head):
@@ -1016,14 +1022,17 @@ class InPieces(Scenario):
         return {b'/': answer}
 
     async def client(self, case):
-        _, _, body = await case.request(b'GET', self.url(case))
+        return await self.read(case, [(await case.request(b'GET', self.url(case)))[2]])
+
+    async def read(self, case, held):
+        """Read a body, of which the list has the only reference, unless it is to be dropped."""
         chunks = []
         while not case.end.is_dropping(len(chunks)):
             try:
-                chunks.append(await anext(body))
+                chunks.append(await anext(held[0]))
             except StopAsyncIteration:
                 return b''.join(chunks)
-        return await case.end.hold(body)
+        return await case.end.hold(held)
 
 
 @scenario('large-body')
@@ -1144,6 +1153,398 @@ class InsideGeneratorAround(Sending):
             yield b'a' * 10
             await turns(3)
             yield b'b' * (self.length - 10)
+
+
+# Both ways: the response comes while the request is being sent, and its reader goes on with that
+
+CLOSE_BODY = frozenset(('close-body',))
+ENDS_OF_TWO = frozenset(('cancel-other', 'cancel-both', 'cancel-other-first'))
+
+
+class BothWays(InPieces):
+    """Checks what came of both halves."""
+    ends = DROPS | CLOSE_BODY
+
+    def options(self, case):
+        return {'get_sock': get_small_sock}
+
+    async def read_on(self, case, held):
+        """As `read`, but what has come is noted at once."""
+        count = 0
+        while not case.end.is_dropping(count):
+            try:
+                case.received += await anext(held[0])
+            except StopAsyncIteration:
+                return bytes(case.received)
+            count += 1
+        return await case.end.hold(held)
+
+    def check_both(self, case):
+        check(self.expected.startswith(case.received), 'read:', case.received[:60])
+        for peer in case.server.peers:
+            head, _, heard = bytes(peer.heard).partition(b'\r\n\r\n')
+            if head.startswith(b'POST'):
+                given = bytes(case.given)
+                check(given.startswith(heard) or heard.startswith(given + b'GET /next'),
+                      'the server got', len(heard), 'bytes, of', len(given))
+
+
+@scenario('duplex')
+@scenario('duplex-tls', is_tls=True)
+@scenario('duplex-tls-1.2', **TLS_1_2)
+@scenario('duplex-chunked', is_chunked=True)
+@scenario('duplex-cleans-up', cleanup=2)
+@scenario('duplex-long', length=200_000)
+@scenario('duplex-long-tls', length=200_000, is_tls=True)
+@scenario('duplex-waits', is_waiting=True)
+@scenario('duplex-waits-tls', is_waiting=True, is_tls=True)
+@scenario('duplex-waits-and-cleans-up', is_waiting=True, cleanup=2)
+class Duplex(BothWays):
+    """The server sends the content back as it comes."""
+    length = 40_000
+    is_chunked = False
+    is_waiting = False  # whether the generator waits for what the reader gets
+    cleanup = 0
+
+    @property
+    def expected(self):
+        return b'a' * 10 + b'b' * (self.length - 20) + b'c' * 10
+
+    def routes(self, case):
+        return {b'/': self.answer}
+
+    def head(self):
+        return b'HTTP/1.1 200 OK\r\n' + (
+            b'transfer-encoding: chunked\r\n\r\n' if self.is_chunked else
+            b'content-length: %d\r\n\r\n' % self.length)
+
+    def framed(self, data):
+        return b'%x\r\n%b\r\n' % (len(data), data) if self.is_chunked else data
+
+    def answer(self, peer, head):
+        data = yield from peer.read(10)
+        yield from peer.send(self.head()[:21], self.head()[21:])
+        left = self.length - 10
+        while True:
+            yield from peer.send(self.framed(data), pauses=1)
+            if not left:
+                break
+            data = yield from peer.read_some()
+            left -= len(data)
+        if self.is_chunked:
+            yield from peer.send(b'0\r\n\r\n')
+
+    async def chunks(self, case):
+        case.is_open = True
+        try:
+            for chunk in (b'a' * 10, b'b' * (self.length - 20), b'c' * 10):
+                case.given += chunk
+                yield chunk
+                await self.wait(case)
+        finally:
+            await self.clean_up(case)
+
+    async def wait(self, case):
+        await asyncio.sleep(0)
+        while self.is_waiting and len(case.received) < len(case.given):
+            await asyncio.sleep(TURN)
+
+    async def clean_up(self, case):
+        try:
+            await turns(self.cleanup)
+        finally:
+            case.is_open = False
+
+    async def client(self, case):
+        held = [(await case.request(
+            b'POST', self.url(case), body=self.chunks, body_args=(case,),
+            headers=((b'content-length', b'%d' % self.length),)))[2]]
+        case.body = weakref.ref(held[0])
+        return await self.read_on(case, held)
+
+    async def others(self, case):
+        check(not case.is_open, 'the generator is open')
+        await turns(3)
+        self.check_both(case)
+
+
+class DuplexUnread(Duplex):
+    """The server answers as it likes, and reads later or never."""
+
+    def answer(self, peer, head):
+        yield from peer.read(10)
+        yield from peer.send(self.head()[:21], self.head()[21:])
+        yield from peer.send(*(self.expected[start:start + self.length // 4]
+                               for start in range(0, self.length, self.length // 4)))
+        yield from self.go_on(peer)
+
+    def go_on(self, peer):
+        yield from peer.pause(3)
+        yield from peer.skip(self.length - 10)
+
+
+@scenario('duplex-unread')
+@scenario('duplex-unread-tls', is_tls=True)
+@scenario('duplex-unread-and-cleans-up', cleanup=2)
+@scenario('duplex-unread-long', length=200_000)
+@scenario('duplex-unread-long-tls', length=200_000, is_tls=True)
+class DuplexReadLater(DuplexUnread):
+    length = 100_000
+
+
+@scenario('duplex-whole-first')
+@scenario('duplex-whole-first-tls', is_tls=True)
+@scenario('duplex-whole-first-and-cleans-up', cleanup=2)
+class DuplexWholeFirst(DuplexUnread):
+    """The whole response comes with its head."""
+    length = 200_000
+    expected = b'abc'
+
+    def answer(self, peer, head):
+        yield from peer.read(10)
+        yield from peer.send(ok(b'abc'))
+        yield from self.go_on(peer)
+
+
+@scenario('duplex-last')
+@scenario('duplex-last-tls', is_tls=True)
+@scenario('duplex-last-and-cleans-up', cleanup=2)
+@scenario('duplex-last-reset', is_reset=True)
+@scenario('duplex-last-waits', is_stuck=True)
+@scenario('duplex-last-waits-tls', is_stuck=True, is_tls=True)
+class DuplexLast(DuplexUnread):
+    """The response is the last of its connection, which ends after it."""
+    length = 200_000
+    idle = 0
+    expected = b'abc'
+    is_reset = False
+    is_stuck = False  # whether the generator waits for ever
+
+    def answer(self, peer, head):
+        yield from peer.read(10)
+        yield from peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\n',
+                             b'a', b'bc')
+        yield from peer.pause(3)
+        if self.is_reset:
+            yield from Stop('reset').strike(peer)
+        yield from peer.end()
+
+    async def wait(self, case):
+        if self.is_stuck:
+            await asyncio.Event().wait()
+        await super().wait(case)
+
+
+@scenario('duplex-cut-off')
+@scenario('duplex-cut-off-tls', is_tls=True)
+@scenario('duplex-reset', is_reset=True)
+@scenario('duplex-cut-off-waits', is_stuck=True)
+@scenario('duplex-cut-off-waits-and-cleans-up', is_stuck=True, cleanup=2)
+class DuplexCutOff(DuplexLast):
+    errors = (HttpDataError,)
+
+    def answer(self, peer, head):
+        yield from peer.read(10)
+        yield from peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 3\r\n\r\n', b'a', b'b')
+        if self.is_reset:
+            yield from Stop('reset').strike(peer)
+        yield from peer.end()
+
+
+@scenario('duplex-too-late')
+@scenario('duplex-too-late-tls', is_tls=True)
+@scenario('duplex-too-late-and-cleans-up', cleanup=2)
+class DuplexTooLate(DuplexUnread):
+    """The server answers, and neither reads nor sends any more."""
+    length = 10_000_000
+    idle = 0
+    expected = b'abc'
+    errors = (HttpDataError,)
+
+    def options(self, case):
+        return {**super().options(case), 'socket_timeout': 12 * TURN}
+
+    def answer(self, peer, head):
+        yield from peer.read(10)
+        yield from peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\n', b'a', b'bc')
+        yield from peer.pause(LONG)
+
+    @functools.cached_property
+    def content(self):
+        return bytes(self.length)
+
+    async def chunks(self, case):
+        case.is_open = True
+        try:
+            case.given += self.content
+            yield self.content[:10]
+            yield self.content[10:]
+        finally:
+            await self.clean_up(case)
+
+
+@scenario('duplex-generator-fails')
+@scenario('duplex-generator-fails-tls', is_tls=True)
+@scenario('duplex-generator-fails-and-cleans-up', cleanup=2)
+class DuplexGeneratorFails(Duplex):
+    errors = (HttpDataError,)
+    idle = 0
+
+    async def wait(self, case):
+        await turns(12)
+        if len(case.given) > 10:
+            raise ValueError('made up')
+
+
+@scenario('duplex-generator-fails-to-close')
+class DuplexGeneratorFailsToClose(Duplex):
+    async def clean_up(self, case):
+        await super().clean_up(case)
+        if isinstance(sys.exception(), GeneratorExit):
+            raise ValueError('made up')
+
+
+@scenario('duplex-generator-swallows')
+@scenario('duplex-generator-swallows-tls', is_tls=True)
+class DuplexGeneratorSwallows(Duplex, Swallowing):
+    """The generator goes on after cancellations. What it yields in the end is not sent."""
+    length = 30
+    expected = b'a' * 10 + b'b' * 20
+
+    chunks = Swallowing.chunks
+    wait = Swallowing.wait
+
+    async def others(self, case):
+        await Swallowing.others(self, case)
+        if b'!' not in case.given:
+            self.check_both(case)
+
+
+@scenario('duplex-inside')
+@scenario('duplex-inside-tls', is_tls=True)
+class DuplexInside(Duplex):
+    ends = ENDS_INSIDE
+
+    async def wait(self, case):
+        await case.inside(turns(6))
+
+
+# After 101, where both sides send what they like
+
+class Switched(BothWays):
+    """The server sends back what comes, until the client closes."""
+    idle = 0
+    chunks = (b'a' * 10, b'b' * 60_000, b'c' * 100_000, b'd')
+    expected = b''.join(chunks)
+
+    def routes(self, case):
+        return {b'/': self.answer}
+
+    def answer(self, peer, head):
+        yield from peer.send(b'HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n', b'\r\n')
+        while True:
+            yield from peer.send((yield from peer.read_some()), pauses=1)
+
+    async def switch(self, case):
+        code, _, body = await case.request(
+            b'POST', self.url(case), headers=((b'connection', b'upgrade'), (b'upgrade', b'x')))
+        check(code == b'101', 'got', code)
+        case.body = weakref.ref(body)
+        return body
+
+    async def send(self, case, body):
+        for chunk in self.chunks:
+            case.given += chunk
+            await body.send(chunk)
+            await asyncio.sleep(0)
+
+    async def read_all(self, case, body):
+        while len(case.received) < len(self.expected):
+            case.received += await anext(body)
+        return bytes(case.received)
+
+    async def others(self, case):
+        await turns(3)
+        self.check_both(case)
+
+
+@scenario('switched')
+@scenario('switched-tls', is_tls=True)
+@scenario('switched-tls-1.2', **TLS_1_2)
+class SwitchedInTurn(Switched):
+    """One task sends and reads."""
+    chunks = (b'a' * 10, b'b' * 20_000, b'c')
+    expected = b''.join(chunks)
+
+    async def client(self, case):
+        held = [await self.switch(case)]
+        count = 0
+        for chunk in self.chunks:
+            case.given += chunk
+            await held[0].send(chunk)
+            while len(case.received) < len(case.given):
+                if case.end.is_dropping(count):
+                    return await case.end.hold(held)
+                case.received += await anext(held[0])
+                count += 1
+        await held[0].aclose()
+        return bytes(case.received)
+
+
+class TwoTasks(Switched):
+    ends = ENDS_OF_TWO | CLOSE_BODY
+
+    async def prepare(self, case):
+        # The weak reference of the case is for the scenarios that drop it.
+        case.held = await self.switch(case)
+        case.other = asyncio.ensure_future(self.beside(case, case.held))
+
+
+@scenario('switched-reader')
+@scenario('switched-reader-tls', is_tls=True)
+@scenario('switched-reader-tls-1.2', **TLS_1_2)
+class SwitchedReader(TwoTasks):
+    """Another task sends. After the end of a reader, the next one goes on."""
+    beside = TwoTasks.send
+
+    async def client(self, case):
+        return await self.read_all(case, case.held)
+
+    async def others(self, case):
+        is_whole = isinstance(case.end, Cancel) and not isinstance(
+            case.end, (CancelOther, CloseBody, ClosePool))
+        try:
+            check(await self.read_all(case, case.held) == self.expected, 'another end')
+        except HttpError as error:
+            check(not is_whole, 'the next reader failed:', repr(error), repr(error.__cause__))
+        (error,) = await asyncio.gather(case.other, return_exceptions=True)
+        check(not error or not is_whole, 'the sender failed:', repr(error))
+        check(not error or isinstance(error, (HttpError, asyncio.CancelledError)), repr(error))
+        await case.held.aclose()
+        await super().others(case)
+
+
+@scenario('switched-sender')
+@scenario('switched-sender-tls', is_tls=True)
+@scenario('switched-sender-tls-1.2', **TLS_1_2)
+class SwitchedSender(TwoTasks):
+    """Another task reads. It gets an error if the sender is ended in the midst of a sending."""
+    beside = TwoTasks.read_all
+
+    async def client(self, case):
+        await self.send(case, case.held)
+        return self.expected
+
+    async def others(self, case):
+        if len(case.given) < len(self.expected):
+            # The sender was ended between two sendings, perhaps.
+            await turns(60)
+            await case.held.aclose()
+        (error,) = await asyncio.gather(case.other, return_exceptions=True)
+        check(isinstance(error, (HttpError, asyncio.CancelledError)) or error == self.expected,
+              'the reader got', repr(error)[:60])
+        await case.held.aclose()
+        await super().others(case)
 
 
 # The end of a pool
@@ -1297,10 +1698,11 @@ class ClosePool(Cancel):
 class Drop(Cancel):
     """The body is dropped after so many chunks, or is held until the turn has come."""
 
-    def __init__(self, chunks, is_in_cycle, case):
+    def __init__(self, chunks, case, is_in_cycle=False, is_in_thread=False):
         super().__init__(case)
         self.chunks = chunks
         self.is_in_cycle = is_in_cycle
+        self.is_in_thread = is_in_thread
 
     def act(self):
         self.is_done = True
@@ -1308,7 +1710,8 @@ class Drop(Cancel):
     def is_dropping(self, chunks):
         return chunks >= self.chunks
 
-    async def hold(self, body):
+    async def hold(self, held):
+        """Hold the body, and drop it, which must be the only thing in this list."""
         events = self.case.loop.events
         for _ in range(40):
             if self.is_done:
@@ -1317,18 +1720,64 @@ class Drop(Cancel):
         events = self.case.loop.events - events
         check(events < 10, events, 'events while nobody read')
         if self.is_in_cycle:
-            cycle = [body]
+            cycle = held.copy()
+            held.clear()
             cycle.append(cycle)
-            del body, cycle
+            del cycle
             gc.collect()
+        elif self.is_in_thread:
+            thread = threading.Thread(target=held.clear)
+            thread.start()
+            thread.join()
+        held.clear()
         return self.case.scenario.expected
 
     def check(self, result, error):
         self.check_own(result, error)
 
 
+class CloseBody(Cancel):
+    """Another task closes the body, once there is one. The client gets it all or an HttpError."""
+
+    def act(self):
+        body = self.case.body and self.case.body()
+        if body is not None and not self.is_done:
+            self.is_done = True
+            self.case.beside = asyncio.ensure_future(body.aclose())
+
+    def check(self, result, error):
+        check(error is None and result == self.case.scenario.expected or
+              isinstance(error, HttpError), 'got', repr(error or result))
+        check(self.case.cancelling == 0, 'cancelling() is', self.case.cancelling)
+
+
+class CancelOther(Cancel):
+    """The task beside the client is cancelled, and perhaps the client, too."""
+
+    def __init__(self, *what, case):
+        super().__init__(case)
+        self.what = what
+        self.count = what.count('client')
+
+    def act(self):
+        if not self.is_done:
+            self.is_done = True
+            for one in self.what:
+                (self.case.task if one == 'client' else self.case.other).cancel(MESSAGE)
+
+    def check(self, result, error):
+        if self.count:
+            super().check(result, error)
+        else:
+            CloseBody.check(self, result, error)
+
+
 def deadlines(*what):
     return functools.partial(lambda case: Deadlines(*what, case=case))
+
+
+def cancels(*what):
+    return functools.partial(lambda case: CancelOther(*what, case=case))
 
 
 # All scenarios have these ends, but for those in ENDS_OF_SOME.
@@ -1346,12 +1795,17 @@ ENDS = {
     'cancel-then-inside': deadlines('cancel', 'inside'),
     'inside-then-deadline': deadlines('inside', 'outside'),
     'deadline-then-inside': deadlines('outside', 'inside'),
-    'drop-0': functools.partial(Drop, 0, False),
-    'drop-1': functools.partial(Drop, 1, False),
-    'drop-2': functools.partial(Drop, 2, False),
-    'drop-in-a-cycle': functools.partial(Drop, 1, True),
+    'drop-0': functools.partial(Drop, 0),
+    'drop-1': functools.partial(Drop, 1),
+    'drop-2': functools.partial(Drop, 2),
+    'drop-in-a-cycle': functools.partial(Drop, 1, is_in_cycle=True),
+    'drop-in-a-thread': functools.partial(Drop, 1, is_in_thread=True),
+    'close-body': CloseBody,
+    'cancel-other': cancels('other'),
+    'cancel-both': cancels('client', 'other'),
+    'cancel-other-first': cancels('other', 'client'),
 }
-ENDS_OF_SOME = ENDS_INSIDE | InPieces.ends
+ENDS_OF_SOME = ENDS_INSIDE | DROPS | ENDS_OF_TWO | CLOSE_BODY
 
 
 class Closable:
@@ -1422,6 +1876,11 @@ class Case:
         self.watch = Watch()
         self.started_at = None
         self.task = self.closable = self.scope = self.scope_inside = self.beside = None
+        # A weak reference to the response body, and the task beside the client.
+        self.body = self.other = None
+        # What the generator has yielded, or the sender sent, and what was read.
+        self.given = bytearray()
+        self.received = bytearray()
         self.result = self.error = self.cancelling = None
         self.is_open = self.has_swallowed = False
 

@@ -96,6 +96,10 @@ class Plan:
         self.is_on = True
         self.ledger = Ledger()
 
+    def is_good(self):
+        """Nothing has happened that keeps the two ends from going on."""
+        return all(fault in HARMLESS for _, fault in self.struck)
+
     def call(self, name, sock, function, args):
         if not self.is_on:
             return function(*args)
@@ -286,20 +290,34 @@ class Upload(Exchange):
         data = yield from peer.read(self.length)
         yield from peer.send(ok(b'%d' % sum(data)))
 
-    async def body(self):
-        for chunk in self.chunks:
-            yield chunk
-            await asyncio.sleep(0)
+    async def body(self, case):
+        case.is_open = True
+        try:
+            for index, chunk in enumerate(self.chunks):
+                case.given += chunk
+                yield chunk
+                await self.wait(case, index)
+        finally:
+            try:
+                await asyncio.sleep(0)
+            finally:
+                case.is_open = False
+
+    async def wait(self, case, index):
+        await asyncio.sleep(0)
+
+    def request_fields(self):
+        fields = [(b'content-length', b'%d' % self.length)]
+        return [*fields, (b'expect', b'100-continue')] if self.is_expecting else fields
 
     async def client(self, case):
         plan.ledger.begin()
-        headers = [(b'content-length', b'%d' % self.length)]
-        if self.is_expecting:
-            headers.append((b'expect', b'100-continue'))
-        _, _, body = await case.request(
-            b'POST', self.url(case), headers=headers, body=self.body)
+        _, _, body = await case.request(b'POST', self.url(case), headers=self.request_fields(),
+                                        body=self.body, body_args=(case,))
+        async for chunk in body:
+            case.received += chunk
         self.check(body)
-        return await buffered(body)
+        return bytes(case.received)
 
     def check(self, body):
         pass
@@ -317,20 +335,17 @@ class Early(Upload):
         yield from peer.send(b'HTTP/1.1 413 No\r\ncontent-length: 2\r\n\r\nno')
         yield from peer.read(self.length if self.is_expecting else self.length - 10)
 
-    async def body(self):
-        yield self.chunks[0]
-        await turns(10)
-        for chunk in self.chunks[1:]:
-            yield chunk
+    async def wait(self, case, index):
+        await turns(0 if index else 10)
 
 
 @exchange('welcome', fields=b'')
 @exchange('welcome-last', fields=b'connection: close\r\n')
 class Welcome(Upload):
-    """The server answers early, below 300.
+    """The server answers early, below 300, and whoever reads goes on with the sending.
 
-    A request that was not sent whole gets no answer then, unless the response is the last one of
-    its connection, which ends after it.
+    The content ends once the request is sent whole, unless the response is the last one of its
+    connection, which ends after it.
     """
     fields = b''
     expected = b'ok'
@@ -343,17 +358,100 @@ class Welcome(Upload):
         if self.fields:
             yield from peer.end()
 
-    async def body(self):
-        yield self.chunks[0]
-        await turns(20)
-        for chunk in self.chunks[1:]:
-            yield chunk
+    async def wait(self, case, index):
+        await turns(0 if index else 20)
 
     def check(self, body):
         # A fault and the end of the connection may come together: a read that finds a reset may
         # report an end.
         check(body.request_sent or self.fields and plan.struck, 'an answer to a part')
         check(not body.request_sent or self.is_tls or plan.ledger.sent > self.length, 'sent whole')
+
+
+@exchange('duplex')
+@exchange('duplex-chunked', is_chunked=True)
+@exchange('duplex-waits', is_waiting=True)
+class Duplex(Welcome):
+    """The server sends back what comes."""
+    chunks = (b'a' * 10, b'b' * 50_000, b'', b'c' * 10)
+    length = 50_020
+    expected = b''.join(chunks)
+    is_chunked = False
+    is_waiting = False  # whether the generator waits for what the reader gets
+
+    def answer(self, peer, head):
+        data = yield from peer.read(10)
+        yield from peer.send(b'HTTP/1.1 200 OK\r\n' + (
+            b'transfer-encoding: chunked\r\n\r\n' if self.is_chunked else
+            b'content-length: %d\r\n\r\n' % self.length))
+        left = self.length - 10
+        while True:
+            yield from peer.send(b'%x\r\n%b\r\n' % (len(data), data) if self.is_chunked else data)
+            if not left:
+                break
+            data = yield from peer.read_some()
+            left -= len(data)
+        if self.is_chunked:
+            yield from peer.send(b'0\r\n\r\n')
+
+    async def wait(self, case, index):
+        await asyncio.sleep(0)
+        while self.is_waiting and len(case.received) < len(case.given) and plan.is_good():
+            await asyncio.sleep(0)
+
+
+@exchange('duplex-unread')
+class DuplexUnread(Duplex):
+    """The server sends all before it reads."""
+    chunks = (b'a' * 10, b'b' * 200_000, b'', b'c' * 10)
+    length = 200_020
+    expected = b''.join(chunks)
+
+    def answer(self, peer, head):
+        yield from peer.read(10)
+        yield from peer.send(b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n' % self.length)
+        for start in range(0, self.length, 50_000):
+            yield from peer.send(self.expected[start:start + 50_000])
+        yield from peer.skip(self.length - 10)
+
+
+@exchange('switched')
+@exchange('switched-two-tasks', has_two_tasks=True)
+class Switched(Duplex):
+    """After 101, the server sends back what comes."""
+    chunks = (b'a' * 10, b'b' * 10_000, b'c')
+    expected = b''.join(chunks)
+    has_two_tasks = False
+
+    def answer(self, peer, head):
+        yield from peer.send(b'HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n')
+        while True:
+            yield from peer.send((yield from peer.read_some()))
+
+    async def client(self, case):
+        plan.ledger.begin()
+        _, _, body = await case.request(b'POST', self.url(case), headers=(
+            (b'connection', b'upgrade'), (b'upgrade', b'x')))
+        if self.has_two_tasks:
+            results = await asyncio.gather(
+                self.send(case, body), self.read(case, body), return_exceptions=True)
+            for result in results:
+                if result is not None:
+                    raise result
+        else:
+            await self.send(case, body)
+            await self.read(case, body)
+        await body.aclose()
+        return bytes(case.received)
+
+    async def send(self, case, body):
+        for chunk in self.chunks:
+            case.given += chunk
+            await body.send(chunk)
+
+    async def read(self, case, body):
+        while len(case.received) < len(self.expected):
+            case.received += await anext(body)
 
 
 @exchange('slow-connect', delays={'127.0.0.1': 3})
@@ -401,6 +499,10 @@ class Case:
     def __init__(self, an_exchange):
         self.exchange = an_exchange
         self.watch = Watch()
+        self.is_open = False  # the generator
+        # What it has yielded, or the client sent, and what the client got.
+        self.given = bytearray()
+        self.received = bytearray()
 
     async def run(self, loop):
         self.loop = loop
@@ -449,9 +551,20 @@ class Case:
         else:
             check(result == self.exchange.expected, 'got', repr(result))
         check(asyncio.current_task().cancelling() == 0, 'cancelling()')
+        check(not self.is_open, 'the generator is open')
         await turns(3)
+        self.check_both()
         plan.is_on = False
         check(await self.exchange.get(self, '/next') == b'/next', 'the next got another answer')
+
+    def check_both(self):
+        """What came was sent, at both ends."""
+        if self.received:
+            check(self.exchange.expected.startswith(self.received), 'read:', self.received[:60])
+        for peer in self.server.peers:
+            head, _, heard = bytes(peer.heard).partition(b'\r\n\r\n')
+            check(not head.startswith(b'POST') or self.given.startswith(heard),
+                  'the server got', len(heard), 'bytes, of', len(self.given))
 
     def check_error(self, error):
         try:

@@ -16,9 +16,10 @@ import time
 # would have other changes at each commit, one of which might survive that has nothing to do with
 # the commit.
 SEARCHES = (
-    ('cancellation', '--every 36 --seed {seed}', ''),
-    ('faults', '--every 81 --seed {seed}', ''),
-    ('stops', '--every 49 --seed {seed}', ''),
+    ('cancellation', '--every 64 --seed {seed}', ''),
+    ('faults', '--every 100 --seed {seed}', ''),
+    ('stops', '--every 81 --seed {seed}', ''),
+    ('both_ways', '--examples 300 --seed {seed}', '--minutes 60 --seed {seed}'),
     ('answers', '--examples 100 --seed {seed}', '--minutes 60 --seed {seed}'),
     ('parsers', '--examples 1000 --seed {seed}', '--examples 1000000 --seed {seed}'),
     ('outgoing', '--examples 1000 --seed {seed}', '--examples 1000000 --seed {seed}'),

@@ -46,6 +46,9 @@ LONG = 1000  # seconds of the loop's clock that no case should wait for
 MAX_TURNS = 5000
 MAX_SECONDS = 10
 
+# So many broken promises of one series are reported.
+MAX_REPORTS = 5
+
 
 class Broken(Exception):
     """A promise that was not kept."""
@@ -240,7 +243,10 @@ class Peer:
         self.sock = sock
         self.stop = stop
         self.sent = self.received = 0
+        self.recv_bufsize = 65536
         self.data = b''
+        # All that has come, without TLS.
+        self.heard = bytearray()
         # The offset at which the response is whole on the wire, once its last piece is being sent.
         self.is_last = False
         self.whole_at = sys.maxsize
@@ -255,7 +261,8 @@ class Peer:
         """Receive some bytes of the wire."""
         while True:
             try:
-                data = self.sock.recv(min(65536, self.stop.received - self.received))
+                data = self.sock.recv(
+                    min(self.recv_bufsize, self.stop.received - self.received))
                 break
             except BlockingIOError:
                 yield
@@ -267,9 +274,13 @@ class Peer:
         if self.received == self.stop.received:
             yield from self.stop.strike(self)
         if self.tls is None:
-            self.data += data
+            self.take(data)
         else:
             self.incoming.write(data)
+
+    def take(self, data):
+        self.data += data
+        self.heard += data
 
     def push(self, data):
         if self.is_last:
@@ -312,7 +323,7 @@ class Peer:
             return
         while True:
             try:
-                data = self.tls.read(65536)
+                data = self.tls.read(self.recv_bufsize)
                 break
             except ssl.SSLWantReadError:
                 yield from self.pull()
@@ -320,7 +331,7 @@ class Peer:
                 raise Gone from None
         if not data:
             raise Gone
-        self.data += data
+        self.take(data)
 
     # For scripts
 
@@ -336,6 +347,12 @@ class Peer:
             yield from self.receive()
         data, self.data = self.data[:length], self.data[length:]
         return data
+
+    def read_some(self, most=20_000):
+        """Read what has come, or what comes first."""
+        if not self.data:
+            yield from self.receive()
+        return (yield from self.read(min(len(self.data), most)))
 
     def skip(self, length):
         """Read so slowly that the client has to wait."""
@@ -368,6 +385,19 @@ class Peer:
             yield
 
 
+def together(*scripts):
+    """Run scripts of one peer beside each other, a step of each in each turn, until all end."""
+    running = list(scripts)
+    while running:
+        for script in list(running):
+            try:
+                next(script)
+            except StopIteration:
+                running.remove(script)
+        if running:
+            yield
+
+
 class Server:
     """Runs a script for each connection, one step in each turn. The first one may stop."""
 
@@ -394,6 +424,9 @@ class Server:
 
     def accept(self):
         sock, _ = self.listener.accept()
+        self.adopt(sock)
+
+    def adopt(self, sock):
         peer = Peer(prompt(sock), self.context, Stop() if self.peers else self.stop)
         self.peers.append(peer)
         self.running[peer] = self.serve(peer)
@@ -412,7 +445,8 @@ class Server:
 def prompt(sock):
     """A socket without the delays of the kernel, which the loop's clock does not wait for."""
     socket.socket.setblocking(sock, False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if sock.family != socket.AF_UNIX:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return sock
 
 
@@ -644,6 +678,7 @@ def main(description, all_series):
         if args.list:
             print(series.name)
             continue
+        broken_before = broken
         for number in numbers(args, series):
             try:
                 if not series.run(number):
@@ -653,7 +688,8 @@ def main(description, all_series):
                 cases += 1
                 broken += 1
                 report(series, number, error)
-                if not args.go_on:
+                # A case that fails does not tell whether it is the last one.
+                if not args.go_on or broken - broken_before == MAX_REPORTS:
                     break
         if broken and not args.go_on:
             break

@@ -6,9 +6,10 @@ receives. In TLS it may be anywhere in a record, and in exchanges called `length
 too. The ways are: `close` the connection; `shut` it down for sending, and read on; `reset` it; and
 `silence`, in which socket_timeout passes by a clock that does not wait.
 
-The caller gets the whole right body or an HttpError, and never a short or a wrong body. A request
-that was not sent whole gets only an answer of 300 or above, or one that is the last of its
-connection and is followed by its end. The answer says that the request was not sent whole. An
+The caller gets the whole right body or an HttpError, and never a short or a wrong body. What was
+read before the error is the beginning of it. A request that was not sent whole gets only an answer
+of 300 or above, or one that is the last of its connection and is followed by its end. The answer
+says that the request was not sent whole. After 101, the same is true of what both ends send. An
 error tells truly whether a byte had left, whether one had come, and whether the connection was
 reused. Nothing is left behind, nothing spins meanwhile, and the next request is answered. Exits
 with 1 if a promise was not kept.
@@ -108,14 +109,20 @@ class Upload(Exchange):
         yield from peer.skip(self.length)
         yield from super().answer(peer, head)
 
-    async def body(self):
-        yield b'x' * 10
-        await turns(2)
-        yield b'x' * (self.length - 10)
+    pauses = 2  # how many turns pass after the first chunk of the generator
+
+    async def body(self, case):
+        case.is_open = True
+        try:
+            yield b'x' * 10
+            await turns(self.pauses)
+            yield b'x' * (self.length - 10)
+        finally:
+            case.is_open = False
 
     def request(self, case):
         return case.request(b'POST', self.url(case.server.port), headers=self.fields(),
-                            body=self.body)
+                            body=self.body, body_args=(case,))
 
     def fields(self):
         return ((b'content-length', b'%d' % self.length),)
@@ -133,16 +140,52 @@ class Early(Upload):
 
 class Welcome(Upload):
     """The server answers below 300 before it has received everything, and reads on."""
+    pauses = 20
 
     def answer(self, peer, head):
         yield from peer.read(10)
         yield from Exchange.answer(self, peer, head)
         yield from peer.skip(self.length - 10)
 
-    async def body(self):
-        yield b'x' * 10
-        await turns(20)
-        yield b'x' * (self.length - 10)
+
+class Duplex(Welcome):
+    """The server sends a piece of its response between two that it reads."""
+    pauses = 2
+
+    def answer(self, peer, head):
+        yield from peer.read(10)
+        yield from peer.send(*self.pieces[:-1], pauses=0)
+        yield from peer.skip(self.length // 2)
+        yield from peer.send(self.pieces[-1], is_last=True)
+        yield from peer.skip(self.length - self.length // 2 - 10)
+
+
+class Switched(Duplex):
+    """After 101, one task of the client sends, and another one reads."""
+    is_to_the_end = True
+    sends = 0  # with the request itself
+
+    def answer(self, peer, head):
+        yield from peer.send(*self.pieces[:-1])
+        yield from peer.skip(self.length // 2)
+        yield from peer.send(self.pieces[-1])
+        yield from peer.skip(self.length - self.length // 2)
+        yield from peer.end()
+
+    async def request(self, case):
+        response = await case.request(
+            b'POST', self.url(case.server.port),
+            headers=((b'connection', b'upgrade'), (b'upgrade', b'x')))
+        case.sender = asyncio.ensure_future(self.send(response[2]))
+        return response
+
+    async def send(self, body):
+        try:
+            await body.send(b'x' * 10)
+            await turns(2)
+            await body.send(b'x' * (self.length - 10))
+        except HttpError as error:
+            return error
 
 
 class Expecting(Upload):
@@ -162,6 +205,7 @@ CHUNKED = (b'HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n', b'2\r\nab\r
 TO_THE_END = (b'HTTP/1.1 200 OK\r\n\r\n', b'abc', b'def')
 INTERIMS = (b'HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n',
             b'HTTP/1.1 103 E\r\n\r\n' + LENGTH[0], b'abc', b'def')
+SWITCHED = (b'HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\n\r\n', b'abc', b'def')
 LAST = (b'HTTP/1.1 200 OK\r\ncontent-length: 6\r\nconnection: close\r\n\r\n', b'abc', b'def')
 REFUSAL = (b'HTTP/1.1 413 No\r\ncontent-length: 6\r\nconnection: close\r\n\r\n', b'abc', b'def')
 
@@ -177,6 +221,10 @@ KINDS = {
     'early': (Early, {'pieces': REFUSAL}),
     'welcome': (Welcome, {'pieces': LENGTH}),
     'welcome-last': (Welcome, {'pieces': LAST, 'is_last': True}),
+    'duplex': (Duplex, {'pieces': LENGTH}),
+    'duplex-chunked': (Duplex, {'pieces': CHUNKED}),
+    'duplex-last': (Duplex, {'pieces': LAST, 'is_last': True}),
+    'switched': (Switched, {'pieces': SWITCHED}),
     'expecting': (Expecting, {'pieces': LENGTH}),
 }
 EXCHANGES = {
@@ -201,9 +249,13 @@ def get_sock(is_tls, family):
     return prompt((socket.socket if is_tls else ObservedSocket)(family))
 
 
-async def read(response):
+async def read(response, received=None):
+    """Read the body. What has come of it so far is in `received`."""
+    received = bytearray() if received is None else received
     _, _, body = response
-    return b''.join([chunk async for chunk in body])
+    async for chunk in body:
+        received += chunk
+    return bytes(received)
 
 
 class Case:
@@ -211,6 +263,10 @@ class Case:
         self.exchange = exchange
         self.stop = stop
         self.watch = Watch()
+        self.is_open = False  # the generator
+        self.received = bytearray()
+        # The task that sends after 101.
+        self.sender = None
 
     async def run(self, loop):
         """Run the case. Returns False if the server ended before it was to stop."""
@@ -258,10 +314,14 @@ class Case:
         result = error = None
         try:
             response = await self.exchange.request(self)
+            result = await read(response, self.received)
             self.check_sent(response)
-            result = await read(response)
         except HttpError as caught:
             error = caught
+        check(not self.is_open, 'the generator is open')
+        if self.sender is not None:
+            await self.check_sender()
+        check(self.exchange.expected.startswith(self.received), 'read', self.received)
         check(self.loop.events - events <= MAX_EVENTS or self.stop.way != 'silence',
               self.loop.events - events, 'events of readers and writers')
         try:
@@ -276,6 +336,14 @@ class Case:
             self.peer.stop = Stop()
         check(asyncio.current_task().cancelling() == 0, 'cancelling()')
         await self.check_next()
+
+    async def check_sender(self):
+        error = await self.sender
+        check(error is None or self.stop.has_struck, 'the sender failed:', repr(error))
+        if error is not None:
+            check(isinstance(error, HttpConnectionClosedError), 'the sender got', repr(error))
+        heard = bytes(self.peer.heard).partition(b'\r\n\r\n')[2]
+        check(len(heard) <= self.exchange.length and not heard.strip(b'x'), 'heard', heard[:60])
 
     def check_sent(self, response):
         exchange = self.exchange
@@ -313,8 +381,9 @@ class Case:
         LEDGER.check(error, self.exchange.is_tls)
         if self.is_endless():
             head = len(self.exchange.pieces[0])
-            check(self.peer.sent < head or self.stop.way in ('reset', 'silence'),
-                  'failed with a whole head:', repr(error))
+            # After 101, the sending may be the first to notice an end.
+            check(self.peer.sent < head or self.stop.way in ('reset', 'silence')
+                  or self.sender is not None, 'failed with a whole head:', repr(error))
         else:
             # Over TLS, sending may fail after an end, or by a reset.
             is_unsent = isinstance(self.exchange, Welcome) and not (
@@ -362,6 +431,8 @@ def run(loop_name, name, way, number):
 def all_series():
     for loop_name, (name, exchange), way in itertools.product(
             LOOPS, EXCHANGES.items(), Stop.WAYS):
+        if isinstance(exchange, Switched) and way == 'silence':
+            continue  # there is no end to that
         ways = [way, way + '-received'] if isinstance(exchange, Upload) else [way]
         for one in ways:
             yield Series(f'{loop_name}/{name}/{one}',
