@@ -4567,8 +4567,8 @@ class TooLong(ValueError):
 class ReceivedBody:
     """A `ResponseBody`: the content of a response, as an async iterator of bytes.
 
-    It owns its connection until the whole response has arrived. The connection can be used again
-    after that. Closed with `aclose` before, or dropped, the body closes the connection. Once it
+    It owns its connection until the whole response has arrived and the request has been sent. The
+    connection can be used again after that. Closed with `aclose` before, or dropped, the body closes the connection. Once it
     has failed, or was closed before all of it was taken, each further reading fails in the same
     way.
     """
@@ -4607,7 +4607,8 @@ class ReceivedBody:
 
     @property
     def request_sent(self) -> bool:
-        """The whole request has been sent. If not, the response came first, and ended that."""
+        """The whole request has been sent. If not, the response came first, and ended that, or
+        whoever reads it is sending the rest."""
         return self._exchange.request_sent
 
     def __aiter__(self) -> ReceivedBody:
