@@ -42,6 +42,7 @@ from tests.harness import (
     Sockets,
     ThreadServer,
     Unwanted,
+    WantingToWrite,
     at,
     cancelling,
     chunked,
@@ -73,6 +74,7 @@ from tests.harness import (
     until,
     uploading,
     url_of_proxy,
+    wanting_to_write,
     with_length,
 )
 
@@ -2289,3 +2291,37 @@ async def test_what_follows_an_early_101_is_not_lost_while_the_request_is_sent()
             _, _, stream = await uploading(
                 request, server, body, length=100_000 + len(BLOCKING), headers=UPGRADE)
             assert await anext(stream) == b'hello'
+
+
+@SCHEMES
+@on_loops
+async def test_after_101_much_that_has_come_is_read_in_turns_with_other_tasks(scheme):
+    async def script(peer):
+        await peer.send(bytes(600_000))
+        await peer.closed()
+
+    async with switched(script, scheme, recv_bufsize=1000) as (_, _, stream):
+        length = 0
+        while length < 600_000:
+            length += len(await anext(stream))
+        await stream.aclose()
+
+
+@on_loops
+async def test_after_101_a_send_may_wait_for_room_beside_a_reading_that_has_to_write():
+    async def script(peer):
+        await peer.send(b'hello')
+        assert await peer.read(len(BLOCKING)) == BLOCKING
+        await peer.closed()
+
+    async with Server(after_101(script), context_of('https')) as server, pool(
+            get_ssl_context=wanting_to_write, get_sock=small_but_fast) as request:
+        _, _, stream = await request(b'GET', server.url, headers=UPGRADE)
+        await turns(30)
+        WantingToWrite.wants = 1
+        reader = asyncio.create_task(anext(stream))
+        sender = asyncio.create_task(stream.send(BLOCKING))
+        assert await reader == b'hello'
+        await sender
+        assert WantingToWrite.wants == 0
+        await stream.aclose()
