@@ -4568,9 +4568,9 @@ class ReceivedBody:
     """A `ResponseBody`: the content of a response, as an async iterator of bytes.
 
     It owns its connection until the whole response has arrived and the request has been sent. The
-    connection can be used again after that. Closed with `aclose` before, or dropped, the body closes the connection. Once it
-    has failed, or was closed before all of it was taken, each further reading fails in the same
-    way.
+    connection can be used again after that. Closed with `aclose` before, or dropped, the body
+    closes the connection. Once it has failed, or was closed before all of it was taken, each
+    further reading fails in the same way.
     """
 
     # `repeatable` makes a weak reference to a body that is sent on.
@@ -5189,10 +5189,9 @@ class Connection:
     def stop_write_time(self) -> None:
         self.write_deadline = inf
 
-    def wake_reader(self) -> None:
-        reader, self.reader = self.reader, None
-        if reader is not None:
-            wake(reader)
+    def wake_reader(self, reader: asyncio.Future[Any]) -> None:
+        self.reader = None
+        wake(reader)
 
     def wake_writer(self) -> None:
         writer, self.writer = self.writer, None
@@ -5234,7 +5233,7 @@ class Connection:
             if self.awaits is DATA:
                 self.deliver(self.reader)
             else:
-                self.wake_reader()
+                self.wake_reader(self.reader)
         elif self.state is not IDLE:
             # There is nobody to read for. The loop need not look until somebody reads again.
             self.stop_reading()
@@ -5271,7 +5270,7 @@ class Connection:
         self.wake_writer()
         if self.reader is not None and self.awaits in (BESIDE, STEPS):
             # It waits for the writer, too, and would hear of it one turn of the loop later.
-            self.wake_reader()
+            self.wake_reader(self.reader)
 
     def start_timer(self, deadline: float) -> None:
         if self.timer is not None:
