@@ -37,6 +37,7 @@ from asyncio import CancelledError, get_running_loop
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
 from collections.abc import Generator, Iterable, Iterator, Mapping
+from time import perf_counter
 from types import TracebackType
 from typing import Any
 
@@ -93,7 +94,8 @@ RANDOM_BYTES = 4096
 NORMAL_CODES = (1000, 1001, 1005)
 LOST = 1006
 
-TEXT, BINARY = 0x81, 0x82
+# First bytes of frames that are whole.
+TEXT, BINARY, CLOSE = 0x81, 0x82, 0x88
 
 Message = str | bytes
 Fragments = Iterable[str] | Iterable[bytes] | AsyncIterable[str] | AsyncIterable[bytes]
@@ -505,8 +507,7 @@ class WebSocket:
         frames = self._frames
         if not frames.is_open:
             raise self._closed()
-        now = get_running_loop().time
-        start = now()
+        start = perf_counter()
         ping = frames.queue_ping(data)
         try:
             async with asyncio.timeout(timeout):
@@ -523,7 +524,7 @@ class WebSocket:
             raise error from cause
         finally:
             frames.forget_ping(ping)
-        return now() - start
+        return perf_counter() - start
 
     async def close(self, code: int = 1000, reason: str = '') -> None:
         """Close the WebSocket, and wait until the peer has closed it too, for `close_timeout`.
@@ -633,6 +634,7 @@ class WebSocket:
         frames = self._frames
         while not self._has_ended:
             writing = self._writing
+            has_begun = writing is None
             if writing is None:
                 if not frames.output and not frames.pongs:
                     return
@@ -641,9 +643,12 @@ class WebSocket:
                 frames.is_writing = True
             try:
                 if not writing.step():
+                    if has_begun:
+                        self._wake_waiters()
                     return
             except Exception as cause:
                 self._lose(cause)
+                return
             self._written = self._begun
             self._writing = None
             frames.is_writing = False
@@ -806,6 +811,10 @@ class Frames:
                     self.pieces = [data[begin:]]
                     self.missing = stop - end
             else:
+                if opcode == CLOSE:
+                    # RFC 6455 5.4 and 5.5.1: it may come between fragments. Their message is
+                    # dropped then. The protocol would refuse that.
+                    self.protocol.current_size = None
                 self.ask_protocol(data[start:stop])
                 self.missing = max(stop - end, 0)
             start = min(stop, end)
@@ -897,7 +906,7 @@ class Frames:
             self.is_open = False
             self.output += self.pongs + writes
             self.pongs = []
-            self.queued += 1
+            self.queued += len(writes)
 
     def end(self, cause: Exception | None) -> None:
         """The connection has ended."""
