@@ -200,9 +200,9 @@ def websocket(
     if len(set(subprotocols)) < len(subprotocols):
         raise ValueError('subprotocols must have no name twice')
     headers = tuple(headers)
-    for name, _ in headers:
-        if name.lower() in RESERVED:
-            raise ValueError(f'headers must not have {name!r}, which the handshake sets')
+    for field, _ in headers:
+        if field.lower() in RESERVED:
+            raise ValueError(f'headers must not have {field!r}, which the handshake sets')
     if max_message is not None and (not isinstance(max_message, int) or max_message < 1):
         raise ValueError(
             f'max_message must be a number of bytes, 1 or more, or None, got {max_message!r}')
@@ -443,11 +443,7 @@ class WebSocket:
                 await self._send_fragments(chunks)
             return
         async with self._lock:
-            # A close frame may have come, or a ping, while nobody waited.
-            self._step()
-            if not self._frames.is_open:
-                raise self._closed()
-            await self._written_until(self._frames.queue_message(first, data))
+            await self._send_frame(self._frames.queue_message, first, data)
 
     async def _send_fragments(self, chunks: AsyncIterator[Any]) -> None:
         kind: Any = None
@@ -459,16 +455,9 @@ class WebSocket:
                 if not isinstance(chunk, kind):
                     raise TypeError('the fragments of a message must all be str, or all be bytes, '
                                     f'got {type(chunk).__name__}')
-                self._step()
-                if not self._frames.is_open:
-                    raise self._closed()
-                await self._written_until(
-                    self._frames.queue_fragment(chunk, first=first, last=False))
+                await self._send_frame(self._frames.queue_fragment, chunk, first, False)
             if kind is not None:
-                if not self._frames.is_open:
-                    raise self._closed()
-                await self._written_until(
-                    self._frames.queue_fragment(b'', first=False, last=True))
+                await self._send_frame(self._frames.queue_fragment, b'', False, True)
         except BaseException:
             # Without its end, nothing but a close frame can follow.
             if self._frames.is_open and self._frames.protocol.expect_continuation_frame:
@@ -479,8 +468,13 @@ class WebSocket:
             if hasattr(chunks, 'aclose'):
                 await chunks.aclose()
 
-    async def _written_until(self, ticket: int) -> None:
-        """Wait until this frame, and so all those before it, have been handed to the kernel."""
+    async def _send_frame(self, queue: Callable[..., int], *args: Any) -> None:
+        """Return once the frame, and so all those before it, have been handed to the kernel."""
+        # A close frame may have come, or a ping, while nobody waited.
+        self._step()
+        if not self._frames.is_open:
+            raise self._closed()
+        ticket = queue(*args)
         self._write()
         while self._written < ticket:
             if self._has_ended:
@@ -672,7 +666,7 @@ class WebSocket:
         finally:
             for operation in (self._reading, self._writing):
                 if operation is not None:
-                    operation.abandon()
+                    operation.steps.close()
             self._reading = self._writing = None
 
 
@@ -934,7 +928,7 @@ class Frames:
             self.protocol.send_binary(data)
         return self.queue_writes()
 
-    def queue_fragment(self, data: Any, *, first: bool, last: bool) -> int:
+    def queue_fragment(self, data: Any, first: bool, last: bool) -> int:
         if not first:
             self.protocol.send_continuation(
                 data.encode() if isinstance(data, str) else data, fin=last)
@@ -1029,13 +1023,6 @@ class Operation:
             # It would be set to False by a task that awaits it.
             waits_for._asyncio_future_blocking = False
         return False
-
-    def abandon(self) -> None:
-        waits_for, self.waits_for = self.waits_for, None
-        if waits_for is not None and waits_for.done() and not waits_for.cancelled():
-            # This marks it as retrieved.
-            waits_for.exception()
-        self.steps.close()
 
 
 class Waiting:

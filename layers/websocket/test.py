@@ -5,11 +5,13 @@ import base64
 import contextlib
 import gc
 import hashlib
+import importlib.util
 import itertools
 import pathlib
 import re
 import socket
 import struct
+import sys
 import zlib
 
 import pytest
@@ -263,8 +265,7 @@ async def test_an_answer_that_is_no_101(answer, code, body):
 
     async with Server(script) as server, pool() as request:
         with pytest.raises(WebSocketHandshakeError) as caught:
-            async with websocket(request, f'ws://u.example:1/?secret') if False else \
-                    websocket(request, server.url + '?secret'):
+            async with websocket(request, server.url + '?secret'):
                 raise AssertionError
     error = caught.value
     assert str(error) == (
@@ -669,7 +670,7 @@ async def test_frames_that_are_sent():
     async with serving(script) as (request, url, _):
         async with websocket(request, url) as ws:
             for length in lengths:
-                await ws.send(bytes(range(256)) * 256 + b'x' if False else b'y' * length)
+                await ws.send(b'y' * length)
             await ws.send('ä')
             assert [message async for message in ws] == []
     assert frames == [*((BINARY, b'y' * length) for length in lengths), (TEXT, 'ä'.encode())]
@@ -697,7 +698,7 @@ async def test_masks_are_new_each_time():
 @on_loops
 async def test_compressed_messages_are_sent_and_received(field):
     async def script(wire):
-        frames.extend([await wire.frame() for _ in range(5)])
+        frames.extend([await wire.frame() for _ in range(7)])
         await wire.send(*(frame(*each) for each in frames[:3]), NORMAL)
 
     frames = []
@@ -709,6 +710,7 @@ async def test_compressed_messages_are_sent_and_received(field):
             for text in texts:
                 await ws.send(text)
             await ws.send([b'frag', b'ments'])
+            await ws.send(bytes(1000))
             if b'client_no' not in field:
                 assert [await ws.receive() for _ in texts] == texts
             else:
@@ -716,7 +718,8 @@ async def test_compressed_messages_are_sent_and_received(field):
     assert value(accepting.heads[0], b'sec-websocket-extensions').startswith(
         b'permessage-deflate')
     assert [first for first, _ in frames[:3]] == [COMPRESSED | TEXT] * 3
-    assert frames[3][0] == COMPRESSED | 2
+    assert [first for first, _ in frames[3:]] == [
+        COMPRESSED | 2, 0, CONTINUATION, COMPRESSED | BINARY]
     assert sum(len(payload) for _, payload in frames[:3]) < 100
 
 
@@ -767,6 +770,53 @@ async def test_a_message_that_can_not_be_finished_closes(fragments, message):
             assert str(closed.value) == \
                 f"{origin(url)}, the WebSocket was closed: 1011 'a message was cut short'"
     assert (ws.close_code, ws.close_reason) == (1011, 'a message was cut short')
+
+
+class Letters:
+    """An async iterator without `aclose`."""
+
+    def __init__(self, letters):
+        self.letters = iter(letters)
+
+    def __aiter__(self):
+        return self
+
+    async def __anext__(self):
+        await asyncio.sleep(0)
+        for letter in self.letters:
+            return letter
+        raise StopAsyncIteration
+
+
+@pytest.mark.parametrize('goes_on', [True, False])
+@on_loops
+async def test_a_close_frame_between_the_fragments_that_are_sent(goes_on):
+    async def letters():
+        yield 'a'
+        await sent.wait()
+        await turns(10)
+        if goes_on:
+            yield 'b'
+
+    async def script(wire):
+        assert await wire.frame() == (1, b'a')
+        await wire.send(frame(CLOSE, closing(1008)))
+        sent.set()
+        assert await wire.frame() == (CLOSE, closing(1008))
+
+    sent = asyncio.Event()
+    async with serving(script) as (request, url, _):
+        async with websocket(request, url) as ws:
+            with pytest.raises(WebSocketClosedError, match='1008'):
+                await ws.send(letters())
+
+
+@on_loops
+async def test_fragments_of_any_async_iterator():
+    async with serving() as (request, url, _):
+        async with websocket(request, url) as ws:
+            await ws.send(Letters('abc'))
+            assert await ws.receive() == 'abc'
 
 
 @on_loops
@@ -1151,6 +1201,31 @@ async def test_bad_data_of_a_ping():
             for bad in 'text', bytes(126):
                 with pytest.raises(ValueError, match='data must be at most 125 bytes'):
                     await ws.ping(bad)
+
+
+# ------------------------------------------------------------------------------ what is shown
+
+
+@on_loops
+async def test_what_a_debugger_shows():
+    async with serving() as (request, url, _):
+        async with websocket(request, url) as ws:
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.01):
+                    await ws.receive()
+            assert re.fullmatch('<Operation waits for <Future pending.*>>', repr(ws._reading))
+            assert repr(ws) == f'<WebSocket {origin(url)} open, 0 messages wait, 0 pings>'
+
+
+def test_masks_without_the_speedups_of_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'websockets.speedups', None)
+    spec = importlib.util.spec_from_file_location('slow', lowhaio_websocket.__file__)
+    slow = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(slow)
+    assert slow.apply_mask is not lowhaio_websocket.apply_mask
+    for length in range(20):
+        data = bytes(range(length))
+        assert slow.apply_mask(data, b'abcd') == lowhaio_websocket.apply_mask(data, b'abcd')
 
 
 # -------------------------------------------------------------------------------- closing
