@@ -61,6 +61,7 @@ setup(
             'trustme',
             'uvicorn',
             'uvloop; platform_system != "Windows"',
+            'websockets>=15',
         ],
         # Beside "test" and "types", for tests/outside.
         'outside': [

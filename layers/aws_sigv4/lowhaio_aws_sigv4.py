@@ -63,7 +63,8 @@ S3 = frozenset(('s3', 's3-object-lambda', 's3-outposts'))
 # are the ones that botocore leaves out, and those that gateways and proxies write themselves.
 NOT_SIGNED = frozenset((
     b'accept-encoding', b'baggage', b'connection', b'expect', b'forwarded', b'keep-alive',
-    b'max-forwards', b'proxy-authenticate', b'proxy-authorization', b'proxy-connection', b'te',
+    b'max-forwards', b'proxy-authenticate', b'proxy-authorization', b'proxy-connection',
+    b'sec-websocket-extensions', b'sec-websocket-key', b'te',
     b'traceparent', b'tracestate', b'trailer', b'transfer-encoding', b'upgrade', b'user-agent',
     b'via', b'x-amzn-trace-id', b'x-forwarded-for', b'x-forwarded-host', b'x-forwarded-port',
     b'x-forwarded-proto', b'x-real-ip'))

@@ -58,7 +58,8 @@ MAX_PIECE = 16 * 1024
 # one is refused, since it would have to be held in memory.
 ZSTD_WINDOW_LOG = 23
 
-# Responses with these codes have no content, or a part of it, which cannot be decoded alone.
+# Responses with these codes have no content, or a part of it, which cannot be decoded alone. What
+# follows a 101 is a protocol of its own.
 NOT_DECODED = frozenset((b'101', b'204', b'206', b'304'))
 
 # Fields that describe the coded content, and are wrong for the decoded one.
@@ -144,7 +145,7 @@ def decompressed(request: Callable[P, Awaitable[AnyResponse]], *, max_length: in
     Reading a body raises an `HttpDataError` if its content is longer than that, bad, cut short, or
     followed by more, and closes the connection. So does the request if the response has more than
     five codings. Responses without a coding, with one that is not known here, or to a HEAD, are
-    returned as they are, and so are those of 204, 206 and 304. See RFC 9110 8.4.
+    returned as they are, and so are those of 101, 204, 206 and 304. See RFC 9110 8.4.
     """
     if not callable(request):
         raise TypeError(f'request must be a coroutine function, got {type(request).__name__}')

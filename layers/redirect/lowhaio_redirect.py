@@ -156,7 +156,10 @@ OF_CONTENT = frozenset((
 HARMLESS: frozenset[bytes] = OF_CONTENT | frozenset((
     b'accept', b'accept-charset', b'accept-encoding', b'accept-language', b'cache-control',
     b'connection', b'if-match', b'if-modified-since', b'if-none-match', b'if-range',
-    b'if-unmodified-since', b'pragma', b'range', b'te', b'user-agent'))
+    b'if-unmodified-since', b'pragma', b'range', b'te', b'user-agent',
+    # The handshake of a WebSocket, but not `sec-websocket-protocol`: some servers want to be told
+    # a token there.
+    b'sec-websocket-extensions', b'sec-websocket-key', b'sec-websocket-version', b'upgrade'))
 
 
 def unchanged(method: bytes, body: Any, body_args: Any, body_kwargs: Any,

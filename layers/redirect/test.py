@@ -397,13 +397,16 @@ async def test_params_are_those_of_the_first_url(location, target):
 # -------------------------------------------------------------------------------- other origins
 
 SECRET = ((b'Authorization', b'1'), (b'cookie', b'2'), (b'Cookie', b'3'), (b'x-token', b'4'),
-          (b'proxy-authorization', b'5'), (b'referer', b'6'), (b'origin', b'7'))
+          (b'proxy-authorization', b'5'), (b'referer', b'6'), (b'origin', b'7'),
+          (b'sec-websocket-protocol', b'8'))
 HARMLESS = (
     (b'Accept', b'a'), (b'accept', b'b'), (b'RANGE', b'bytes=0-'), (b'User-Agent', b'c'),
     (b'accept-charset', b'd'), (b'accept-encoding', b'e'), (b'accept-language', b'f'),
     (b'cache-control', b'g'), (b'connection', b'TE'), (b'if-match', b'h'),
     (b'if-modified-since', b'i'), (b'if-none-match', b'j'), (b'if-range', b'k'),
-    (b'if-unmodified-since', b'l'), (b'pragma', b'm'), (b'te', b'trailers'))
+    (b'if-unmodified-since', b'l'), (b'pragma', b'm'), (b'te', b'trailers'),
+    (b'upgrade', b'n'), (b'sec-websocket-key', b'o'), (b'sec-websocket-version', b'p'),
+    (b'sec-websocket-extensions', b'q'))
 
 
 def names(head: bytes) -> set[bytes]:

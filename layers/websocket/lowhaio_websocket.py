@@ -15,11 +15,11 @@ From top to bottom:
     WebSocket       send, receive, ping and close: what each of them waits for
     Frames          finds messages in bytes, and makes frames of messages
     Operation       a read or a send of the response body that has begun
-    Waiting         waits for operations, and leaves them alone when its task is cancelled
+    Waiting         waits for operations, and leaves them alone if its task is cancelled
 
-The protocol is that of `websockets.client.ClientProtocol`, which knows nothing of sockets. `Frames`
-asks it about everything but whole data frames that are neither compressed nor a part of a message,
-which it makes and takes apart itself.
+The protocol is that of `websockets.client.ClientProtocol`, which knows nothing of sockets.
+`Frames` asks it about everything but whole data frames that are neither compressed nor a part of a
+message, which it makes and takes apart itself.
 
 No task is created. Whoever waits for something, to send or to receive, goes on with all that has
 begun: it reads, answers pings, and writes what others have left behind.
@@ -35,8 +35,8 @@ import re
 import struct
 from asyncio import CancelledError, get_running_loop
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Generator
+from collections.abc import Iterable, Iterator, Mapping
 from time import perf_counter
 from types import TracebackType
 from typing import Any
@@ -96,6 +96,7 @@ LOST = 1006
 
 # First bytes of frames that are whole.
 TEXT, BINARY, CLOSE = 0x81, 0x82, 0x88
+MESSAGES = (TEXT, BINARY)
 
 Message = str | bytes
 Fragments = Iterable[str] | Iterable[bytes] | AsyncIterable[str] | AsyncIterable[bytes]
@@ -796,7 +797,7 @@ class Frames:
                     # It is masked, which fails at once.
                     length = end - begin
             stop = begin + length
-            if (opcode == TEXT or opcode == BINARY) and length <= self.limit and \
+            if opcode in MESSAGES and length <= self.limit and \
                     self.fragments is None and data[start + 1] < 128:
                 if stop <= end:
                     self.add_message(opcode, data[begin:stop])

@@ -13,11 +13,19 @@ import socket
 import struct
 import sys
 import zlib
+from http.cookiejar import CookieJar
 
 import pytest
 
 import lowhaio_websocket
 from lowhaio import HttpConnectionError, HttpDataError, HttpError
+from lowhaio_auth import basic, bearer, digest
+from lowhaio_aws_sigv4 import signed
+from lowhaio_aws_sigv4_unsigned_payload import signed as signed_without_body
+from lowhaio_compression import decompressed
+from lowhaio_cookies import with_cookies
+from lowhaio_redirect import redirectable
+from lowhaio_retry import retry
 from lowhaio_websocket import (
     WebSocket,
     WebSocketClosedError,
@@ -27,7 +35,6 @@ from lowhaio_websocket import (
 )
 from tests.harness import (
     OK,
-    Answering,
     Server,
     certified,
     connecting_to,
@@ -1201,6 +1208,155 @@ async def test_bad_data_of_a_ping():
             for bad in 'text', bytes(126):
                 with pytest.raises(ValueError, match='data must be at most 125 bytes'):
                     await ws.ping(bad)
+
+
+# ------------------------------------------------------------------------- with other layers
+
+
+async def get_token():
+    return next(TOKENS)
+
+
+async def get_credentials():
+    return 'id', 'secret', ()
+
+
+TOKENS = itertools.cycle(['old', 'new'])
+BASIC = 'Basic dXNlcjpwYXNzd29yZA=='
+
+
+class Guard:
+    """A script that answers requests by a function, and accepts a WebSocket when it says so."""
+
+    def __init__(self, answer, *fields):
+        self.answer = answer
+        self.accepting = Accepting(Wire.echo, *fields)
+        self.heads = []
+
+    async def __call__(self, peer):
+        while True:
+            asked = await peer.read_head()
+            self.heads.append(asked)
+            answer = self.answer(asked, len(self.heads))
+            if answer is True:
+                await peer.send(accepting_head(asked, *self.accepting.fields))
+                await Wire(peer).echo()
+                return
+            if answer is None:
+                return
+            await peer.send(answer)
+
+
+def challenged(asked, wanted, challenge):
+    given = value(asked, b'authorization') or b''
+    return True if given.startswith(wanted) else response(
+        401, b'', b'www-authenticate: ' + challenge)
+
+
+def once(answer):
+    return lambda asked, number: answer if number == 1 else True
+
+
+# What is around `request`, what the server answers before it accepts, and the fields that come
+# with the 101.
+LAYERS = {
+    'cookies': (lambda request: with_cookies(request, CookieJar()),
+                lambda asked, number: value(asked, b'cookie') == b'a=b' or response(
+                    302, b'', b'set-cookie: a=b', b'location: /')),
+    'redirect': (redirectable, once(response(302, b'', b'location: /there'))),
+    'redirect to another origin': (
+        redirectable, once(response(307, b'', b'location: http://b.example/'))),
+    'retry': (lambda request: retry(request, code_intervals=((b'503', (0,)),)),
+              once(response(503, b'later'))),
+    'retry of a lost connection': (
+        lambda request: retry(request, max_total=20, max_buffered=1000), once(None)),
+    'decompressed': (decompressed, lambda asked, number: True),
+    'basic': (lambda request: basic(request, 'user', 'password'),
+              lambda asked, number: challenged(asked, BASIC.encode(), b'Basic')),
+    'bearer': (lambda request: bearer(request, get_token),
+               lambda asked, number: challenged(asked, b'Bearer new', b'Bearer')),
+    'digest': (
+        lambda request: digest(request, 'user', 'password'),
+        lambda asked, number: challenged(asked, b'Digest ', b'Digest realm="r", nonce="n"')),
+    'sigv4': (lambda request: signed(request, get_credentials, 'execute-api', 'eu-west-2'),
+              lambda asked, number: challenged(asked, b'AWS4-HMAC-SHA256 ', b'AWS')),
+    'sigv4 without the body': (
+        lambda request: signed_without_body(request, get_credentials, 'iot', 'eu-west-2'),
+        lambda asked, number: challenged(asked, b'AWS4-HMAC-SHA256 ', b'AWS')),
+}
+
+
+@pytest.mark.parametrize('name', LAYERS)
+@on_loops
+async def test_a_layer_passes_a_websocket_on(name):
+    layer, answer = LAYERS[name]
+    if name == 'cookies':
+        def layered(request):
+            return redirectable(layer(request))
+    else:
+        layered = layer
+    script = Guard(answer, b'content-encoding: gzip', b'set-cookie: c=d')
+    async with Server(script) as server:
+        async with pool(get_connection=connecting_to(http=server.port)) as request:
+            async with websocket(layered(request), 'ws://a.example/x?y') as ws:
+                await ws.send('hello')
+                assert await ws.receive() == 'hello'
+                with pytest.raises(TimeoutError):
+                    async with asyncio.timeout(0.01):
+                        await ws.receive()
+                await ws.send(bytes(500_000))
+                assert len(await ws.receive()) == 500_000
+            assert ws.close_code == 1000
+    signed_fields = re.search(rb'SignedHeaders=([^,]*)', script.heads[-1])
+    if signed_fields is not None:
+        # Those that are changed on the way, for HTTP/2 for example, are not signed.
+        assert b'sec-websocket-key' not in signed_fields[1].split(b';')
+
+
+@on_loops
+async def test_all_layers_at_once():
+    answers = [response(503), response(302, b'', b'location: http://a.example/x',
+                                       b'set-cookie: a=b'), True]
+    script = Guard(lambda asked, number: answers[number - 1], DEFLATE)
+    jar = CookieJar()
+    async with Server(script) as server:
+        async with pool(get_connection=connecting_to(http=server.port)) as request:
+            request = basic(request, 'user', 'password')
+            request = with_cookies(request, jar)
+            request = retry(request, code_intervals=((b'503', (0,)),))
+            request = decompressed(redirectable(request))
+            async with websocket(request, 'ws://a.example/', compression=True) as ws:
+                await ws.send('hello')
+                assert await ws.receive() == 'hello'
+    assert values_of(script.heads[-1], b'cookie') == [b'a=b']
+    assert [cookie.name for cookie in jar] == ['a']
+
+
+@on_loops
+async def test_another_origin_gets_no_subprotocols():
+    script = Guard(once(response(307, b'', b'location: http://b.example/')))
+    async with Server(script) as server:
+        async with pool(get_connection=connecting_to(http=server.port)) as request:
+            async with websocket(redirectable(request), 'ws://a.example/', ('token.x',)) as ws:
+                assert ws.subprotocol is None
+    assert [values_of(asked, b'sec-websocket-protocol') for asked in script.heads] == [
+        [b'token.x'], []]
+
+
+BLOCKS = python_blocks(pathlib.Path(__file__).with_name('README.md'))
+
+
+@pytest.mark.parametrize('block, printed', list(zip(BLOCKS, [
+    'one\ntwo\n1000\n', 'one\ntwo\n', 'hello\n'], strict=True)))
+def test_the_examples_of_the_readme(block, printed, capsys):
+    async def script(wire):
+        if 'one' in printed:
+            await wire.send(frame(TEXT, b'one'), frame(TEXT, b'two'), NORMAL)
+        await wire.echo()
+
+    with internet(Accepting(script)):
+        run_block(block)
+    assert capsys.readouterr().out == printed
 
 
 # ------------------------------------------------------------------------------ what is shown

@@ -377,6 +377,7 @@ from lowhaio_compression import compressed, decompressed
 from lowhaio_cookies import with_cookies
 from lowhaio_redirect import Hop, HttpTooManyRedirects, hops, redirectable
 from lowhaio_retry import if_idempotent, retry
+from lowhaio_websocket import WebSocketClosedError, WebSocketHandshakeError, websocket
 
 URL = 'https://www.example.com/'
 
@@ -435,7 +436,30 @@ async def requests() -> None:
     'text' + code  # error: operator
 
 
+async def messages(request: Request) -> None:
+    try:
+        async with websocket(stacked(request), URL, ['chat'], max_message=None) as ws:
+            await ws.send('text')
+            await ws.send(rows())
+            await ws.send(['te', 'xt'])
+            assert_type(await ws.receive(), str | bytes)
+            async for message in ws:
+                assert_type(message, str | bytes)
+            assert_type(await ws.ping(b'data', timeout=1), float)
+            assert_type(ws.close_code, int | None)
+            await ws.send(1)  # error: arg-type
+            await ws.close('1000')  # error: arg-type
+    except WebSocketHandshakeError as error:
+        assert_type(error.body, bytes)
+    except WebSocketClosedError as error:
+        assert_type(error.code, int)
+    async with websocket(request, URL) as (send, receive):
+        await send(await receive())
+
+
 request, _ = Pool()
+websocket(request)  # error: call-arg
+websocket(request, URL, compression=1)  # error: arg-type
 redirectable()  # error: call-arg
 redirectable(b'GET')  # error: type-var
 redirectable(Pool())  # error: type-var
