@@ -34,7 +34,8 @@ def loops(session):
     """The tests with real servers, with the client on uvloop and on rloop."""
     session.install('.[test,outside]')
     for name in 'uvloop', 'rloop':
-        session.run('python', '-m', 'pytest', 'tests/outside/test_interop.py', *session.posargs,
+        session.run('python', '-m', 'pytest', 'tests/outside/test_interop.py',
+                    'tests/outside/test_websocket.py', *session.posargs,
                     env={'LOWHAIO_TEST_LOOP': name})
 
 

@@ -75,6 +75,7 @@ setup(
             'requests',
             'rloop; platform_system != "Windows"',
             'waitress',
+            'wsproto',
         ],
         'types': [
             'build',
@@ -88,6 +89,9 @@ setup(
         # Beside "test", the clients that are measured too.
         'bench': [
             'aiohttp',
+            'niquests[ws]',
+            'picows',
+            'wsproto',
         ],
         'docs': [
             'mkdocs<2',

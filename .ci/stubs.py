@@ -116,7 +116,10 @@ def of_class(node):
                     members.append(of_function(member, '    '))
             case ast.Assign(targets=[ast.Name('__slots__')]):
                 # Two subclasses with slots can not be the bases of one class.
-                members.append(ast.unparse(member))
+                text = ast.unparse(member)
+                names = [ast.unparse(name) for name in member.value.elts]
+                members.append(text if len(text) + 4 <= WIDTH else
+                               wrapped('__slots__ = ', names, '', '(', ')', '    ', always=True))
             case ast.Assign() | ast.AnnAssign():
                 [bound] = names_bound_by(member)
                 members.append(declaration(member, bound, {}, '    '))

@@ -7,11 +7,11 @@ Each accepts WebSockets on an inherited socket. The path says what it does with 
     /echo       sends each message back
     /close      closes with the code 4001 and the reason 'bye' after the first message
     /fragments  answers each message with one in three fragments
-    /code       tells, to the next WebSocket of this path, the code that the last one was closed with
+    /code       tells the last code from 3000 on that a client has closed with, if any
     /refuse     answers with 403
 
-It pings each client ten times a second, and closes if there is no answer in that time, if the
-server can do that. Of the subprotocols it chooses `b`.
+If the server can do that, it pings each client once a second or more, and closes when there is no
+answer. Of the subprotocols it chooses `b`.
 """
 
 import asyncio
@@ -27,7 +27,16 @@ LARGEST = 16 * 1024 * 1024
 PING_INTERVAL = 0.1
 PING_TIMEOUT = 5
 
+# aiohttp waits for half of it for the pong
+HEARTBEAT = 1
+
 last_code = 0
+
+
+def note_code(code):
+    global last_code
+    if code >= 3000:
+        last_code = code
 
 
 def context_of(certificate_and_key):
@@ -61,7 +70,6 @@ def serve_hypercorn(sock, certificate_and_key):
 
 
 async def asgi_app(scope, receive, send):
-    global last_code
     if scope['type'] != 'websocket':
         return
     assert (await receive())['type'] == 'websocket.connect'
@@ -76,7 +84,7 @@ async def asgi_app(scope, receive, send):
     while True:
         message = await receive()
         if message['type'] == 'websocket.disconnect':
-            last_code = message['code']
+            note_code(message['code'])
             return
         if path == '/close':
             await send({'type': 'websocket.close', 'code': 4001, 'reason': 'bye'})
@@ -89,11 +97,10 @@ def serve_aiohttp(sock, certificate_and_key):
     web = importlib.import_module('aiohttp.web')
 
     async def handler(request):
-        global last_code
         if request.path == '/refuse':
             return web.Response(status=403)
         ws = web.WebSocketResponse(
-            protocols=('b',), heartbeat=PING_INTERVAL, max_msg_size=LARGEST)
+            protocols=('b',), heartbeat=HEARTBEAT, max_msg_size=LARGEST)
         await ws.prepare(request)
         if request.path == '/code':
             await ws.send_str(str(last_code))
@@ -104,7 +111,7 @@ def serve_aiohttp(sock, certificate_and_key):
                 await ws.send_str(message.data)
             else:
                 await ws.send_bytes(message.data)
-        last_code = ws.close_code
+        note_code(ws.close_code)
         return ws
 
     app = web.Application()
@@ -119,19 +126,21 @@ def serve_websockets(sock, certificate_and_key):
         return connection.respond(403, 'no') if request.path == '/refuse' else None
 
     async def handler(ws):
-        global last_code
         path = ws.request.path
         if path == '/code':
             await ws.send(str(last_code))
-        async for message in ws:
-            if path == '/close':
-                await ws.close(4001, 'bye')
-            elif path == '/fragments':
-                third = len(message) // 3
-                await ws.send([message[:third], message[third:2 * third], message[2 * third:]])
-            else:
-                await ws.send(message)
-        last_code = ws.close_code
+        try:
+            async for message in ws:
+                if path == '/close':
+                    await ws.close(4001, 'bye')
+                elif path == '/fragments':
+                    third = len(message) // 3
+                    await ws.send([
+                        message[:third], message[third:2 * third], message[2 * third:]])
+                else:
+                    await ws.send(message)
+        except importlib.import_module('websockets.exceptions').ConnectionClosedError:
+            note_code(ws.close_code)
 
     def choose(ws, offered):
         return 'b' if 'b' in offered else None

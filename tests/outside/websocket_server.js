@@ -16,19 +16,21 @@ const accepting = new WebSocketServer({
 let lastCode = 0;
 
 accepting.on('connection', (ws, request) => {
-  let isAlive = true;
+  let unanswered = 0;
   const pinging = setInterval(() => {
-    if (!isAlive) {
+    unanswered += 1;
+    if (unanswered > 50) {
       ws.terminate();
     }
-    isAlive = false;
     ws.ping();
   }, Number(pingInterval));
-  ws.on('pong', () => { isAlive = true; });
+  ws.on('pong', () => { unanswered = 0; });
   ws.on('error', () => {});
   ws.on('close', (code) => {
     clearInterval(pinging);
-    lastCode = code;
+    if (code >= 3000) {
+      lastCode = code;
+    }
   });
   if (request.url === '/code') {
     ws.send(String(lastCode));

@@ -44,7 +44,17 @@ def websocket(
 ) -> Opening: ...
 
 class Opening:
-    __slots__ = ('_request', '_url', '_subprotocols', '_headers', '_max_message', '_compression', '_close_timeout', '_kwargs', '_opened')
+    __slots__ = (
+        '_request',
+        '_url',
+        '_subprotocols',
+        '_headers',
+        '_max_message',
+        '_compression',
+        '_close_timeout',
+        '_kwargs',
+        '_opened',
+    )
     def __init__(
         self,
         request: Callable[..., Awaitable[Response]],
@@ -66,7 +76,22 @@ class Opening:
     ) -> None: ...
 
 class WebSocket:
-    __slots__ = ('headers', '_body', '_frames', '_origin', '_close_timeout', '_lock', '_reading', '_writing', '_written', '_begun', '_has_ended', '_is_receiving', '_waiters', '__weakref__')
+    __slots__ = (
+        'headers',
+        '_body',
+        '_frames',
+        '_origin',
+        '_close_timeout',
+        '_lock',
+        '_reading',
+        '_writing',
+        '_written',
+        '_begun',
+        '_has_ended',
+        '_is_receiving',
+        '_waiters',
+        '__weakref__',
+    )
     headers: Fields
     def __init__(
         self,
