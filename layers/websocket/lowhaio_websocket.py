@@ -335,7 +335,7 @@ class WebSocket:
     """
 
     __slots__ = ('headers', '_body', '_frames', '_origin', '_close_timeout', '_lock', '_reading',
-                 '_writing', '_written', '_begun', '_has_ended', '_is_receiving', '_waiters',
+                 '_writing', '_written', '_begun', '_has_ended', '_is_receiving', '_waiters', '_senders',
                  '__weakref__')
 
     def __init__(self, body: Any, protocol: ClientProtocol, headers: Fields, origin: str,
@@ -347,6 +347,8 @@ class WebSocket:
         self._close_timeout = close_timeout
         # Held while a message is sent, so that the frames of two messages do not mix.
         self._lock = asyncio.Lock()
+        # How many tasks hold it or wait for it. A message that can be sent at once needs no lock.
+        self._senders = 0
         self._reading: Operation | None = None
         self._writing: Operation | None = None
         # How many of the frames that were queued have been handed to the kernel, and how many will
@@ -411,7 +413,8 @@ class WebSocket:
                 while not messages:
                     if frames.is_over or self._has_ended:
                         raise self._closed()
-                    await self._progress()
+                    if not self._step():
+                        await self._wait()
             finally:
                 self._is_receiving = False
         message = messages.popleft()
@@ -439,12 +442,23 @@ class WebSocket:
         elif isinstance(message, (bytes, bytearray, memoryview)):
             first, data = BINARY, message  # type: ignore[assignment]
         else:
-            chunks = iterator_of(message)
-            async with self._lock:
-                await self._send_fragments(chunks)
+            await self._in_turn(self._send_fragments, iterator_of(message))
             return
-        async with self._lock:
-            await self._send_frame(self._frames.queue_message, first, data)
+        if self._senders:
+            await self._in_turn(self._send_frame, self._frames.queue_message, first, data)
+            return
+        ticket = self._begin_to_send(self._frames.queue_message, first, data)
+        if self._written < ticket:
+            await self._in_turn(self._written_until, ticket)
+
+    async def _in_turn(self, send: Callable[..., Awaitable[None]], *args: Any) -> None:
+        """Messages go out one after the other, in the order of the calls."""
+        self._senders += 1
+        try:
+            async with self._lock:
+                await send(*args)
+        finally:
+            self._senders -= 1
 
     async def _send_fragments(self, chunks: AsyncIterator[Any]) -> None:
         kind: Any = None
@@ -470,17 +484,24 @@ class WebSocket:
                 await chunks.aclose()
 
     async def _send_frame(self, queue: Callable[..., int], *args: Any) -> None:
-        """Return once the frame, and so all those before it, have been handed to the kernel."""
+        await self._written_until(self._begin_to_send(queue, *args))
+
+    def _begin_to_send(self, queue: Callable[..., int], *args: Any) -> int:
         # A close frame may have come, or a ping, while nobody waited.
         self._step()
         if not self._frames.is_open:
             raise self._closed()
         ticket = queue(*args)
         self._write()
+        return ticket
+
+    async def _written_until(self, ticket: int) -> None:
+        """Wait until the frame, and so all those before it, have been handed to the kernel."""
         while self._written < ticket:
             if self._has_ended:
                 raise self._closed()
-            await self._progress()
+            if not self._step():
+                await self._wait()
 
     # Pinging and closing
 
@@ -509,7 +530,8 @@ class WebSocket:
                 while not ping.is_answered:
                     if frames.is_over or self._has_ended:
                         raise self._closed()
-                    await self._progress()
+                    if not self._step():
+                        await self._wait()
         except TimeoutError as cause:
             kept = len(frames.messages)
             hint = f' ({kept} messages wait to be received)' if kept else ''
@@ -544,10 +566,12 @@ class WebSocket:
             async with asyncio.timeout(timeout):
                 while not self._has_ended and (
                         not frames.is_over or self._written < frames.queued):
-                    await self._progress()
+                    if not self._step():
+                        await self._wait()
             async with asyncio.timeout(min(END_TIMEOUT, timeout)):
                 while not self._has_ended:
-                    await self._progress()
+                    if not self._step():
+                        await self._wait()
         except TimeoutError:
             pass
         finally:
@@ -574,28 +598,29 @@ class WebSocket:
 
     # What every method that waits goes on with
 
-    async def _progress(self) -> None:
-        """Return once something has been read or written, by this task or by another one."""
-        if self._step():
-            return
+    async def _wait(self) -> None:
+        """Wait until something that has begun can go on."""
         futures = [operation.waits_for for operation in (self._reading, self._writing)
                    if operation is not None]
         if None in futures:
             # It only lets other tasks run.
             await asyncio.sleep(0)
-        else:
-            waiting = Waiting(futures)
-            self._waiters.append(waiting)
-            try:
-                await waiting
-            finally:
-                self._waiters.remove(waiting)
-        self._step()
+            return
+        waiting = Waiting(futures)
+        self._waiters.append(waiting)
+        try:
+            await waiting
+        finally:
+            self._waiters.remove(waiting)
 
     def _step(self) -> bool:
         """Read and write as far as that goes without waiting. True if anything came of it."""
-        written = self._written
-        self._write()
+        frames, written = self._frames, self._written
+        if self._writing is not None or frames.output or frames.pongs:
+            self._write()
+        reading = self._reading
+        if reading is not None and reading.is_waiting():
+            return self._written > written
         return self._read() or self._written > written
 
     def _read(self) -> bool:
@@ -622,7 +647,8 @@ class WebSocket:
         else:
             self._reading = None
             frames.feed(reading.result)
-            self._write()
+            if frames.output or frames.pongs:
+                self._write()
         return True
 
     def _write(self) -> None:
@@ -978,6 +1004,8 @@ class Frames:
         return head + apply_mask(data, mask)
 
     def take_output(self) -> bytes:
+        if len(self.output) == 1 and not self.pongs:
+            return self.output.pop()
         data = b''.join((*self.output, *self.pongs))
         self.output.clear()
         self.pongs.clear()
@@ -1002,13 +1030,16 @@ class Operation:
 
     __slots__ = ('steps', 'waits_for', 'result')
 
-    def __init__(self, awaitable: Awaitable[Any]) -> None:
-        self.steps: Any = awaitable.__await__()
+    def __init__(self, coroutine: Any) -> None:
+        self.steps = coroutine
         self.waits_for: Future | None = None
         self.result: Any = None
 
     def __repr__(self) -> str:
         return f'<Operation waits for {self.waits_for!r}>'
+
+    def is_waiting(self) -> bool:
+        return self.waits_for is not None and not self.waits_for.done()
 
     def step(self) -> bool:
         """Go on, if what it waits for has happened. True once it has ended, with a result."""
@@ -1016,7 +1047,7 @@ class Operation:
         if waits_for is not None and not waits_for.done():
             return False
         try:
-            self.waits_for = waits_for = next(self.steps)
+            self.waits_for = waits_for = self.steps.send(None)
         except StopIteration as end:
             self.result = end.value
             return True
