@@ -447,7 +447,13 @@ class WebSocket:
         if self._senders:
             await self._in_turn(self._send_frame, self._frames.queue_message, first, data)
             return
-        ticket = self._begin_to_send(self._frames.queue_message, first, data)
+        # A close frame may have come, or a ping, while nobody waited.
+        self._step()
+        frames = self._frames
+        if not frames.is_open:
+            raise self._closed()
+        ticket = frames.queue_message(first, data)
+        self._write()
         if self._written < ticket:
             await self._in_turn(self._written_until, ticket)
 
@@ -484,16 +490,12 @@ class WebSocket:
                 await chunks.aclose()
 
     async def _send_frame(self, queue: Callable[..., int], *args: Any) -> None:
-        await self._written_until(self._begin_to_send(queue, *args))
-
-    def _begin_to_send(self, queue: Callable[..., int], *args: Any) -> int:
-        # A close frame may have come, or a ping, while nobody waited.
         self._step()
         if not self._frames.is_open:
             raise self._closed()
         ticket = queue(*args)
         self._write()
-        return ticket
+        await self._written_until(ticket)
 
     async def _written_until(self, ticket: int) -> None:
         """Wait until the frame, and so all those before it, have been handed to the kernel."""
@@ -600,12 +602,14 @@ class WebSocket:
 
     async def _wait(self) -> None:
         """Wait until something that has begun can go on."""
-        futures = [operation.waits_for for operation in (self._reading, self._writing)
-                   if operation is not None]
-        if None in futures:
-            # It only lets other tasks run.
-            await asyncio.sleep(0)
-            return
+        futures = []
+        for operation in self._reading, self._writing:
+            if operation is not None:
+                if operation.waits_for is None:
+                    # It only lets other tasks run.
+                    await asyncio.sleep(0)
+                    return
+                futures.append(operation.waits_for)
         waiting = Waiting(futures)
         self._waiters.append(waiting)
         try:
@@ -615,12 +619,13 @@ class WebSocket:
 
     def _step(self) -> bool:
         """Read and write as far as that goes without waiting. True if anything came of it."""
-        frames, written = self._frames, self._written
+        frames, reading, written = self._frames, self._reading, self._written
         if self._writing is not None or frames.output or frames.pongs:
             self._write()
-        reading = self._reading
-        if reading is not None and reading.is_waiting():
-            return self._written > written
+        if reading is not None:
+            waits_for = reading.waits_for
+            if waits_for is not None and not waits_for.done():
+                return self._written > written
         return self._read() or self._written > written
 
     def _read(self) -> bool:
@@ -628,27 +633,35 @@ class WebSocket:
         if self._has_ended:
             return True
         if reading is None:
-            if not frames.has_room():
-                return False
             if frames.data and not frames.is_cut:
-                # There was no room for these before.
-                frames.find_messages()
-                self._write()
-                return True
-            reading = self._reading = Operation(self._body.__anext__())
-            self._wake_waiters()
-        try:
-            if not reading.step():
+                return self._go_on()
+            if frames.kept >= MAX_KEPT and frames.is_open:
                 return False
+            reading = self._reading = Operation(self._body.__anext__())
+            if self._waiters:
+                self._wake_waiters()
+        try:
+            reading.step()
+        except StopIteration as read:
+            self._reading = None
+            frames.feed(read.value)
+            if frames.output or frames.pongs:
+                self._write()
         except StopAsyncIteration:
             self._lose(None)
         except Exception as cause:
             self._lose(cause)
         else:
-            self._reading = None
-            frames.feed(reading.result)
-            if frames.output or frames.pongs:
-                self._write()
+            return False
+        return True
+
+    def _go_on(self) -> bool:
+        """Take messages for which there was no room before, if there is now."""
+        frames = self._frames
+        if frames.kept >= MAX_KEPT and frames.is_open:
+            return False
+        frames.find_messages()
+        self._write()
         return True
 
     def _write(self) -> None:
@@ -660,19 +673,23 @@ class WebSocket:
                 if not frames.output and not frames.pongs:
                     return
                 self._begun = frames.queued
-                writing = self._writing = Operation(self._body.send(frames.take_output()))
-                frames.is_writing = True
+                writing = Operation(self._body.send(frames.take_output()))
+            elif writing.waits_for is not None and not writing.waits_for.done():
+                return
             try:
-                if not writing.step():
-                    if has_begun:
-                        self._wake_waiters()
-                    return
+                writing.step()
+            except StopIteration:
+                self._written = self._begun
+                self._writing = None
+                frames.is_writing = False
             except Exception as cause:
                 self._lose(cause)
+            else:
+                self._writing = writing
+                frames.is_writing = True
+                if has_begun:
+                    self._wake_waiters()
                 return
-            self._written = self._begun
-            self._writing = None
-            frames.is_writing = False
 
     def _wake_waiters(self) -> None:
         """They wait for what had begun when they began to wait."""
@@ -773,9 +790,6 @@ class Frames:
         self.random_used = 0
 
     # Received
-
-    def has_room(self) -> bool:
-        return self.kept < MAX_KEPT or not self.is_open
 
     def feed(self, data: bytes) -> None:
         if self.is_over:
@@ -947,8 +961,8 @@ class Frames:
     def queue_message(self, first: int, data: bytes) -> int:
         if self.is_plain:
             self.output.append(self.make_frame(first, data))
-            self.queued += 1
-            return self.queued
+            self.queued = queued = self.queued + 1
+            return queued
         if first == TEXT:
             self.protocol.send_text(data)
         else:
@@ -1028,33 +1042,21 @@ LONG = struct.Struct('!BBQ4s').pack
 class Operation:
     """A coroutine that has begun, and that any task may go on with."""
 
-    __slots__ = ('steps', 'waits_for', 'result')
+    __slots__ = ('steps', 'waits_for')
 
     def __init__(self, coroutine: Any) -> None:
         self.steps = coroutine
         self.waits_for: Future | None = None
-        self.result: Any = None
 
     def __repr__(self) -> str:
         return f'<Operation waits for {self.waits_for!r}>'
 
-    def is_waiting(self) -> bool:
-        return self.waits_for is not None and not self.waits_for.done()
-
-    def step(self) -> bool:
-        """Go on, if what it waits for has happened. True once it has ended, with a result."""
-        waits_for = self.waits_for
-        if waits_for is not None and not waits_for.done():
-            return False
-        try:
-            self.waits_for = waits_for = self.steps.send(None)
-        except StopIteration as end:
-            self.result = end.value
-            return True
+    def step(self) -> None:
+        """Go on, once what it waits for has happened. Raises StopIteration at its end."""
+        self.waits_for = waits_for = self.steps.send(None)
         if waits_for is not None:
             # It would be set to False by a task that awaits it.
             waits_for._asyncio_future_blocking = False
-        return False
 
 
 class Waiting:
