@@ -335,8 +335,8 @@ class WebSocket:
     """
 
     __slots__ = ('headers', '_body', '_frames', '_origin', '_close_timeout', '_lock', '_reading',
-                 '_writing', '_written', '_begun', '_has_ended', '_is_receiving', '_waiters', '_senders',
-                 '__weakref__')
+                 '_writing', '_written', '_begun', '_has_ended', '_is_receiving', '_waiters',
+                 '_senders', '__weakref__')
 
     def __init__(self, body: Any, protocol: ClientProtocol, headers: Fields, origin: str,
                  close_timeout: float) -> None:
@@ -452,8 +452,12 @@ class WebSocket:
         frames = self._frames
         if not frames.is_open:
             raise self._closed()
-        ticket = frames.queue_message(first, data)
-        self._write()
+        if frames.is_plain and self._writing is None and not frames.output and not frames.pongs:
+            frames.queued = ticket = frames.queued + 1
+            self._begin_to_write(frames.make_frame(first, data))
+        else:
+            ticket = frames.queue_message(first, data)
+            self._write()
         if self._written < ticket:
             await self._in_turn(self._written_until, ticket)
 
@@ -622,11 +626,13 @@ class WebSocket:
         frames, reading, written = self._frames, self._reading, self._written
         if self._writing is not None or frames.output or frames.pongs:
             self._write()
+            written = self._written - written
+            return self._read() or written > 0
         if reading is not None:
             waits_for = reading.waits_for
             if waits_for is not None and not waits_for.done():
-                return self._written > written
-        return self._read() or self._written > written
+                return False
+        return self._read()
 
     def _read(self) -> bool:
         frames, reading = self._frames, self._reading
@@ -640,6 +646,8 @@ class WebSocket:
             reading = self._reading = Operation(self._body.__anext__())
             if self._waiters:
                 self._wake_waiters()
+        elif reading.waits_for is not None and not reading.waits_for.done():
+            return False
         try:
             reading.step()
         except StopIteration as read:
@@ -668,28 +676,36 @@ class WebSocket:
         frames = self._frames
         while not self._has_ended:
             writing = self._writing
-            has_begun = writing is None
-            if writing is None:
-                if not frames.output and not frames.pongs:
+            if writing is not None:
+                if writing.waits_for is not None and not writing.waits_for.done():
                     return
-                self._begun = frames.queued
-                writing = Operation(self._body.send(frames.take_output()))
-            elif writing.waits_for is not None and not writing.waits_for.done():
-                return
-            try:
-                writing.step()
-            except StopIteration:
-                self._written = self._begun
-                self._writing = None
-                frames.is_writing = False
-            except Exception as cause:
-                self._lose(cause)
+                self._go_on_writing(writing)
+            elif frames.output or frames.pongs:
+                self._begin_to_write(frames.take_output())
             else:
-                self._writing = writing
-                frames.is_writing = True
-                if has_begun:
-                    self._wake_waiters()
                 return
+
+    def _begin_to_write(self, data: bytes) -> None:
+        self._begun = self._frames.queued
+        if self._go_on_writing(Operation(self._body.send(data))):
+            self._wake_waiters()
+
+    def _go_on_writing(self, writing: Operation) -> bool:
+        """True if it has to wait."""
+        try:
+            writing.step()
+        except StopIteration:
+            self._written = self._begun
+        except Exception as cause:
+            self._lose(cause)
+        else:
+            self._writing = writing
+            self._frames.is_writing = True
+            return True
+        if self._writing is not None:
+            self._writing = None
+            self._frames.is_writing = False
+        return False
 
     def _wake_waiters(self) -> None:
         """They wait for what had begun when they began to wait."""
@@ -793,6 +809,12 @@ class Frames:
 
     def feed(self, data: bytes) -> None:
         if self.is_over:
+            return
+        if not self.data and not self.missing and self.fragments is None and \
+                1 < len(data) < 128 and data[0] in MESSAGES and \
+                data[1] == len(data) - 2 <= self.limit:
+            # The commonest case: a short message, alone.
+            self.add_message(data[0], data[2:])
             return
         if self.position < len(self.data):
             data = self.data[self.position:] + data

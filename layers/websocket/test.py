@@ -34,6 +34,7 @@ from lowhaio_websocket import (
     websocket,
 )
 from tests.harness import (
+    CLOCKED,
     OK,
     Server,
     certified,
@@ -45,7 +46,6 @@ from tests.harness import (
     internet,
     on_clock,
     on_loops,
-    on_one_loop,
     passing,
     pool,
     python_blocks,
@@ -581,9 +581,14 @@ ALL_ROWS = {**{('plain', name): row for name, row in ROWS.items()},
             **{('deflate', name): row for name, row in COMPRESSED_ROWS.items()}}
 
 
+def on_one_clock(test):
+    return on_loops(test, ['asyncio'], CLOCKED)
+
+
+# The clock stands, so no time-out passes however long it takes to send something byte by byte.
 @pytest.mark.parametrize('way', ['whole', 'byte by byte', 'with the head'])
 @pytest.mark.parametrize('key', ALL_ROWS, ids=' '.join)
-@on_one_loop
+@on_one_clock
 async def test_what_a_server_sends(key, way):
     async def script(wire):
         await wire.send(*(cut_into_bytes(sent) if way == 'byte by byte' else [sent]))
@@ -621,6 +626,27 @@ async def test_what_a_server_sends(key, way):
     said = frames[-1][1]
     assert said[:2] == (b'' if code is None else struct.pack('!H', code))
     assert ws.close_code == (code or 1005)
+
+
+@pytest.mark.parametrize('limit', [1, 3, 125, 126])
+@on_loops
+async def test_max_message(limit):
+    async with serving() as (request, url, _):
+        async with websocket(request, url, max_message=limit) as ws:
+            await ws.send('x' * limit)
+            assert await ws.receive() == 'x' * limit
+            await ws.send('x' * (limit + 1))
+            with pytest.raises(WebSocketProtocolError) as caught:
+                await ws.receive()
+            assert caught.value.code == 1009
+
+
+@on_loops
+async def test_a_message_of_any_length_without_max_message():
+    async with serving() as (request, url, _):
+        async with websocket(request, url, max_message=None) as ws:
+            await ws.send(bytes(3_000_000))
+            assert len(await ws.receive()) == 3_000_000
 
 
 @pytest.mark.parametrize('length', [1, 2, 3, 10])

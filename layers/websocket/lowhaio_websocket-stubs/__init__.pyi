@@ -90,6 +90,7 @@ class WebSocket:
         '_has_ended',
         '_is_receiving',
         '_waiters',
+        '_senders',
         '__weakref__',
     )
     headers: Fields
