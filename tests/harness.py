@@ -145,7 +145,7 @@ CLOCKED = {name: type(f'StandingClock on {name}', (StandingClock, kind), {})
 SCHEMES = pytest.mark.parametrize('scheme', ['http', 'https'])
 
 # After so many seconds a test has hung. No test waits for them to pass.
-PATIENCE = 5
+PATIENCE = 60
 
 
 Test = Callable[..., Awaitable[None]]
