@@ -61,7 +61,7 @@ setup(
             'trustme',
             'uvicorn',
             'uvloop; platform_system != "Windows"',
-            'websockets>=15',
+            'websockets>=16',
         ],
         # Beside "test" and "types", for tests/outside.
         'outside': [

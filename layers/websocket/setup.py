@@ -16,7 +16,7 @@ setup(
     python_requires='>=3.11',
     install_requires=[
         'lowhaio>=0.1',
-        'websockets>=15',
+        'websockets>=16',
     ],
     classifiers=[
         'Framework :: AsyncIO',
