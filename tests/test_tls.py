@@ -1049,6 +1049,8 @@ def test_a_session_is_read_from_each_connection_if_this_python_loses_no_memory()
         return (pages() - before) * resource.getpagesize()
 
     growth(1000)
+    # What other tests have freed would be used first, and it counts already.
+    getattr(ctypes.CDLL(None), 'malloc_trim', lambda _: None)(0)
     assert (growth(6000) > 2_000_000) == lowhaio.SESSIONS_ARE_LOST
 
 
