@@ -50,6 +50,8 @@ from tests.harness import trusting, turns
 
 SEND_BUFFER = 32768  # of the client; a smaller one makes the kernel wait for its delayed ACKs
 
+MAX_NUMBER = 500  # of turns that a client takes
+
 TLS_1_2 = {'is_tls': True, 'version': ssl.TLSVersion.TLSv1_2}
 
 
@@ -1420,6 +1422,20 @@ class DuplexGeneratorSwallows(Duplex, Swallowing):
             self.check_both(case)
 
 
+@scenario('duplex-last-swallows')
+@scenario('duplex-last-swallows-tls', is_tls=True)
+class DuplexLastSwallows(DuplexGeneratorSwallows):
+    """The server ends its half after the last response of the connection, and reads on."""
+    idle = 0
+    expected = b'abc'
+
+    def answer(self, peer, head):
+        yield from peer.read(10)
+        yield from peer.send(
+            b'HTTP/1.1 200 OK\r\ncontent-length: 3\r\nconnection: close\r\n\r\nabc')
+        yield from Stop('shut').strike(peer)
+
+
 @scenario('duplex-inside')
 @scenario('duplex-inside-tls', is_tls=True)
 class DuplexInside(Duplex):
@@ -1505,7 +1521,14 @@ class TwoTasks(Switched):
 @scenario('switched-reader-tls-1.2', **TLS_1_2)
 class SwitchedReader(TwoTasks):
     """Another task sends. After the end of a reader, the next one goes on."""
-    beside = TwoTasks.send
+
+    async def beside(self, case, body):
+        try:
+            await self.send(case, body)
+        except BaseException:
+            # It may have been cancelled between two sendings.
+            await body.aclose()
+            raise
 
     async def client(self, case):
         return await self.read_all(case, case.held)
@@ -1886,6 +1909,7 @@ class Case:
 
     async def run(self, loop):
         """Run the case. Returns False if the client completed before it was to be ended."""
+        check(self.number < MAX_NUMBER, 'it does not end by itself')
         self.loop = loop
         with self.scenario.servers(self) as self.running:
             self.request, self.close = self.pool()

@@ -221,7 +221,10 @@ class Stop:
     def strike(self, peer):
         self.has_struck = True
         if self.way == 'shut':
-            peer.sock.shutdown(socket.SHUT_WR)
+            try:
+                peer.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                raise Gone from None
             while True:
                 yield from peer.pull()
         while self.way == 'silence':
