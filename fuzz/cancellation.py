@@ -1289,7 +1289,7 @@ class DuplexUnread(Duplex):
 @scenario('duplex-unread-tls', is_tls=True)
 @scenario('duplex-unread-and-cleans-up', cleanup=2)
 @scenario('duplex-unread-long', length=200_000)
-@scenario('duplex-unread-long-tls', length=200_000, is_tls=True)
+@scenario('duplex-unread-long-tls', length=140_000, is_tls=True)
 class DuplexReadLater(DuplexUnread):
     length = 100_000
 
