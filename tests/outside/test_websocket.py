@@ -1,7 +1,8 @@
 """lowhaio-websocket against the WebSocket servers that people run
 
 Its own tests script a server in frames. Here the frames are those of aiohttp, hypercorn, uvicorn
-with both of its implementations, websockets, and ws of Node, in clear and in TLS.
+with both of its implementations, websockets, ws of Node, and gorilla/websocket and
+golang.org/x/net/websocket of Go, in clear and in TLS.
 """
 
 import asyncio
@@ -31,7 +32,9 @@ LOOP = os.environ.get('LOWHAIO_TEST_LOOP')
 pytestmark = [] if LOOP != 'rloop' else [
     pytest.mark.filterwarnings('ignore:.*socket:pytest.PytestUnraisableExceptionWarning')]
 
-SERVERS = ['websockets', 'aiohttp', 'uvicorn-websockets', 'uvicorn-wsproto', 'hypercorn', 'ws']
+SERVERS = ['websockets', 'aiohttp', 'uvicorn-websockets', 'uvicorn-wsproto', 'hypercorn', 'ws',
+           'gorilla', 'x-net']
+IN_GO = ['gorilla', 'x-net']
 # Random, so that a lost, repeated or swapped piece shows
 LARGE = random.Random(0).randbytes(2 * 1024 * 1024)
 LARGE_TEXT = 'äöü€😀 ' * 300_000
@@ -67,6 +70,30 @@ def node_path(tmp_path_factory):
     return directory / 'node_modules'
 
 
+@pytest.fixture(scope='module')
+def go_path(tmp_path_factory):
+    """The program of the servers in Go, built"""
+    if os.environ.get('CI') == 'true' and 'LOWHAIO_TEST_GO' not in os.environ:
+        pytest.skip('CI need not install Go: it builds the servers with LOWHAIO_TEST_GO=1')
+    if shutil.which('go') is None:
+        pytest.skip('go is not installed')
+    path = tmp_path_factory.mktemp('go') / 'server'
+    # As Debian installs libraries of Go, without anything to download
+    environment = {**os.environ, 'GO111MODULE': 'off', 'GOPATH': '/usr/share/gocode'}
+
+    def go(*args):
+        return subprocess.run(
+            ['go', *args], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            text=True, timeout=300, check=False)
+
+    listed = go('list', 'github.com/gorilla/websocket', 'golang.org/x/net/websocket')
+    if listed.returncode != 0:
+        pytest.skip(f'Debian\'s libraries of Go are not installed: {listed.stdout[-200:]}')
+    built = go('build', '-o', str(path), str(Path(__file__).with_name('websocket_server.go')))
+    assert built.returncode == 0, built.stdout
+    return path
+
+
 @pytest.fixture(scope='module', params=[
     (server, scheme) for server in SERVERS for scheme in ('ws', 'wss')], ids='-'.join)
 def server(request, certificate_and_key, tmp_path_factory):
@@ -75,6 +102,8 @@ def server(request, certificate_and_key, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, socket.socket() as sock:
         if name == 'ws':
             patch.setenv('NODE_PATH', str(request.getfixturevalue('node_path')))
+        if name in IN_GO:
+            patch.setenv('GO_WEBSOCKET_SERVER', str(request.getfixturevalue('go_path')))
         sock.bind(('127.0.0.1', 0))
         port = sock.getsockname()[1]
         sock.listen(128)
@@ -128,7 +157,8 @@ def test_messages(run, compression):
                              max_message=16 * 1024 * 1024) as ws:
             fields = [value for field, value in ws.headers
                       if field == b'sec-websocket-extensions']
-            assert bool(fields) == compression
+            # It ignores what is offered
+            assert bool(fields) == (compression and name != 'x-net')
             for message in ('text', b'binary', '', b'', 'äöü€😀', LARGE, LARGE_TEXT,
                             b'\0' * 200_000):
                 await ws.send(message)
@@ -141,7 +171,10 @@ def test_messages(run, compression):
 
 
 @pytest.mark.parametrize('compression', [False, True])
-def test_fragments_to_the_server(run, compression):
+def test_fragments_to_the_server(run, server, compression):
+    if server[0] == 'x-net':
+        pytest.skip('an application gets each fragment as a message of its own with it')
+
     async def test(request, name, url):
         async with websocket(request, url + '/echo', compression=compression,
                              max_message=16 * 1024 * 1024) as ws:
@@ -156,7 +189,7 @@ def test_fragments_to_the_server(run, compression):
 
 @pytest.mark.parametrize('compression', [False, True])
 def test_fragments_from_the_server(run, server, compression):
-    if server[0] not in ('websockets', 'ws'):
+    if server[0] not in ('websockets', 'ws', 'gorilla'):
         pytest.skip('an application can not send fragments with it')
 
     async def test(request, name, url):
@@ -203,14 +236,15 @@ def test_the_client_closes(run):
         async with websocket(request, url + '/code') as ws:
             await ws.receive()
             await ws.close(4000, 'enough')
-            # aiohttp answers with a code of its own
-            code = 1000 if name == 'aiohttp' else 4000
+            # These two answer with a code of their own
+            code = 1000 if name in ('aiohttp', 'x-net') else 4000
             assert ws.close_code == code
             with pytest.raises(WebSocketClosedError) as caught:
                 await ws.receive()
             assert caught.value.code == code
-        # The application may get to know it later, and that of hypercorn gets to know 1006
-        expected, received = '0' if name == 'hypercorn' else '4000', None
+        # The application may get to know it later. That of hypercorn gets to know 1006, and that
+        # of x/net nothing
+        expected, received = '0' if name in ('hypercorn', 'x-net') else '4000', None
         while received != expected:
             async with websocket(request, url + '/code') as ws:
                 received = await ws.receive()

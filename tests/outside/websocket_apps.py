@@ -6,7 +6,7 @@ Each accepts WebSockets on an inherited socket. The path says what it does with 
 
     /echo       sends each message back
     /close      closes with the code 4001 and the reason 'bye' after the first message
-    /fragments  answers each message with one in three fragments
+    /fragments  answers each message with one in three fragments or more
     /code       tells the last code from 3000 on that a client has closed with, if any
     /refuse     answers with 403
 
@@ -164,6 +164,17 @@ def serve_ws(sock, certificate_and_key):
         str(LARGEST), str(1000 * PING_INTERVAL), *certificate_and_key])
 
 
+def go_of(library):
+    """One of those in Go: the program that the test has built becomes this process."""
+    def serve(sock, certificate_and_key):
+        program = os.environ['GO_WEBSOCKET_SERVER']
+        os.execv(program, [
+            program, library, str(sock.fileno()), str(LARGEST), f'{1000 * PING_INTERVAL:.0f}',
+            f'{1000 * PING_TIMEOUT:.0f}', *certificate_and_key])
+
+    return serve
+
+
 SERVERS = {
     'websockets': serve_websockets,
     'aiohttp': serve_aiohttp,
@@ -171,6 +182,8 @@ SERVERS = {
     'uvicorn-wsproto': uvicorn_of('wsproto'),
     'hypercorn': serve_hypercorn,
     'ws': serve_ws,
+    'gorilla': go_of('gorilla'),
+    'x-net': go_of('x-net'),
 }
 
 
