@@ -14,8 +14,8 @@ From top to bottom:
     Opening         makes the request, checks the answer, and closes at the end of the block
     WebSocket       send, receive, ping and close: what each of them waits for
     Frames          finds messages in bytes, and makes frames of messages
-    Operation       a read or a send of the response body that has begun
-    Waiting         waits for operations, and leaves them alone if its task is cancelled
+    step            goes on with a read or a send of the response body that has begun
+    Waiting         waits for both, and leaves them alone if its task is cancelled
 
 The protocol is that of `websockets.client.ClientProtocol`, which knows nothing of sockets.
 `Frames` asks it about everything but whole data frames that are neither compressed nor a part of a
@@ -322,10 +322,10 @@ def origin_of(url: str) -> str:
 
 # --------------------------------------------------------------------------- the WebSocket
 #
-# Reads and sends of the body are operations. At most one of each has begun, and belongs to nobody:
-# every method that waits goes on with both, so that a task that only sends reads as well, and
-# answers pings. Several tasks may wait for the same operation. The first one that is woken takes
-# what came of it, and the others look whether that was what they wait for.
+# At most one read and one send of the body have begun, and they belong to nobody: every method
+# that waits goes on with both, so that a task that only sends reads as well, and answers pings.
+# Several tasks may wait for the same one. The first one that is woken takes what came of it, and
+# the others look whether that was what they wait for.
 
 class WebSocket:
     """An open WebSocket. One task may receive while others send, ping or close.
@@ -334,9 +334,9 @@ class WebSocket:
     1000 or 1001, or without a code, and raises `WebSocketClosedError` otherwise.
     """
 
-    __slots__ = ('headers', '_body', '_frames', '_origin', '_close_timeout', '_lock', '_reading',
-                 '_writing', '_written', '_begun', '_has_ended', '_is_receiving', '_waiters',
-                 '_senders', '__weakref__')
+    __slots__ = ('headers', '_body', '_frames', '_origin', '_close_timeout', '_lock', '_senders',
+                 '_reading', '_readable', '_writing', '_writable', '_written', '_begun',
+                 '_has_ended', '_is_receiving', '_waiters', '__weakref__')
 
     def __init__(self, body: Any, protocol: ClientProtocol, headers: Fields, origin: str,
                  close_timeout: float) -> None:
@@ -349,8 +349,12 @@ class WebSocket:
         self._lock = asyncio.Lock()
         # How many tasks hold it or wait for it. A message that can be sent at once needs no lock.
         self._senders = 0
-        self._reading: Operation | None = None
-        self._writing: Operation | None = None
+        # The read and the send that have begun, and what they wait for. If that is None, they only
+        # let other tasks run.
+        self._reading: Any = None
+        self._readable: Future | None = None
+        self._writing: Any = None
+        self._writable: Future | None = None
         # How many of the frames that were queued have been handed to the kernel, and how many will
         # have been after the send that has begun.
         self._written = self._begun = 0
@@ -413,8 +417,16 @@ class WebSocket:
                 while not messages:
                     if frames.is_over or self._has_ended:
                         raise self._closed()
-                    if not self._step():
+                    if self._step():
+                        continue
+                    if self._writing is not None or self._readable is None:
                         await self._wait()
+                        continue
+                    try:
+                        await self._readable
+                    except Exception:
+                        # So the read has failed, which the next step finds.
+                        continue
             finally:
                 self._is_receiving = False
         message = messages.popleft()
@@ -607,13 +619,12 @@ class WebSocket:
     async def _wait(self) -> None:
         """Wait until something that has begun can go on."""
         futures = []
-        for operation in self._reading, self._writing:
-            if operation is not None:
-                if operation.waits_for is None:
-                    # It only lets other tasks run.
+        for begun, future in ((self._reading, self._readable), (self._writing, self._writable)):
+            if begun is not None:
+                if future is None:
                     await asyncio.sleep(0)
                     return
-                futures.append(operation.waits_for)
+                futures.append(future)
         waiting = Waiting(futures)
         self._waiters.append(waiting)
         try:
@@ -623,44 +634,44 @@ class WebSocket:
 
     def _step(self) -> bool:
         """Read and write as far as that goes without waiting. True if anything came of it."""
-        frames, reading, written = self._frames, self._reading, self._written
-        if self._writing is not None or frames.output or frames.pongs:
-            self._write()
-            written = self._written - written
-            return self._read() or written > 0
-        if reading is not None:
-            waits_for = reading.waits_for
-            if waits_for is not None and not waits_for.done():
-                return False
-        return self._read()
+        frames = self._frames
+        if self._writing is None and not frames.output and not frames.pongs:
+            return self._read()
+        written = self._written
+        self._write()
+        written = self._written - written
+        return self._read() or written > 0
 
     def _read(self) -> bool:
-        frames, reading = self._frames, self._reading
         if self._has_ended:
             return True
+        frames = self._frames
+        reading, readable = self._reading, self._readable
         if reading is None:
             if frames.data and not frames.is_cut:
                 return self._go_on()
             if frames.kept >= MAX_KEPT and frames.is_open:
                 return False
-            reading = self._reading = Operation(self._body.__anext__())
+            reading = self._reading = self._body.__anext__()
             if self._waiters:
                 self._wake_waiters()
-        elif reading.waits_for is not None and not reading.waits_for.done():
+        elif readable is not None and not readable.done():
             return False
         try:
-            reading.step()
+            self._readable = step(reading)
+            return False
         except StopIteration as read:
-            self._reading = None
+            self._reading = self._readable = None
             frames.feed(read.value)
             if frames.output or frames.pongs:
                 self._write()
+        except CancelledError:
+            # Its receiver was cancelled. It has taken nothing.
+            self._reading = self._readable = None
         except StopAsyncIteration:
             self._lose(None)
         except Exception as cause:
             self._lose(cause)
-        else:
-            return False
         return True
 
     def _go_on(self) -> bool:
@@ -675,11 +686,10 @@ class WebSocket:
     def _write(self) -> None:
         frames = self._frames
         while not self._has_ended:
-            writing = self._writing
-            if writing is not None:
-                if writing.waits_for is not None and not writing.waits_for.done():
+            if self._writing is not None:
+                if self._writable is not None and not self._writable.done():
                     return
-                self._go_on_writing(writing)
+                self._go_on_writing(self._writing)
             elif frames.output or frames.pongs:
                 self._begin_to_write(frames.take_output())
             else:
@@ -687,23 +697,24 @@ class WebSocket:
 
     def _begin_to_write(self, data: bytes) -> None:
         self._begun = self._frames.queued
-        if self._go_on_writing(Operation(self._body.send(data))):
+        writing = self._body.send(data)
+        if self._go_on_writing(writing):
+            self._writing = writing
+            self._frames.is_writing = True
             self._wake_waiters()
+            self._wake_receiver()
 
-    def _go_on_writing(self, writing: Operation) -> bool:
+    def _go_on_writing(self, writing: Any) -> bool:
         """True if it has to wait."""
         try:
-            writing.step()
+            self._writable = step(writing)
+            return True
         except StopIteration:
             self._written = self._begun
         except Exception as cause:
             self._lose(cause)
-        else:
-            self._writing = writing
-            self._frames.is_writing = True
-            return True
         if self._writing is not None:
-            self._writing = None
+            self._writing = self._writable = None
             self._frames.is_writing = False
         return False
 
@@ -711,6 +722,14 @@ class WebSocket:
         """They wait for what had begun when they began to wait."""
         for waiting in self._waiters:
             waiting.wake()
+
+    def _wake_receiver(self) -> None:
+        """It waits for the read alone, so give that up. A new one goes on from there."""
+        readable = self._readable
+        if self._is_receiving and readable is not None and not readable.done():
+            self._reading.close()
+            self._reading = self._readable = None
+            readable.set_result(None)
 
     def _lose(self, cause: Exception | None) -> None:
         self._has_ended = True
@@ -724,9 +743,9 @@ class WebSocket:
         try:
             await self._body.aclose()
         finally:
-            for operation in (self._reading, self._writing):
-                if operation is not None:
-                    operation.steps.close()
+            for begun in self._reading, self._writing:
+                if begun is not None:
+                    begun.close()
             self._reading = self._writing = None
 
 
@@ -1053,32 +1072,24 @@ MEDIUM = struct.Struct('!BBH4s').pack
 LONG = struct.Struct('!BBQ4s').pack
 
 
-# --------------------------------------------------------------------- operations and waiting
+# ----------------------------------------------------------------------- steps and waiting
 #
-# A read or a send of the body closes the connection when it is cancelled: a part of a frame may
-# have been moved. But it should be possible to receive for some seconds and then to go on. So a
-# read and a send are not awaited. They are stepped, and what they wait for is waited for by the
-# tasks that want to know. A cancellation of such a task does not reach what it waits for, and the
-# next task goes on from there.
+# A send of the body closes the connection when it is cancelled, since a part of a frame may have
+# been moved, and several tasks wait for the same read. So reads and sends are not awaited. They
+# are stepped, and what they wait for is waited for by the tasks that want to know. A cancellation
+# of such a task does not reach what it waits for, and the next task goes on from there.
+#
+# While nothing but the read has begun, the task that receives awaits what the read waits for, as
+# that costs less. A cancellation ends the read then. It has taken nothing, and the next one goes
+# on.
 
-class Operation:
-    """A coroutine that has begun, and that any task may go on with."""
-
-    __slots__ = ('steps', 'waits_for')
-
-    def __init__(self, coroutine: Any) -> None:
-        self.steps = coroutine
-        self.waits_for: Future | None = None
-
-    def __repr__(self) -> str:
-        return f'<Operation waits for {self.waits_for!r}>'
-
-    def step(self) -> None:
-        """Go on, once what it waits for has happened. Raises StopIteration at its end."""
-        self.waits_for = waits_for = self.steps.send(None)
-        if waits_for is not None:
-            # It would be set to False by a task that awaits it.
-            waits_for._asyncio_future_blocking = False
+def step(steps: Any) -> Future | None:
+    """Go on, once what it waits for has happened. Raises StopIteration at its end."""
+    waits_for: Future | None = steps.send(None)
+    if waits_for is not None:
+        # It would be set to False by a task that awaits it.
+        waits_for._asyncio_future_blocking = False
+    return waits_for
 
 
 class Waiting:

@@ -978,12 +978,13 @@ async def test_a_cancelled_receive_loses_nothing():
     assert received == [str(number) for number in range(100)]
 
 
+@pytest.mark.parametrize('method', [WebSocket.receive, WebSocket.ping])
 @on_loops
-async def test_a_cancelled_receive_ends_at_once_and_tells_its_message():
+async def test_what_is_cancelled_ends_at_once_and_tells_its_message(method):
     async with serving() as (request, url, _):
         async with websocket(request, url) as ws:
             for args in ('why',), ():
-                task = asyncio.ensure_future(ws.receive())
+                task = asyncio.ensure_future(method(ws))
                 await turns(3)
                 assert task.cancel(*args)
                 assert task.cancel('too late')
@@ -1025,6 +1026,81 @@ async def test_one_task_receives_while_another_sends():
                 group.create_task(send_all(ws))
                 for number in range(300):
                     assert (await ws.receive()).rstrip(b'\0') == (b'%d' % number).rstrip(b'\0')
+
+
+@on_loops
+async def test_who_pings_reads_on_when_the_receive_beside_it_is_cancelled():
+    async def script(wire):
+        pings.append(await wire.frame())
+        await event.wait()
+        await wire.send(frame(TEXT, b'kept') + frame(PONG, b'a'))
+        await wire.echo()
+
+    event, pings = asyncio.Event(), []
+    async with serving(script) as (request, url, _):
+        async with websocket(request, url) as ws:
+            receiving = asyncio.ensure_future(ws.receive())
+            await turns(3)
+            pinging = asyncio.ensure_future(ws.ping(b'a'))
+            await until(lambda: pings)
+            receiving.cancel('why')
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await receiving
+            assert caught.value.args == ('why',)
+            event.set()
+            assert await pinging > 0
+            assert await ws.receive() == 'kept'
+    assert pings == [(PING, b'a')]
+
+
+@pytest.mark.parametrize('cancelled', ['receive', 'send', None])
+@on_loops
+async def test_a_send_that_waits_beside_a_receive_that_began_before_it(cancelled):
+    """The peer goes on when its ping is answered, which has to wait for the send."""
+    async def script(wire):
+        await event.wait()
+        await wire.send(frame(PING, b'a') + frame(TEXT, b'first'))
+        frames.extend([await wire.frame(), await wire.frame()])
+        await wire.send(frame(TEXT, b'second'))
+        await wire.echo()
+
+    event, frames = asyncio.Event(), []
+    async with serving(script) as (request, url, _):
+        async with websocket(request, url) as ws:
+            tasks = {'receive': asyncio.ensure_future(ws.receive())}
+            await turns(3)
+            tasks['send'] = asyncio.ensure_future(ws.send(bytes(30_000_000)))
+            await turns(3)
+            if cancelled is not None:
+                task = tasks.pop(cancelled)
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+            event.set()
+            assert await (tasks['receive'] if 'receive' in tasks else ws.receive()) == 'first'
+            assert await ws.receive() == 'second'
+            if 'send' in tasks:
+                await tasks['send']
+    assert frames == [(BINARY, bytes(30_000_000)), (PONG, b'a')]
+
+
+@on_loops
+async def test_the_end_of_the_connection_reaches_all_who_wait():
+    async def script(wire):
+        pings.append(await wire.frame())
+
+    pings = []
+    async with serving(script) as (request, url, _):
+        async with websocket(request, url) as ws:
+            tasks = [asyncio.ensure_future(ws.receive())]
+            await turns(3)
+            tasks.append(asyncio.ensure_future(ws.ping()))
+            for task in tasks:
+                with pytest.raises(WebSocketClosedError) as caught:
+                    await task
+                assert str(caught.value) == f'{origin(url)}, the connection was lost'
+                assert caught.value.code == 1006
+    assert len(pings) == 1
 
 
 @on_loops
@@ -1392,10 +1468,6 @@ def test_the_examples_of_the_readme(block, printed, capsys):
 async def test_what_a_debugger_shows():
     async with serving() as (request, url, _):
         async with websocket(request, url) as ws:
-            with pytest.raises(TimeoutError):
-                async with asyncio.timeout(0.01):
-                    await ws.receive()
-            assert re.fullmatch('<Operation waits for <Future pending.*>>', repr(ws._reading))
             assert repr(ws) == f'<WebSocket {origin(url)} open, 0 messages wait, 0 pings>'
 
 
@@ -1485,6 +1557,18 @@ async def test_close_while_another_task_receives():
             await turns(3)
             await ws.close()
             assert await receiving == ['late']
+
+
+@on_loops
+async def test_who_receives_hears_of_a_close_that_the_peer_does_not_answer():
+    script = Ending(waits=True)
+    async with serving(script) as (request, url, _):
+        async with websocket(request, url, close_timeout=0.05) as ws:
+            receiving = asyncio.ensure_future(ws.receive())
+            await turns(3)
+            await ws.close()
+            with pytest.raises(WebSocketClosedError, match='the WebSocket was closed: 1000$'):
+                await receiving
 
 
 @on_clock

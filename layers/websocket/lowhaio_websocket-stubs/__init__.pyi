@@ -83,14 +83,16 @@ class WebSocket:
         '_origin',
         '_close_timeout',
         '_lock',
+        '_senders',
         '_reading',
+        '_readable',
         '_writing',
+        '_writable',
         '_written',
         '_begun',
         '_has_ended',
         '_is_receiving',
         '_waiters',
-        '_senders',
         '__weakref__',
     )
     headers: Fields
