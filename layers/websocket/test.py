@@ -688,6 +688,26 @@ async def test_a_connection_that_is_reset():
             await ws.close()
 
 
+@on_loops
+async def test_a_reset_that_a_send_meets_before_the_receive_beside_it():
+    async def script(wire):
+        peers.append(wire.peer)
+        await forever()
+
+    peers = []
+    async with serving(script) as (request, url, _):
+        async with websocket(request, url) as ws:
+            receiving = asyncio.ensure_future(ws.receive())
+            await until(lambda: peers)
+            await turns(3)
+            peers[0].reset()
+            for task in asyncio.ensure_future(ws.send('x')), receiving:
+                with pytest.raises(WebSocketClosedError, match='the connection was lost: ') as got:
+                    await task
+                assert got.value.code == 1006
+                assert isinstance(got.value.__cause__, HttpDataError)
+
+
 # -------------------------------------------------------------------------------- sending
 
 
