@@ -702,7 +702,6 @@ class WebSocket:
             self._writing = writing
             self._frames.is_writing = True
             self._wake_waiters()
-            self._wake_receiver()
 
     def _go_on_writing(self, writing: Any) -> bool:
         """True if it has to wait."""
@@ -722,11 +721,9 @@ class WebSocket:
         """They wait for what had begun when they began to wait."""
         for waiting in self._waiters:
             waiting.wake()
-
-    def _wake_receiver(self) -> None:
-        """It waits for the read alone, so give that up. A new one goes on from there."""
         readable = self._readable
         if self._is_receiving and readable is not None and not readable.done():
+            # The receiver may wait for the read alone. Given up, it has taken nothing.
             self._reading.close()
             self._reading = self._readable = None
             readable.set_result(None)
