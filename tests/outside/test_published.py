@@ -1038,7 +1038,8 @@ async def see_expect():
         return order
 
 
-@difference('a response before the end of the request', [1000, b'413'], ['fewer', b'413'])
+@difference('a response of 300 or above before the end of the request',
+            [1000, b'413'], ['fewer', b'413'])
 async def see_early_response():
     asked = []
 
@@ -1059,6 +1060,33 @@ async def see_early_response():
             b'PUT', server.url, headers=((b'content-length', b'1000'),), body=body))
         await close()
         return [len(asked) if len(asked) == 1000 else 'fewer', code]
+
+
+@difference('a response below 300 before the end of the request',
+            [1000, (b'200', b'ok'), 1000], ['fewer', (b'200', b'ok'), 1000])
+async def see_response_to_a_part():
+    asked = []
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(OK)
+        await peer.read(1000)
+        await peer.closed()
+
+    async def body():
+        for number in range(1000):
+            asked.append(number)
+            yield b'x'
+            await asyncio.sleep(0)
+
+    async with Server(script) as server:
+        request, close = Pool()
+        code, _, response_body = await request(
+            b'PUT', server.url, headers=((b'content-length', b'1000'),), body=body)
+        asked_first = len(asked)
+        content = await buffered(response_body)
+        await close()
+        return [asked_first if asked_first == 1000 else 'fewer', (code, content), len(asked)]
 
 
 @difference('a response, and sending fails', 'HttpDataError', b'400')
