@@ -1642,6 +1642,19 @@ async def echo(peer):
         await peer.send(data)
 
 
+def taking_all_after(go_on):
+    """A script that reads nothing until it may, and tells when it has got all of BLOCKING."""
+    async def script(peer):
+        peer.writer.transport.pause_reading()
+        await go_on.wait()
+        peer.writer.transport.resume_reading()
+        assert await peer.read(len(BLOCKING)) == BLOCKING
+        await peer.send(b'all')
+        await peer.closed()
+
+    return script
+
+
 async def deaf(peer):
     """It reads nothing until it is told to."""
     peer.writer.transport.pause_reading()
@@ -1814,16 +1827,8 @@ async def test_after_101_each_progress_of_send_starts_its_time_anew():
 @SCHEMES
 @on_loops
 async def test_after_101_send_returns_when_the_kernel_has_taken_all(scheme):
-    async def script(peer):
-        peer.writer.transport.pause_reading()
-        await go_on.wait()
-        peer.writer.transport.resume_reading()
-        assert await peer.read(len(BLOCKING)) == BLOCKING
-        await peer.send(b'all')
-        await peer.closed()
-
     go_on = asyncio.Event()
-    async with switched(script, scheme) as (_, _, stream):
+    async with switched(taking_all_after(go_on), scheme) as (_, _, stream):
         task = asyncio.ensure_future(stream.send(BLOCKING))
         await turns(50)
         assert not task.done()
@@ -2013,16 +2018,8 @@ async def test_after_101_a_reset_is_told_by_what_met_it(scheme):
 @SCHEMES
 @on_loops
 async def test_after_101_two_senders_or_two_readers_at_once_are_an_error_that_does_no_harm(scheme):
-    async def script(peer):
-        peer.writer.transport.pause_reading()
-        await go_on.wait()
-        peer.writer.transport.resume_reading()
-        assert await peer.read(len(BLOCKING)) == BLOCKING
-        await peer.send(b'all')
-        await peer.closed()
-
     go_on = asyncio.Event()
-    async with switched(script, scheme) as (server, _, stream):
+    async with switched(taking_all_after(go_on), scheme) as (server, _, stream):
         reader = asyncio.ensure_future(anext(stream))
         sender = asyncio.ensure_future(stream.send(BLOCKING))
         await turns(10)

@@ -688,6 +688,13 @@ async def test_a_connection_that_is_reset():
             await ws.close()
 
 
+async def is_lost(task):
+    with pytest.raises(WebSocketClosedError, match='the connection was lost: ') as caught:
+        await task
+    assert caught.value.code == 1006
+    assert isinstance(caught.value.__cause__, HttpDataError)
+
+
 @on_loops
 async def test_a_reset_that_a_send_meets_before_the_receive_beside_it():
     async def script(wire):
@@ -702,10 +709,7 @@ async def test_a_reset_that_a_send_meets_before_the_receive_beside_it():
             await turns(3)
             peers[0].reset()
             for task in asyncio.ensure_future(ws.send('x')), receiving:
-                with pytest.raises(WebSocketClosedError, match='the connection was lost: ') as got:
-                    await task
-                assert got.value.code == 1006
-                assert isinstance(got.value.__cause__, HttpDataError)
+                await is_lost(task)
 
 
 # -------------------------------------------------------------------------------- sending
@@ -1721,10 +1725,7 @@ async def test_a_peer_that_takes_nothing_is_a_lost_connection():
             receiving = asyncio.ensure_future(ws.receive())
             await passing(10.5)
             for task in sending, receiving:
-                with pytest.raises(WebSocketClosedError, match='the connection was lost: ') as got:
-                    await task
-                assert got.value.code == 1006
-                assert isinstance(got.value.__cause__, HttpDataError)
+                await is_lost(task)
 
 
 @on_clock
