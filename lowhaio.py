@@ -43,9 +43,10 @@ import warnings
 import weakref
 from asyncio import CancelledError, get_running_loop
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from collections.abc import Mapping, Sequence, Sized
-from enum import Enum
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable
+from collections.abc import Iterator, Mapping, Sequence, Sized
+from copy import copy
+from enum import Enum, StrEnum
 from errno import EMFILE, ENFILE
 from functools import cache, partial
 from heapq import heappop, heappush
@@ -57,12 +58,12 @@ from weakref import WeakValueDictionary
 
 __version__ = '0.1.0'
 __all__ = [
-    'Address', 'Body', 'Close', 'Fields', 'GetConnection', 'GetLoggerAdapter', 'GetResolver',
-    'GetResolverLoggerAdapter', 'Headers', 'HttpConnectionClosedError', 'HttpConnectionError',
-    'HttpDataError', 'HttpDnsError', 'HttpError', 'HttpHeaderTooLong', 'HttpLoggerAdapter',
-    'HttpTlsError', 'Params', 'Pool', 'Request', 'Resolve', 'Response', 'ResponseBody',
-    'buffered', 'canonical_host', 'empty_async_iterator', 'encode_params',
-    'get_dns_resolver_default', 'repeatable', 'streamed', 'timeout',
+    'Address', 'Body', 'Close', 'ConnectionFacts', 'Fields', 'GetConnection', 'GetLoggerAdapter',
+    'GetResolver', 'GetResolverLoggerAdapter', 'Headers', 'HttpConnectionClosedError',
+    'HttpConnectionError', 'HttpDataError', 'HttpDnsError', 'HttpError', 'HttpHeaderTooLong',
+    'HttpLoggerAdapter', 'HttpTlsError', 'Params', 'Phase', 'Pool', 'Request', 'Resolve',
+    'Response', 'ResponseBody', 'Timeouts', 'buffered', 'canonical_host', 'empty_async_iterator',
+    'encode_params', 'get_dns_resolver_default', 'repeatable', 'streamed', 'timeout',
 ]
 
 # ---------------------------------------------------------------------------------- limits
@@ -166,6 +167,29 @@ MAX_SESSION_PAUSE = 1023
 # else a cancellation. The branch that an error is on tells whether the server may have seen the
 # request. An exchange, and what opens its connection, choose the error.
 
+class Phase(StrEnum):
+    """How far a request had come when it failed. Each is a str, too: `error.phase == 'tls'`."""
+
+    REFUSED = 'refused'
+    """Its arguments, or the state of the pool, forbid it. A retry would not help."""
+    NAME = 'name'
+    """The addresses of its host were looked up."""
+    POOL = 'pool'
+    """It waited for a connection of the pool."""
+    CONNECT = 'connect'
+    """A connection was being made."""
+    TLS = 'tls'
+    """The TLS handshake."""
+    SEND = 'send'
+    """The request was being sent."""
+    BODY = 'body'
+    """The caller's own body failed, or yielded something else than the headers declare."""
+    HEAD = 'head'
+    """The head of the response was awaited, or read."""
+    CONTENT = 'content'
+    """The body of the response was read."""
+
+
 class HttpError(Exception):
     """A request or its response failed. `__cause__` is the lower-level exception, if any."""
 
@@ -175,9 +199,8 @@ class HttpError(Exception):
     response_started = False
     """At least one byte of the response had arrived. Interim responses count too."""
 
-    phase = ''
-    """Where the request failed, if a retry would not help. 'refused': for its arguments, or for
-    the state of the pool. 'pool': while it waited for a place in the pool. Otherwise ''."""
+    phase: Phase | str = ''
+    """How far the request had come. '' in an error that is not of this module."""
 
 
 class HttpConnectionError(HttpError):
@@ -473,12 +496,31 @@ GetLoggerAdapter = Callable[[dict[str, Any]], logging.LoggerAdapter[Any]]
 GetResolverLoggerAdapter = Callable[[dict[str, Any]], GetLoggerAdapter]
 """`get_resolver_logger_adapter(extra)` returns the `get_logger_adapter` of the resolver."""
 
+Timeouts = Mapping[str, float | None]
+"""Seconds for `'connect'`, `'read'`, `'write'` and `'pool'`. None is for never."""
+
 Kwargs = Mapping[str, Any] | Iterable[tuple[str, Any]]
 Loop = asyncio.AbstractEventLoop
 Adapter = logging.LoggerAdapter[Any]
 P = ParamSpec('P')
+E = TypeVar('E', bound=HttpError)
 K = TypeVar('K', bound=Sized)
 V = TypeVar('V')
+
+
+class ConnectionFacts(NamedTuple):
+    """What is known of the connection of a response. It stays known when that has closed."""
+
+    peer: Any
+    """The address of the peer, as `getpeername` of the socket returned it."""
+    local: Any
+    """The address at this end, as `getsockname` of the socket returned it."""
+    tls_version: str | None
+    """Such as `'TLSv1.3'`. None without TLS, as the next two are."""
+    cipher: tuple[str, str, int] | None
+    """Its name, the version of TLS that has defined it, and the bits of its secret."""
+    certificate: bytes | None
+    """The certificate of the peer in DER form, whether or not it was verified."""
 
 
 class ResponseBody(Protocol):
@@ -501,6 +543,18 @@ class ResponseBody(Protocol):
     @property
     def trailers(self) -> Fields:
         """The fields after a chunked body, once it has ended."""
+
+    @property
+    def http_version(self) -> bytes:
+        """That of the response, as it came: `b'HTTP/1.1'`."""
+
+    @property
+    def reason(self) -> bytes:
+        """What follows the status code, as in `b'Not Found'`. Often empty."""
+
+    @property
+    def connection(self) -> ConnectionFacts:
+        """The addresses and the TLS of its connection."""
 
     @property
     def request_sent(self) -> bool:
@@ -540,7 +594,9 @@ class Request(Protocol):
             body: Body = empty_async_iterator, body_args: Iterable[Any] = (),
             body_kwargs: Kwargs = (),
             get_logger_adapter: GetLoggerAdapter = ...,
-            get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
+            get_resolver_logger_adapter: GetResolverLoggerAdapter = ..., *,
+            timeouts: Timeouts | None = None, target: bytes | None = None,
+            server_hostname: str | None = None,
     ) -> Coroutine[Any, Any, Response]:
         """Send a request. Return `(code, headers, body)` when the head of its response is here.
 
@@ -555,6 +611,15 @@ class Request(Protocol):
           bytes. Its length must be told by a `content-length`, or it must be encoded already as
           `transfer-encoding: chunked` says. It is closed if it is not read to its end.
         - `get_logger_adapter`, `get_resolver_logger_adapter`: in place of those of the pool.
+        - `timeouts`: a mapping of `'connect'` (for the lookup, connecting and the TLS handshake
+          together), `'read'` (for the whole head of the response, and for each read of its body),
+          `'write'` (for each progress of sending) and `'pool'` (for a connection of the pool) to
+          seconds, or to None for never. What it does not have is as the pool's options say.
+        - `target`: bytes that are sent as the request target in place of the path and the query
+          of the URL, as given: the form for a proxy, `b'*'`, or what a signer has left as it is.
+          Control characters and spaces are refused, and so are `params` beside it.
+        - `server_hostname`: the name that TLS asks for and that the certificate must be for, in
+          place of the URL's host. Connections are shared only with requests of the same name.
 
         `code` is three digits as bytes. The returned `headers` are pairs of lower-case name and
         value, bytes, in their order. The returned `body` is a `ResponseBody`, an async iterator of
@@ -635,6 +700,7 @@ def Pool(
         max_connections_per_origin: int | None = None,
         pool_timeout: float | None = None,
         max_requests_per_connection: int | None = None,
+        max_idle_connections: int | None = None,
         min_ttl: float = 1,
         max_stale: float = 30,
         max_grace: float = 60,
@@ -669,6 +735,8 @@ def Pool(
       origin are served in the order in which they came. Those of another origin may overtake, but
       never more than 10 of them for each of `max_connections`. None: no limit.
     - `max_requests_per_connection`: after so many a connection is closed. None: no limit.
+    - `max_idle_connections`: if more would idle, the one that has been idle longest is closed.
+      0: none idles. None: no limit.
     - `min_ttl`: the addresses of a host are used for as long as its DNS records last, but for so
       long at least. That a name does not exist, or has no address, is remembered for so long, but
       for 5 seconds at most. 0: records that last for no time, and names without an address, are
@@ -685,15 +753,15 @@ def Pool(
     """
     settings = Settings(
         http_version, keep_alive_timeout, recv_bufsize, max_header_length, socket_timeout,
-        max_requests_per_connection)
+        pool_timeout, max_requests_per_connection)
     books = Books(
         checked_limit('max_connections', max_connections),
         checked_limit('max_connections_per_origin', max_connections_per_origin),
-        inf if pool_timeout is None else checked_seconds('pool_timeout', pool_timeout, 0),
+        checked_limit('max_idle_connections', max_idle_connections, 0),
         Heads(max_header_length))
     names = Names(get_dns_resolver, min_ttl, max_stale, max_grace, max_lookups)
     connector = Connector(get_sock, get_connection, get_ssl_context, settings, names, books)
-    urls = parsed_urls()
+    known = Known(http_version, settings.limits)
     bound_loop: Loop | None = None
 
     async def request(
@@ -702,6 +770,8 @@ def Pool(
             body_kwargs: Kwargs = (),
             get_logger_adapter: GetLoggerAdapter = get_logger_adapter,
             get_resolver_logger_adapter: GetResolverLoggerAdapter = get_resolver_logger_adapter,
+            timeouts: Timeouts | None = None, target: bytes | None = None,
+            server_hostname: str | None = None,
     ) -> Response:
         nonlocal bound_loop
         try:
@@ -713,7 +783,8 @@ def Pool(
                 bound_loop = loop
                 BOUND.add(books)
             origin, head, declared = build_head(
-                urls, method, url, params, headers, http_version)
+                known, method, url, params, headers, target, server_hostname)
+            limits = settings.limits if timeouts is None else known.limits_of(timeouts)
         except Exception as cause:
             raise refusal(method, url, cause) from cause
 
@@ -724,10 +795,10 @@ def Pool(
         connection = connector.take_idle(origin, loop.time())
         if connection is None:
             connection = await Acquisition(
-                connector, loop, method, origin, logger,
+                connector, loop, method, origin, limits, logger,
                 partial(get_resolver_logger_adapter, logger_extra(method, url))).run()
         response = await run_exchange(
-            connection, method, head, declared, body, body_args, body_kwargs)
+            connection, limits, method, head, declared, body, body_args, body_kwargs)
         if logger is not None:
             log_response(logger, response)
         return response
@@ -747,7 +818,8 @@ def Pool(
         except HttpError:
             raise
         except Exception as cause:
-            raise HttpConnectionError(f'closing the pool: {reason(cause)}') from cause
+            raise failed(HttpConnectionError, Phase.REFUSED,
+                         f'closing the pool: {reason(cause)}') from cause
 
     request.__doc__, close.__doc__ = Request.__call__.__doc__, Close.__call__.__doc__
     return request, close
@@ -757,10 +829,10 @@ class Settings:
     """The options that connections follow. Times are in seconds, sizes in bytes."""
 
     __slots__ = ('persists_unasked', 'keep_alive_timeout', 'recv_bufsize', 'max_header_length',
-                 'socket_timeout', 'max_requests')
+                 'limits', 'max_requests')
 
     def __init__(self, http_version: bytes, keep_alive_timeout: float, recv_bufsize: int,
-                 max_header_length: int, socket_timeout: float,
+                 max_header_length: int, socket_timeout: float, pool_timeout: float | None,
                  max_requests_per_connection: int | None) -> None:
         if http_version not in (b'HTTP/1.1', b'HTTP/1.0'):
             raise ValueError(
@@ -771,7 +843,9 @@ class Settings:
         self.keep_alive_timeout = checked_seconds('keep_alive_timeout', keep_alive_timeout, 0)
         self.recv_bufsize = checked_count('recv_bufsize', recv_bufsize)
         self.max_header_length = checked_count('max_header_length', max_header_length)
-        self.socket_timeout = checked_seconds('socket_timeout', socket_timeout, 1e-9)
+        checked_seconds('socket_timeout', socket_timeout, 1e-9)
+        self.limits = Limits(dict.fromkeys(('connect', 'read', 'write'), socket_timeout) | {
+            'pool': checked_timeout('pool_timeout', pool_timeout)}, ())
         self.max_requests = checked_limit(
             'max_requests_per_connection', max_requests_per_connection)
 
@@ -786,12 +860,57 @@ def checked_seconds(name: str, value: float, minimum: float) -> float:
     return value
 
 
-def checked_limit(name: str, value: int | None) -> float:
-    return inf if value is None else checked_count(name, value, 'a number, 1 or more, or None')
+class Limits:
+    """The seconds that the phases of a request may take, and where these were given."""
+
+    __slots__ = ('connect', 'read', 'write', 'pool', 'own')
+
+    def __init__(self, seconds: Mapping[str, float], own: Collection[str]) -> None:
+        self.connect = seconds['connect']
+        self.read = seconds['read']
+        self.write = seconds['write']
+        self.pool = seconds['pool']
+        # Those that the request was given, and not its pool.
+        self.own = own
+
+    def __repr__(self) -> str:
+        return f'<Limits {" ".join(f"{kind}={getattr(self, kind):g}" for kind in TIMEOUTS)}>'
+
+    def passed(self, kind: str) -> str:
+        """What an error says."""
+        name = f'timeouts[{kind!r}]' if kind in self.own else \
+            'pool_timeout' if kind == 'pool' else 'socket_timeout'
+        return f'{name}, {getattr(self, kind):g} seconds, passed'
+
+    def late(self, kind: str) -> TimeoutError:
+        return TimeoutError(self.passed(kind))
 
 
-def checked_count(name: str, value: int, what: str = 'a number of bytes, 1 or more') -> int:
-    if not isinstance(value, int) or value < 1:
+TIMEOUTS = ('connect', 'read', 'write', 'pool')
+
+
+def parse_timeouts(limits: Limits, items: tuple[tuple[str, float | None], ...]) -> Limits:
+    seconds = {kind: getattr(limits, kind) for kind in TIMEOUTS}
+    for kind, value in items:
+        if kind not in TIMEOUTS:
+            raise ValueError(f'timeouts must have {", ".join(TIMEOUTS)} as keys, got {kind!r}')
+        seconds[kind] = checked_timeout(f'timeouts[{kind!r}]', value)
+    return Limits(seconds, dict(items))
+
+
+def checked_timeout(name: str, value: float | None) -> float:
+    """None is for never, which is as long as a time may be at all."""
+    return MAX_SECONDS if value is None else checked_seconds(name, value, 0)
+
+
+def checked_limit(name: str, value: int | None, minimum: int = 1) -> float:
+    return inf if value is None else checked_count(
+        name, value, f'a number, {minimum} or more, or None', minimum)
+
+
+def checked_count(name: str, value: int, what: str = 'a number of bytes, 1 or more',
+                  minimum: int = 1) -> int:
+    if not isinstance(value, int) or value < minimum:
         raise ValueError(f'{name} must be {what}, got {value!r}')
     return value
 
@@ -813,7 +932,8 @@ def check_closable(bound_loop: Loop | None) -> None:
             raise RuntimeError('the pool is bound to the event loop of its first request, which '
                                'is running: close it there')
     except RuntimeError as cause:
-        raise HttpConnectionError(f'closing the pool, refused: {cause}') from cause
+        raise failed(HttpConnectionError, Phase.REFUSED,
+                     f'closing the pool, refused: {cause}') from cause
 
 
 def make_logger(get_logger_adapter: GetLoggerAdapter, method: bytes, url: str,
@@ -821,8 +941,9 @@ def make_logger(get_logger_adapter: GetLoggerAdapter, method: bytes, url: str,
     try:
         return get_logger_adapter(logger_extra(method, url))
     except Exception as cause:
-        raise HttpConnectionError(
-            f'{shown_method(method)} {origin.name}, {LOGGING.value}: {reason(cause)}') from cause
+        raise failed(HttpConnectionError, Phase.REFUSED,
+                     f'{shown_method(method)} {origin.name}, {LOGGING.words}: {reason(cause)}'
+                     ) from cause
 
 
 def logger_extra(method: bytes, url: str) -> dict[str, Any]:
@@ -834,8 +955,13 @@ def refusal(method: bytes, url: str, cause: Exception) -> HttpConnectionError:
     where = ''
     with contextlib.suppress(TypeError, ValueError):
         where = f' {parsed_urls()[url][0].name}'
-    error = HttpConnectionError(f'{shown_method(method)}{where}, refused: {cause}')
-    error.phase = 'refused'
+    return failed(HttpConnectionError, Phase.REFUSED,
+                  f'{shown_method(method)}{where}, refused: {cause}')
+
+
+def failed(kind: type[E], phase: Phase, message: str) -> E:
+    error = kind(message)
+    error.phase = phase
     return error
 
 
@@ -849,10 +975,10 @@ def refusal(method: bytes, url: str, cause: Exception) -> HttpConnectionError:
 # and closes it if the exchange fails.
 
 async def run_exchange(
-        connection: Connection, method: bytes, head: bytes, declared: Declared,
+        connection: Connection, limits: Limits, method: bytes, head: bytes, declared: Declared,
         body: Body, body_args: Iterable[Any], body_kwargs: Kwargs,
 ) -> tuple[bytes, Fields, ReceivedBody]:
-    exchange = connection.start_exchange(method, declared)
+    exchange = connection.start_exchange(method, declared, limits)
     sending: RequestBody | None = None
     try:
         if body is empty_async_iterator and not declared.has_body:
@@ -861,9 +987,9 @@ async def run_exchange(
             sending = await send_with_body(
                 connection, exchange, head, body, body_args, body_kwargs)
         if sending is None:
-            exchange.phase = READING
+            exchange.doing = READING
         if exchange.decoder is None:
-            deadline = connection.in_time()
+            deadline = connection.loop.time() + limits.read
             if not exchange.has_started:
                 # Nothing can have come yet, so a read would find nothing.
                 await connection.wait(DATA, deadline)
@@ -874,11 +1000,8 @@ async def run_exchange(
         if connection.tls_session is not None:
             connection.store_session(connection.tls_session)
         received = exchange.head
-        # The response body may be kept for longer than the pool, and has no use for them. The head
-        # is for what is told of a request that was not sent whole.
+        # The response body may be kept for longer than the pool, and has no use for them.
         del exchange.books
-        if exchange.request_sent:
-            del exchange.head
         return received.code, received.fields, ReceivedBody(connection, exchange, sending)
     except BaseException as cause:
         connection.drop(sending)
@@ -894,7 +1017,7 @@ async def read_head(connection: Connection, exchange: Exchange, deadline: float)
     while exchange.decoder is None:
         if exchange.interims > interims:
             interims = exchange.interims
-            deadline = connection.in_time()
+            deadline = connection.read_end()
         await connection.read(deadline)
 
 
@@ -910,7 +1033,7 @@ def log_response(logger: Adapter, response: tuple[bytes, Fields, ReceivedBody]) 
         logger.info('Received %s from %s', code.decode(), exchange.endpoint.shown)
         logger.debug('That was request %s of its connection', exchange.number)
     except BaseException as cause:
-        exchange.phase = LOGGING
+        exchange.doing = LOGGING
         if body._connection is not None:
             # No one gets the body, so it need not fail.
             body._connection.drop(body._sending)
@@ -919,20 +1042,24 @@ def log_response(logger: Adapter, response: tuple[bytes, Fields, ReceivedBody]) 
         raise exchange.error(cause) from cause
 
 
-class Phase(Enum):
-    """What an exchange is doing, in the words of its errors."""
+class Doing(Enum):
+    """What an exchange is doing, in the words of its errors, and what its phase is."""
 
-    AWAITING_CONTINUE = 'waiting for 100 Continue'
-    REQUEST_BODY = 'the request body'
-    SENDING = 'sending the request'
-    WAITING_FOR_BODY = 'waiting for the request body'
-    READING = 'reading the response'
-    LOGGING = 'logging'
+    AWAITING_CONTINUE = 'waiting for 100 Continue', Phase.HEAD
+    REQUEST_BODY = 'the request body', Phase.BODY
+    SENDING = 'sending the request', Phase.SEND
+    WAITING_FOR_BODY = 'waiting for the request body', Phase.SEND
+    READING = 'reading the response', Phase.HEAD
+    LOGGING = 'logging', Phase.HEAD
+
+    def __init__(self, words: str, phase: Phase) -> None:
+        self.words = words
+        self.phase = phase
 
 
 # In REQUEST_BODY and LOGGING the caller's own code runs, so an error is that of the caller. In
 # WAITING_FOR_BODY the connection has failed while the caller's generator was awaited.
-AWAITING_CONTINUE, REQUEST_BODY, SENDING, WAITING_FOR_BODY, READING, LOGGING = Phase
+AWAITING_CONTINUE, REQUEST_BODY, SENDING, WAITING_FOR_BODY, READING, LOGGING = Doing
 
 
 # Whether any byte of the request was handed to the kernel. A TLS write that fails may have handed
@@ -944,9 +1071,10 @@ SENT_NOTHING, SENT_MAYBE, SENT_SOMETHING = Sent
 class Endpoint:
     """Where a connection leads to, and the options it goes by."""
 
-    __slots__ = ('origin', 'peer', 'shown', 'settings', 'recv_bufsize')
+    __slots__ = ('origin', 'peer', 'shown', 'settings', 'recv_bufsize', 'limits', 'facts')
 
-    def __init__(self, origin: Origin, peer: str, where: str, settings: Settings) -> None:
+    def __init__(self, origin: Origin, peer: str, where: str, settings: Settings,
+                 limits: Limits) -> None:
         self.origin = origin
         # The address in the words of the resolver. Errors show it with the origin and the port.
         self.peer = peer
@@ -955,6 +1083,10 @@ class Endpoint:
         # A read gives one TLS record at most, so one that asks for a byte more is never filled.
         self.recv_bufsize = min(settings.recv_bufsize, MAX_TLS_RECORD + 1) if origin.is_tls else \
             settings.recv_bufsize
+        # Those of the request that the connection is opened for, or serves.
+        self.limits = limits
+        # Once the connection has been made.
+        self.facts: ConnectionFacts
 
     def __repr__(self) -> str:
         return f'<Endpoint {self.shown}>'
@@ -969,7 +1101,7 @@ class Exchange:
     its connection.
     """
 
-    __slots__ = ('endpoint', 'books', 'method', 'declared', 'number', 'phase', 'sent',
+    __slots__ = ('endpoint', 'books', 'method', 'declared', 'number', 'doing', 'sent',
                  'request_sent', 'has_started', 'parser', 'head', 'decoder', 'content',
                  'keep_alive')
 
@@ -982,7 +1114,7 @@ class Exchange:
         self.declared = declared
         # The first exchange of a connection has the number 1.
         self.number = number
-        self.phase = SENDING
+        self.doing = SENDING
         self.sent = SENT_NOTHING
         # False while the response has come first, and if it has ended the sending.
         self.request_sent = True
@@ -1004,7 +1136,7 @@ class Exchange:
             'response' if self.decoder.is_done else 'response body'
         return (f'<Exchange {shown_method(self.method)} {self.endpoint.shown}, request '
                 f'{self.number}: sent {self.sent.name.lower()}, {response}, '
-                f'{self.doing(self.phase)}>')
+                f'{self.words(self.doing)}>')
 
     # What arrives
 
@@ -1028,7 +1160,7 @@ class Exchange:
             parser = self.parser = HeadParser(
                 self.books.heads, self.declared.upgrade)
         if not data:
-            is_asked_for = self.phase in (READING, AWAITING_CONTINUE)
+            is_asked_for = self.doing in (READING, AWAITING_CONTINUE)
             parser.feed_end('it' if is_asked_for else 'the response head')
         self.has_started = True
         head = parser.feed(data)
@@ -1096,9 +1228,9 @@ class Exchange:
     def blame_response(self, error: Exception) -> None:
         """Note that what came while the request was being sent is at fault, or the connection."""
         if isinstance(error, ValueError):
-            self.phase = READING
-        elif isinstance(error, (OSError, EOFError)) and self.phase is REQUEST_BODY:
-            self.phase = WAITING_FOR_BODY
+            self.doing = READING
+        elif isinstance(error, (OSError, EOFError)) and self.doing is REQUEST_BODY:
+            self.doing = WAITING_FOR_BODY
 
     # Whether the connection may be used again
 
@@ -1111,10 +1243,10 @@ class Exchange:
 
     # What went wrong
 
-    def error(self, cause: BaseException, phase: Phase | None = None) -> HttpError:
-        """What the caller gets to know. The phase is that of the exchange, or that of one half."""
-        phase = phase or self.phase
-        is_of_the_caller = phase in (REQUEST_BODY, LOGGING)
+    def error(self, cause: BaseException, doing: Doing | None = None) -> HttpError:
+        """What the caller gets to know of what the exchange was doing, or one half of it."""
+        doing = doing or self.doing
+        is_of_the_caller = doing in (REQUEST_BODY, LOGGING)
         kind = HttpConnectionError if self.sent is SENT_NOTHING else \
             HttpDataError if is_of_the_caller else \
             HttpHeaderTooLong if isinstance(cause, TooLong) else \
@@ -1122,21 +1254,25 @@ class Exchange:
         # Where the caller's own code failed, its error is not that of the connection.
         hint = '' if is_of_the_caller else \
             tls_hint(cause) if is_alert(cause) else \
-            self.early_hint(phase) or self.plain_hint(kind, cause)
-        error = kind(f'{shown_method(self.method)} {self.endpoint.shown}, '
-                     f'{self.doing(phase)}: {reason(cause)}{hint}')
+            self.early_hint(doing) or self.plain_hint(kind, cause)
+        phase = Phase.CONTENT if self.is_in_content(doing) else doing.phase
+        error = failed(kind, phase, f'{shown_method(self.method)} {self.endpoint.shown}, '
+                                    f'{self.words(doing)}: {reason(cause)}{hint}')
         error.reused = self.number > 1
         error.response_started = self.has_started
         return error
 
-    def doing(self, phase: Phase) -> str:
-        if self.decoder is not None and phase in (READING, AWAITING_CONTINUE):
-            return f'{READING.value} body'
-        return f'{READING.value} head' if phase is READING else phase.value
+    def words(self, doing: Doing) -> str:
+        if self.is_in_content(doing):
+            return f'{READING.words} body'
+        return f'{READING.words} head' if doing is READING else doing.words
 
-    def early_hint(self, phase: Phase) -> str:
+    def is_in_content(self, doing: Doing) -> bool:
+        return self.decoder is not None and doing in (READING, AWAITING_CONTINUE)
+
+    def early_hint(self, doing: Doing) -> str:
         """The request was not sent whole, although the server's log may show a good response."""
-        if (phase in (SENDING, WAITING_FOR_BODY) and self.decoder is not None
+        if (doing in (SENDING, WAITING_FOR_BODY) and self.decoder is not None
                 and not self.request_sent):
             return f' (after the head of a response, {self.head.code.decode()})'
         return ''
@@ -1655,14 +1791,6 @@ def dns_reason(cause: Exception) -> str:
            f'({type(cause).__name__})'
 
 
-def passed(socket_timeout: float) -> str:
-    return f'socket_timeout, {socket_timeout:g} seconds, passed'
-
-
-def timed_out(socket_timeout: float) -> TimeoutError:
-    return TimeoutError(passed(socket_timeout))
-
-
 # ---------------------------------------------------------------------- the local resolver
 #
 # The resolver of a pool, unless the caller gives one. It answers as `getaddrinfo` of the same
@@ -1952,7 +2080,7 @@ class Query:
             error.args = self.told(),
             raise
         except CancelledError as error:
-            # It may be the end of socket_timeout, whose error tells this.
+            # It may be the end of the time to connect, whose error tells this.
             error.__cause__ = module.DnsTimeout(self.told())
             raise
         finally:
@@ -2535,17 +2663,17 @@ class OriginBooks:
 class Books:
     """See above. A pool has one, and its connections hold it."""
 
-    __slots__ = ('max_connections', 'max_per_origin', 'pool_timeout', 'by_origin', 'opened',
+    __slots__ = ('max_connections', 'max_per_origin', 'max_idle', 'by_origin', 'opened',
                  'places', 'idle', 'queue', 'tickets', 'sessions', 'heads', 'answered',
                  'why_closed', '__weakref__')
 
-    def __init__(self, max_connections: float, max_per_origin: float, pool_timeout: float,
+    def __init__(self, max_connections: float, max_per_origin: float, max_idle: float,
                  heads: Heads) -> None:
         # The idle connections of all origins. The one that has been idle longest is the first.
         self.idle: OrderedDict[Connection, None] = OrderedDict()
         self.max_connections = max_connections
         self.max_per_origin = max_per_origin
-        self.pool_timeout = pool_timeout
+        self.max_idle = max_idle
         # Origins that have a place or a request that waits.
         self.by_origin: dict[str, OriginBooks] = {}
         # All connections, those in use too. This keeps them alive: a response body that is garbage
@@ -2614,6 +2742,8 @@ class Books:
         origin_books.idle[connection] = None
         self.idle[connection] = None
         connection.state = IDLE
+        if len(self.idle) > self.max_idle:
+            next(iter(self.idle)).close()
 
     def remove_idle(self, connection: Connection) -> None:
         del self.idle[connection]
@@ -2640,15 +2770,14 @@ class Books:
         self.by_origin[origin_books.name] = origin_books
         return origin_books
 
-    async def await_place(self, loop: Loop, origin: Origin) -> OriginBooks | Connection:
+    async def await_place(self, loop: Loop, origin: Origin,
+                          limits: Limits) -> OriginBooks | Connection:
         """Lend a place, or a connection that has just been returned and has one."""
         origin_books = self.of_origin(origin)
         ticket = next(self.tickets)
         waiter = origin_books.waiters[ticket] = loop.create_future()
         self.enqueue(origin_books)
-        timer = None if self.pool_timeout == inf else loop.call_later(
-            self.pool_timeout, give_to, waiter,
-            TimeoutError(f'pool_timeout, {self.pool_timeout:g} seconds, passed'))
+        timer = loop.call_later(limits.pool, give_to, waiter, limits.late('pool'))
         try:
             given = await waiter
         except BaseException:
@@ -2657,8 +2786,7 @@ class Books:
                 pass_on_unused(waiter.result())
             raise
         finally:
-            if timer is not None:
-                timer.cancel()
+            timer.cancel()
             origin_books.waiters.pop(ticket, None)
             self.drop_if_unused(origin_books)
         if isinstance(given, Exception):
@@ -2812,16 +2940,17 @@ class Connector:
 class Acquisition:
     """Finds or makes the connection for one request."""
 
-    __slots__ = ('connector', 'loop', 'method', 'origin', 'logger', 'get_resolver_adapter',
-                 'deadline', 'place')
+    __slots__ = ('connector', 'loop', 'method', 'origin', 'limits', 'logger',
+                 'get_resolver_adapter', 'deadline', 'place')
 
     def __init__(self, connector: Connector, loop: Loop, method: bytes, origin: Origin,
-                 logger: Adapter | None,
+                 limits: Limits, logger: Adapter | None,
                  get_resolver_adapter: Callable[[], GetLoggerAdapter]) -> None:
         self.connector = connector
         self.loop = loop
         self.method = method
         self.origin = origin
+        self.limits = limits
         # None if what it logs would go nowhere.
         self.logger = logger
         self.get_resolver_adapter = get_resolver_adapter
@@ -2869,14 +2998,15 @@ class Acquisition:
         The time of the attempt begins here.
         """
         now = self.loop.time()
-        self.deadline = now + self.connector.settings.socket_timeout
+        self.deadline = now + self.limits.connect
         if self.connector.get_connection is not None:
             return None
         try:
             return self.connector.names.fresh(self.origin, now) or await self.look_up(now)
         except Exception as cause:
-            raise HttpDnsError(f'{self.describe()}: resolving {self.origin.host} failed: '
-                               f'{dns_reason(cause)}') from cause
+            raise failed(HttpDnsError, Phase.NAME,
+                         f'{self.describe()}: resolving {self.origin.host} failed: '
+                         f'{dns_reason(cause)}') from cause
 
     async def look_up(self, now: float) -> Peers:
         """Ask for the addresses, or share the outcome of another request that does."""
@@ -2887,12 +3017,12 @@ class Acquisition:
             return stale
         return await shared(
             names.looking_up, host, self.loop, partial(self.renew, stale), self.deadline,
-            passed(self.connector.settings.socket_timeout))
+            self.limits.passed('connect'))
 
     async def renew(self, stale: Peers | None) -> Peers:
         """Ask for the addresses. Stale ones are used if the nameservers give none in time."""
         names, origin = self.connector.names, self.origin
-        deadline, why_late = self.deadline, passed(self.connector.settings.socket_timeout)
+        deadline, why_late = self.deadline, self.limits.passed('connect')
         if stale is not None:
             seconds = stale.patience(STALE_PATIENCE if not stale.failures else
                                      CONNECTION_ATTEMPT_DELAY)
@@ -2933,7 +3063,7 @@ class Acquisition:
         return Resolving(
             self.loop, self.connector.names.answer(
                 self.loop, self.origin.host, kind, self.get_resolver_adapter),
-            passed(self.connector.settings.socket_timeout))
+            self.limits.passed('connect'))
 
     # Places
 
@@ -2942,12 +3072,11 @@ class Acquisition:
             if self.logger is not None:
                 # A request that waits for ever raises nothing. Only this line tells of it.
                 self.logger.info('Waiting for a connection: %s', why)
-            return await self.connector.books.await_place(self.loop, self.origin)
+            return await self.connector.books.await_place(self.loop, self.origin, self.limits)
         except Exception as cause:
-            error = HttpConnectionError(
-                f'{self.describe()}: waiting for a connection failed: {reason(cause)}')
-            error.phase = 'pool'
-            raise error from cause
+            raise failed(HttpConnectionError, Phase.POOL,
+                         f'{self.describe()}: waiting for a connection failed: {reason(cause)}'
+                         ) from cause
 
     # Sockets
 
@@ -2961,9 +3090,11 @@ class Acquisition:
                 connection.close()
                 if not isinstance(cause, Exception):
                     raise
-                raise HttpTlsError(
+                raise failed(
+                    HttpTlsError, Phase.TLS,
                     f'{shown_method(self.method)} {connection.endpoint.shown}: the TLS handshake '
                     f'failed: {reason(cause)}{tls_hint(cause)}') from cause
+        connection.endpoint.facts = facts_of(connection.sock)
         return connection
 
     async def connect_elsewhere(self) -> Connection:
@@ -2972,7 +3103,7 @@ class Acquisition:
         sock = None
         try:
             coroutine = awaited(get_connection(origin.scheme, origin.host, origin.port))
-            steps = InTime(self.loop, coroutine, passed(self.connector.settings.socket_timeout))
+            steps = InTime(self.loop, coroutine, self.limits.passed('connect'))
             sock = await steps.run_until(self.deadline)
             if not isinstance(sock, socket.socket) or isinstance(sock, ssl.SSLSocket):
                 raise TypeError('it must return a connected socket.socket, without TLS, got '
@@ -2985,8 +3116,8 @@ class Acquisition:
         except Exception as cause:
             if isinstance(sock, socket.socket):
                 close_socket(sock)
-            raise HttpConnectionError(
-                f'{self.describe()}: get_connection failed: {reason(cause)}') from cause
+            raise failed(HttpConnectionError, Phase.CONNECT,
+                         f'{self.describe()}: get_connection failed: {reason(cause)}') from cause
 
     def open_socket(self, address: Address) -> Connection:
         sock = self.connector.get_sock(
@@ -2997,7 +3128,7 @@ class Acquisition:
         return self.made(sock, peer, shown_address(peer, self.origin.port))
 
     def made(self, sock: socket.socket, peer: str, where: str) -> Connection:
-        endpoint = Endpoint(self.origin, peer, where, self.connector.settings)
+        endpoint = Endpoint(self.origin, peer, where, self.connector.settings, self.limits)
         try:
             return Connection(self.loop, sock, endpoint, self.place)
         except BaseException:
@@ -3184,7 +3315,7 @@ class Race:
         cause: Exception | None = ExceptionGroup('no address accepted a connection', causes) \
             if len(causes) > 1 else causes[0] if causes else None
         if is_late:
-            late = timed_out(self.acquisition.connector.settings.socket_timeout)
+            late = self.acquisition.limits.late('connect')
             late.__cause__, cause = cause, late
             if not pending and not causes:
                 pending = ['no address was tried']
@@ -3192,12 +3323,23 @@ class Race:
         reasons = '; '.join(
             f'{what}: {dns_reason(cause) if what == self.what_is_asked() else reason(cause)}'
             for what, cause in self.failures)
-        raise HttpConnectionError(
-            f'{self.acquisition.describe()}: connecting failed: {reasons}') from cause
+        raise failed(HttpConnectionError, Phase.CONNECT,
+                     f'{self.acquisition.describe()}: connecting failed: {reasons}') from cause
 
 
 async def awaited(awaitable: Awaitable[Any]) -> Any:
     return await awaitable
+
+
+def facts_of(sock: socket.socket) -> ConnectionFacts:
+    peer = local = None
+    # The peer may have reset it already. The request will tell that.
+    with contextlib.suppress(OSError):
+        peer, local = sock.getpeername(), sock.getsockname()
+    if not isinstance(sock, ssl.SSLSocket):
+        return ConnectionFacts(peer, local, None, None, None)
+    return ConnectionFacts(
+        peer, local, sock.version(), sock.cipher(), sock.getpeercert(binary_form=True))
 
 
 # OpenSSL's codes for what a certificate must have only if X509_V_FLAG_X509_STRICT is set, from
@@ -3298,44 +3440,103 @@ TARGET = re.compile(
     r"[A-Za-z0-9\-._~!$&'()*+,;=:@/?]*+(?:%[0-9A-Fa-f]{2}[A-Za-z0-9\-._~!$&'()*+,;=:@/?]*+)*+")
 NOT_IN_TARGET = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%]")
 
+# A request target that does not break the request line.
+GIVEN_TARGET = re.compile(rb'[^\x00-\x20\x7f]+')
+# What the value of a field must not have (RFC 9110 5.5). HTAB is none of them.
+CONTROLS = bytes((*range(9), *range(10, 32), 127))
+
 # The fields that a `Declared` is made of. Those of the first set may be there only once.
 DECLARING_ONCE = frozenset((b'host', b'content-length', b'transfer-encoding'))
 DECLARING = DECLARING_ONCE | {b'connection', b'upgrade', b'expect'}
 
 
+class Known:
+    """What one pool remembers of the arguments of its requests, so that the usual ones are checked
+    once. None of it holds a secret."""
+
+    __slots__ = ('http_version', 'urls', 'aliases', 'names', 'limits')
+
+    def __init__(self, http_version: bytes, limits: Limits) -> None:
+        self.http_version = http_version
+        self.urls = parsed_urls()
+        self.aliases = Parsed(alias_of)
+        self.names = Parsed(parse_name)
+        self.limits = Parsed(partial(parse_timeouts, limits))
+
+    def __repr__(self) -> str:
+        return f'<Known: {len(self.urls)} URLs, {len(self.names)} names of fields>'
+
+    def limits_of(self, timeouts: Timeouts) -> Limits:
+        try:
+            return self.limits[tuple(timeouts.items())]
+        except (AttributeError, TypeError):
+            raise TypeError('timeouts must be a mapping of connect, read, write and pool to '
+                            f'seconds or None, got {timeouts!r}'[:2 * MAX_SHOWN]) from None
+
+
 def build_head(
-        urls: Parsed[str, tuple[Origin, bytes]], method: bytes, url: str, params: Params,
-        headers: Headers, http_version: bytes,
+        known: Known, method: bytes, url: str, params: Params, headers: Headers,
+        target: bytes | None, server_hostname: str | None,
 ) -> tuple[Origin, bytes, Declared]:
-    if not isinstance(method, bytes) or method not in USUAL_METHODS:
-        check_method(method)
-    if not isinstance(url, str):
-        raise TypeError(f'url must be a str, got {type(url).__name__}')
-    origin, target = urls[url]
-    if params:
-        target = with_params(target, params)
+    try:
+        if method not in USUAL_METHODS:
+            check_method(method)
+        origin, path = known.urls[url]
+    except TypeError:
+        # To look at the types first would cost each request some time.
+        check_type('method', method, bytes)
+        check_type('url', url, str)
+        raise
+    if server_hostname is not None:
+        origin = known.aliases[origin, checked_server_hostname(server_hostname)]
+    if target is not None:
+        path = checked_target(target, params)
+    elif params:
+        path = with_params(path, params)
     if not headers:
         return origin, b'%b %b %b\r\nhost: %b\r\n\r\n' % (
-            method, target, http_version, origin.field), NOTHING_DECLARED
-    lines, values = build_fields(headers)
-    declared = Declared(values, http_version) if values else NOTHING_DECLARED
+            method, path, known.http_version, origin.field), NOTHING_DECLARED
+    lines, values = build_fields(known.names, headers)
     if b'host' not in values:
         lines.insert(0, b'host: ' + origin.field)
+    section = b'\r\n'.join(lines)
+    # Only the line ends between the lines may be control characters.
+    if len(section) - len(section.translate(None, CONTROLS)) != 2 * len(lines) - 2:
+        raise bad_value(lines)
+    declared = Declared(values, known.http_version) if values else NOTHING_DECLARED
     return origin, b'%b %b %b\r\n%b\r\n\r\n' % (
-        method, target, http_version, b'\r\n'.join(lines)), declared
+        method, path, known.http_version, section), declared
+
+
+def check_type(name: str, value: object, kind: type) -> None:
+    if not isinstance(value, kind):
+        what = 'a str' if kind is str else kind.__name__
+        raise TypeError(f'{name} must be {what}, got {type(value).__name__}')
 
 
 def check_method(method: bytes) -> None:
-    if not isinstance(method, bytes):
-        raise TypeError(f'method must be bytes, got {type(method).__name__}')
     if not TOKEN.fullmatch(method):
         raise ValueError(f'method must be a token, got {shown(method)}')
     if method.upper() == b'CONNECT':
         raise ValueError('method must not be CONNECT: tunnels are not supported')
 
 
-def build_fields(headers: Headers) -> tuple[list[bytes], dict[bytes, bytes]]:
-    """Return the field lines, and the values of the fields that declare something."""
+def checked_target(target: bytes, params: Params) -> bytes:
+    """Return it if it does not break the request line (RFC 9112 3)."""
+    check_type('target', target, bytes)
+    if not GIVEN_TARGET.fullmatch(target):
+        raise ValueError('target must have no control character, no space, and at least one byte')
+    if params:
+        raise ValueError('params must be empty when there is a target, which has its own query')
+    return target
+
+
+def build_fields(names: Parsed[bytes, tuple[bytes, bytes]],
+                 headers: Headers) -> tuple[list[bytes], dict[bytes, bytes]]:
+    """Return the field lines, and the values of the fields that declare something.
+
+    The values are not checked for control characters.
+    """
     lines = []
     values: dict[bytes, bytes] = {}
     try:
@@ -3349,20 +3550,29 @@ def build_fields(headers: Headers) -> tuple[list[bytes], dict[bytes, bytes]]:
             raise bad_field(field, headers) from None
         if not isinstance(name, bytes) or not isinstance(value, bytes):
             raise bad_field((name, value), headers)
-        if not TOKEN.fullmatch(name):
-            raise ValueError(f'headers must have tokens as names, got {shown(name)}')
-        if not FIELD_VALUE.fullmatch(value):
-            raise ValueError('headers must not have control characters but HTAB in a value: '
-                             f'see that of {shown(name)}')
-        lines.append(name + b': ' + value)
-        lower_name = name.lower()
-        if lower_name in DECLARING:
-            if lower_name in values:
-                if lower_name in DECLARING_ONCE:
-                    raise ValueError(f'headers must have at most one {lower_name.decode()}')
-                value = values[lower_name] + b',' + value  # RFC 9110 5.3
-            values[lower_name] = value
+        start, declaring = names[name]
+        lines.append(start + value)
+        if declaring:
+            if declaring in values:
+                if declaring in DECLARING_ONCE:
+                    raise ValueError(f'headers must have at most one {declaring.decode()}')
+                value = values[declaring] + b',' + value  # RFC 9110 5.3
+            values[declaring] = value
     return lines, values
+
+
+def parse_name(name: bytes) -> tuple[bytes, bytes]:
+    """Return what its lines begin with, and the name in lower case if it declares something."""
+    if not TOKEN.fullmatch(name):
+        raise ValueError(f'headers must have tokens as names, got {shown(name)}')
+    lower_name = name.lower()
+    return name + b': ', lower_name if lower_name in DECLARING else b''
+
+
+def bad_value(lines: list[bytes]) -> ValueError:
+    line = next(line for line in lines if line.translate(None, CONTROLS) != line)
+    return ValueError('headers must not have control characters but HTAB in a value: '
+                      f'see that of {shown(line.partition(b":")[0])}')
 
 
 def bad_field(field: object, headers: object) -> TypeError:
@@ -3493,6 +3703,26 @@ class Origin:
 
     def __repr__(self) -> str:
         return f'<Origin {self.name}>'
+
+
+def alias_of(key: tuple[Origin, str]) -> Origin:
+    """The origin under another name for TLS. It shares no connection with the origin itself."""
+    origin, server_hostname = key
+    if not origin.is_tls or server_hostname == origin.server_hostname:
+        return origin
+    alias = copy(origin)
+    alias.server_hostname = server_hostname
+    alias.name = f'{origin.name} as {server_hostname}'
+    return alias
+
+
+def checked_server_hostname(name: str) -> str:
+    check_type('server_hostname', name, str)
+    try:
+        return canonical_host(f'[{name}]' if ':' in name else name)
+    except ValueError as cause:
+        raise ValueError('server_hostname must be a host name or an IP address, got '
+                         f'{name[:MAX_SHOWN]!r}') from cause
 
 
 def canonical_host(host: str) -> str:
@@ -3629,7 +3859,7 @@ async def send_with_body(
     except BaseException as error:
         exchange.request_sent = False
         failure: BaseException | None = error
-        if isinstance(error, OSError) and exchange.phase is not REQUEST_BODY:
+        if isinstance(error, OSError) and exchange.doing is not REQUEST_BODY:
             failure = hear_out(connection, exchange, error)
         if failure is not None:
             connection.close()
@@ -3656,8 +3886,8 @@ async def send_with_body(
 
 async def is_answered(connection: Connection, exchange: Exchange) -> bool:
     """Wait for 100 Continue, but not for long. A final response may come instead."""
-    exchange.phase = AWAITING_CONTINUE
-    deadline = min(connection.loop.time() + CONTINUE_TIMEOUT, connection.in_time())
+    exchange.doing = AWAITING_CONTINUE
+    deadline = min(connection.loop.time() + CONTINUE_TIMEOUT, connection.read_end())
     with contextlib.suppress(TimeoutError):
         while not exchange.is_continued and exchange.decoder is None:
             await connection.read(deadline)
@@ -3777,7 +4007,7 @@ class RequestBody(Steps):
                  body: Body, body_args: Iterable[Any], body_kwargs: Kwargs) -> None:
         self.connection = connection
         self.exchange = exchange
-        exchange.phase = REQUEST_BODY
+        exchange.doing = REQUEST_BODY
         if not callable(body):
             raise TypeError('body must be a function that returns an async iterator of bytes, as '
                             f'streamed(data) is, got {type(body).__name__}')
@@ -3867,7 +4097,7 @@ class RequestBody(Steps):
             exchange.request_sent = self.is_all_sent()
             await self.close()
         if self.failure is None:
-            exchange.phase = READING
+            exchange.doing = READING
         return b''
 
     def read_at_once(self) -> Any:
@@ -3881,7 +4111,7 @@ class RequestBody(Steps):
             return connection.read_at_once(exchange.feed)
         except Exception:
             self.cancelling = current_task().cancelling()
-            exchange.phase = READING
+            exchange.doing = READING
             raise
 
     async def read_and_send(self) -> Any:
@@ -3910,7 +4140,7 @@ class RequestBody(Steps):
             self.advance()
             exchange.request_sent = self.is_over
         except PEER_CLOSED as error:
-            if exchange.phase is REQUEST_BODY:
+            if exchange.doing is REQUEST_BODY:
                 raise
             # What the peer had said before can still be read.
             self.note_failure(error)
@@ -3932,7 +4162,7 @@ class RequestBody(Steps):
             try:
                 return await connection.read_beside(self, exchange.feed)
             except Exception:
-                exchange.phase = READING
+                exchange.doing = READING
                 raise
         if not exchange.is_last or self.surplus > connection.endpoint.recv_bufsize:
             # Its end would not be that of the sending, or is not looked for any longer.
@@ -3983,7 +4213,7 @@ class RequestBody(Steps):
                 await self.send_first(chunk)
             else:
                 await connection.send(chunk)
-            exchange.phase = REQUEST_BODY
+            exchange.doing = REQUEST_BODY
         if not self.is_stopped:
             self.check_end()
             await self.send_head()
@@ -3992,7 +4222,7 @@ class RequestBody(Steps):
         if self.head:
             head, self.head = self.head, b''
             await self.connection.send(head)
-            self.exchange.phase = REQUEST_BODY
+            self.exchange.doing = REQUEST_BODY
 
     async def send_first(self, chunk: bytes) -> None:
         """Send the first chunk that has bytes, in one send with the head if it is not large."""
@@ -4030,7 +4260,7 @@ class RequestBody(Steps):
         """All that was declared has been sent, although the generator has not ended."""
         is_whole = self.framing.expected is NOTHING if self.framing is not None else \
             self.left == 0 and self.exchange.declared.length is not None
-        return not self.head and is_whole and self.exchange.phase is REQUEST_BODY
+        return not self.head and is_whole and self.exchange.doing is REQUEST_BODY
 
     async def close(self, error: BaseException | None = None) -> None:
         """Let the caller's generator clean up now. Left to itself, it would do so in a task.
@@ -4056,7 +4286,7 @@ class RequestBody(Steps):
             # It may have been cleaning up after an earlier cancellation.
             is_first = isinstance(ended, CancelledError) and cancelling > self.cancelling
             if self.is_own(error, cancelling) or task.cancelling() > cancelling or is_first:
-                self.exchange.phase = REQUEST_BODY
+                self.exchange.doing = REQUEST_BODY
                 raise
         else:
             if self.is_own(error, cancelling):
@@ -4103,7 +4333,7 @@ def iterator_of(chunks: Any) -> AsyncIterator[bytes]:
 
 # RFC 9112 4. The space before the reason may be missing if there is no reason, as others accept.
 # RFC 9110 2.5: a minor version that is higher than ours is read as ours.
-STATUS_LINE = re.compile(rb'HTTP/1\.([0-9]) ([0-9]{3})(?: [^\r\x00]*)?\r?')
+STATUS_LINE = re.compile(rb'HTTP/1\.([0-9]) ([0-9]{3})(?: ([^\r\x00]*))?\r?')
 
 # Fields that servers repeat from one response to the next, and that are nobody's secret. Other
 # fields may hold anything: a cookie, a signed URL, a nonce, or a token under any name.
@@ -4132,8 +4362,8 @@ class HeadParser:
         self.data = b''
         # Where the search for the end of the head goes on.
         self.searched = 0
-        # The minor version and the code, once the status line has arrived.
-        self.status: tuple[bytes, bytes] | None = None
+        # The minor version, the code and the reason, once the status line has arrived.
+        self.status: tuple[bytes, bytes, bytes] | None = None
         self.interims = 0
         self.is_continued = False
 
@@ -4158,7 +4388,7 @@ class HeadParser:
                 self.searched = max(len(data) - 3, 0)
                 self.data = data
                 break
-            minor, code = self.status
+            minor, code, reason = self.status
             fields = parse_fields(
                 data, data.index(b'\n') + 1, section.start(1), heads.field_of_line)
             self.data = data[length:]
@@ -4166,7 +4396,7 @@ class HeadParser:
                 if code == b'101' and not self.may_upgrade:
                     raise ValueError(
                         'got 101 Switching Protocols, but the request had no upgrade')
-                return Head(data[:length], minor, code, fields)
+                return Head(data[:length], minor, code, reason, fields)
             data = self.data
             self.start_again(code)
         return None
@@ -4209,6 +4439,9 @@ class Heads(dict[str, 'Head']):
         if (len(head.data) <= MAX_HEAD_LENGTH and head.code != b'101'
                 and REPEATED.issuperset([name for name, _ in head.fields])):
             store_latest(self, origin_name, head, MAX_HEADS)
+        else:
+            # Nothing is compared with it, and the response body keeps the head.
+            head.data = b''
 
 
 def store_latest(known: dict[str, Any], name: str, value: Any, limit: int = MAX_NAMES) -> None:
@@ -4247,12 +4480,14 @@ class Parsed(dict[K, V]):
 class Head:
     """Status line and fields of a response, and what they tell of its body."""
 
-    __slots__ = ('data', 'minor', 'code', 'fields', 'method', 'framing', 'is_last')
+    __slots__ = ('data', 'minor', 'code', 'reason', 'fields', 'method', 'framing', 'is_last')
 
-    def __init__(self, data: bytes, minor: bytes, code: bytes, fields: Fields) -> None:
+    def __init__(self, data: bytes, minor: bytes, code: bytes, reason: bytes,
+                 fields: Fields) -> None:
         self.data = data
         self.minor = minor
         self.code = code
+        self.reason = reason
         self.fields = fields
         # The method of the request that `framing` is for.
         self.method = b''
@@ -4264,13 +4499,13 @@ class Head:
         return f'<Head {self.code.decode()}, {len(self.fields)} fields>'
 
 
-def parse_status_line(line: bytes) -> tuple[bytes, bytes]:
-    """Return the minor version and the code."""
+def parse_status_line(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the minor version, the code and the reason."""
     match = STATUS_LINE.fullmatch(line)
     if match is None:
         raise ValueError('bad status line: expected HTTP/1.x, a space, three digits '
                          f'and a reason, got {shown(line)}')
-    return match[1], match[2]
+    return match[1], match[2], match[3] or b''
 
 
 # --------------------------------------------------------------------------------- framing
@@ -4606,6 +4841,21 @@ class ReceivedBody:
         return () if decoder is None else decoder.trailers
 
     @property
+    def http_version(self) -> bytes:
+        """That of the response, as it came: `b'HTTP/1.1'`."""
+        return b'HTTP/1.' + self._exchange.head.minor
+
+    @property
+    def reason(self) -> bytes:
+        """What follows the status code. Empty if nothing does."""
+        return self._exchange.head.reason
+
+    @property
+    def connection(self) -> ConnectionFacts:
+        """The addresses and the TLS of its connection, also after that has closed."""
+        return self._exchange.endpoint.facts
+
+    @property
     def request_sent(self) -> bool:
         """The whole request has been sent. If not, the response came first, and ended that, or
         whoever reads it is sending the rest."""
@@ -4673,14 +4923,14 @@ class ReceivedBody:
                 connection.release()
         return True
 
-    def _fail(self, cause: BaseException, phase: Phase | None) -> None:
+    def _fail(self, cause: BaseException, doing: Doing | None) -> None:
         """Close the connection. The first reason is what each reader gets to know."""
         connection, self._connection = self._connection, None
         if connection is not None:
             if self._sending is not None and self._sending.failure is not None:
                 cause, self._sending.failure = self._sending.failure, None
-                phase = SENDING
-            self._error = self._exchange.error(cause, phase)
+                doing = SENDING
+            self._error = self._exchange.error(cause, doing)
             self._error.__cause__ = cause
             connection.close()
 
@@ -4949,8 +5199,9 @@ class Connection:
 
     # One exchange
 
-    def start_exchange(self, method: bytes, declared: Declared) -> Exchange:
+    def start_exchange(self, method: bytes, declared: Declared, limits: Limits) -> Exchange:
         assert self.state is OPEN
+        self.endpoint.limits = limits
         self.requests += 1
         self.exchange = exchange = Exchange(
             self.endpoint, self.place.books, method, declared, self.requests)
@@ -4959,7 +5210,7 @@ class Connection:
     async def send(self, data: bytes | memoryview) -> None:
         """Hand all of it to the kernel. Each progress starts the time anew."""
         exchange = self.exchange
-        exchange.phase = SENDING
+        exchange.doing = SENDING
         # The time goes on until a send has made progress. What arrives is no progress, because
         # then a peer that sends and never reads could hold us for ever.
         goes_on = False
@@ -5006,7 +5257,7 @@ class Connection:
                 pass
             except ssl.SSLWantWriteError:
                 is_blocked = True
-        reader = self.wait(DATA, deadline or self.in_time())
+        reader = self.wait(DATA, deadline or self.read_end())
         if is_blocked:
             self.read_when_writable()
         return await reader
@@ -5146,8 +5397,11 @@ class Connection:
 
     # Waiting
 
-    def in_time(self) -> float:
-        return self.loop.time() + self.endpoint.settings.socket_timeout
+    def read_end(self) -> float:
+        return self.loop.time() + self.endpoint.limits.read
+
+    def write_end(self) -> float:
+        return self.loop.time() + self.endpoint.limits.write
 
     def wait(self, awaits: Awaits, deadline: float) -> asyncio.Future[Any]:
         if not self.is_reading:
@@ -5180,11 +5434,11 @@ class Connection:
 
     def write_time(self, goes_on: bool) -> float:
         """When the time to write is over. It does not go on from before a pause of the reader."""
-        return self.write_deadline if goes_on and self.write_deadline < inf else self.in_time()
+        return self.write_deadline if goes_on and self.write_deadline < inf else self.write_end()
 
     def restart_write_time(self) -> None:
         if self.writer is not None:
-            self.set_write_deadline(self.in_time())
+            self.set_write_deadline(self.write_end())
 
     def stop_write_time(self) -> None:
         self.write_deadline = inf
@@ -5285,17 +5539,18 @@ class Connection:
                 self.close()
                 return
             reader, self.reader = self.reader, None
-            self.fail_late(reader)
+            self.fail_late(reader, 'read')
         if self.write_deadline <= now:
             writer, self.writer = self.writer, None
-            self.fail_late(writer)
+            self.fail_late(writer, 'write')
         later = [at for at in (self.deadline, self.write_deadline) if now < at < inf]
         if later:
             self.start_timer(min(later))
 
-    def fail_late(self, waiter: asyncio.Future[Any] | None) -> None:
+    def fail_late(self, waiter: asyncio.Future[Any] | None, kind: str) -> None:
         if waiter is not None and not waiter.done():
-            waiter.set_exception(timed_out(self.endpoint.settings.socket_timeout))
+            waiter.set_exception(self.endpoint.limits.late(
+                'connect' if self.state is CONNECTING else kind))
 
     # Closing
 

@@ -32,6 +32,7 @@ from lowhaio import (
     HttpError,
     HttpHeaderTooLong,
     HttpTlsError,
+    Phase,
     Pool,
     buffered,
     empty_async_iterator,
@@ -1181,7 +1182,7 @@ async def test_a_request_of_which_nothing_was_sent_raises_http_connection_error(
             error = await failure(request(b'GET', f'http://127.0.0.1:{port}/'))
     assert type(error) is HttpConnectionError
     assert type(error.__cause__) is ConnectionRefusedError
-    assert error.phase == ''
+    assert error.phase is Phase.CONNECT
     assert str(error) == f'GET http://127.0.0.1:{port}: connecting failed: 127.0.0.1: ' + REFUSED
 
 
@@ -1892,8 +1893,8 @@ def test_the_defaults_of_the_options():
         'get_connection': None, 'http_version': b'HTTP/1.1', 'keep_alive_timeout': 15,
         'recv_bufsize': 122880, 'max_header_length': 16384, 'socket_timeout': 10,
         'max_connections': None, 'max_connections_per_origin': None, 'pool_timeout': None,
-        'max_requests_per_connection': None, 'min_ttl': 1, 'max_stale': 30, 'max_grace': 60,
-        'max_lookups': 100}
+        'max_requests_per_connection': None, 'max_idle_connections': None,
+        'min_ttl': 1, 'max_stale': 30, 'max_grace': 60, 'max_lookups': 100}
 
 
 @on_loops
@@ -1923,7 +1924,9 @@ def test_a_request_has_these_parameters():
         ('method', inspect.Parameter.empty), ('url', inspect.Parameter.empty), ('params', ()),
         ('headers', ()), ('body', empty_async_iterator), ('body_args', ()), ('body_kwargs', ())]
     adapters = ['get_logger_adapter', 'get_resolver_logger_adapter']
-    assert list(inspect.signature(request).parameters)[7:] == adapters
+    parameters = inspect.signature(request).parameters
+    assert list(parameters)[7:] == [*adapters, 'timeouts', 'target', 'server_hostname']
+    assert {parameters[name].default for name in list(parameters)[9:]} == {None}
     assert list(inspect.signature(close).parameters) == adapters
 
 

@@ -754,6 +754,7 @@ class Unencrypted(ssl.SSLSocket):
 
     session = None
     session_reused = False
+    version = cipher = getpeercert = lambda *_, **__: None
     recv = socket.socket.recv
     send = socket.socket.send
 

@@ -5,16 +5,18 @@ import contextlib
 import logging
 import socket
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, ParamSpec, Protocol
+from typing import Any, NamedTuple, ParamSpec, Protocol
 
 __version__: str
 __all__ = [
     'Address',
     'Body',
     'Close',
+    'ConnectionFacts',
     'Fields',
     'GetConnection',
     'GetLoggerAdapter',
@@ -30,11 +32,13 @@ __all__ = [
     'HttpLoggerAdapter',
     'HttpTlsError',
     'Params',
+    'Phase',
     'Pool',
     'Request',
     'Resolve',
     'Response',
     'ResponseBody',
+    'Timeouts',
     'buffered',
     'canonical_host',
     'empty_async_iterator',
@@ -45,10 +49,21 @@ __all__ = [
     'timeout',
 ]
 
+class Phase(StrEnum):
+    REFUSED: str
+    NAME: str
+    POOL: str
+    CONNECT: str
+    TLS: str
+    SEND: str
+    BODY: str
+    HEAD: str
+    CONTENT: str
+
 class HttpError(Exception):
     reused: bool
     response_started: bool
-    phase: str
+    phase: Phase | str
 
 class HttpConnectionError(HttpError): ...
 
@@ -96,15 +111,29 @@ GetResolver = Callable[..., Resolver]
 GetConnection = Callable[[str, str, int], Awaitable[socket.socket]]
 GetLoggerAdapter = Callable[[dict[str, Any]], logging.LoggerAdapter[Any]]
 GetResolverLoggerAdapter = Callable[[dict[str, Any]], GetLoggerAdapter]
+Timeouts = Mapping[str, float | None]
 Kwargs = Mapping[str, Any] | Iterable[tuple[str, Any]]
 Loop = asyncio.AbstractEventLoop
 P = ParamSpec('P')
+
+class ConnectionFacts(NamedTuple):
+    peer: Any
+    local: Any
+    tls_version: str | None
+    cipher: tuple[str, str, int] | None
+    certificate: bytes | None
 
 class ResponseBody(Protocol):
     def __aiter__(self) -> AsyncIterator[bytes]: ...
     def __anext__(self) -> Coroutine[Any, Any, bytes]: ...
     @property
     def trailers(self) -> Fields: ...
+    @property
+    def http_version(self) -> bytes: ...
+    @property
+    def reason(self) -> bytes: ...
+    @property
+    def connection(self) -> ConnectionFacts: ...
     @property
     def request_sent(self) -> bool: ...
     def send(self, data: bytes) -> Coroutine[Any, Any, None]: ...
@@ -124,6 +153,10 @@ class Request(Protocol):
         body_kwargs: Kwargs = (),
         get_logger_adapter: GetLoggerAdapter = ...,
         get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
+        *,
+        timeouts: Timeouts | None = None,
+        target: bytes | None = None,
+        server_hostname: str | None = None,
     ) -> Coroutine[Any, Any, Response]: ...
 
 class Close(Protocol):
@@ -156,6 +189,7 @@ def Pool(
     max_connections_per_origin: int | None = None,
     pool_timeout: float | None = None,
     max_requests_per_connection: int | None = None,
+    max_idle_connections: int | None = None,
     min_ttl: float = 1,
     max_stale: float = 30,
     max_grace: float = 60,

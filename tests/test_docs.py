@@ -94,7 +94,7 @@ class Website(http.server.BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(content)
 
-    do_GET = do_POST = do_PUT = answer
+    do_GET = do_OPTIONS = do_POST = do_PUT = answer
 
     def read_content(self):
         """Decoded, and with the boundary of its parts, which is random, as BOUNDARY."""
@@ -420,6 +420,7 @@ ROWS = {
         ["b'201' {'id': 7, 'title': 'Zoë'}"],
         [('POST', '/documents?draft=yes', b'{"title": "Zo\\u00eb"}')]),
     'time': Row([HELLO], [get('/')]),
+    'time-2': Row([HELLO], [get('/')]),
     'connections': Row(
         [HELLO] * 2, [get('/first'), get('/second')],
         lambda site, logged: len(site.connected) == 1),
@@ -428,6 +429,7 @@ ROWS = {
         [HELLO], [get('/')],
         lambda site, logged: site.connected == [('192.0.2.1', 443)]),
     'tls': Row([HELLO], [get('/')]),
+    'tls-2': Row([HELLO], [get('/')]),
     'options': Row([HELLO], [get('/')]),
     'logging': Row(
         [], [get('/?page=1')],
@@ -445,7 +447,8 @@ ROWS = {
         ["b'200' sent all: False", "answered: b'one'", "answered: b'two'", "answered: b'three'",
          'sent all: True'], [('POST', '/words', b'')]),
     'both-ways-2': Row(["b'101'", "b'hello\\n'"], [get('/talk')]),
-    'requests-2': Row(["b'200' b'<p>Hello</p>hello world'"], [('PUT', '/object', b'hello world')]),
+    'requests-2': Row([HELLO], [('OPTIONS', '*', b'')]),
+    'requests-3': Row(["b'200' b'<p>Hello</p>hello world'"], [('PUT', '/object', b'hello world')]),
     'errors': Row(
         ['Nothing was sent: GET https://unreachable.example.com:443: resolving '
         'unreachable.example.com failed: LookupError: no such name'], []),

@@ -99,6 +99,9 @@ async def main(secret_in):
             answer(line.encode().replace(b'SECRET', backwards[::-1].encode()))
         with contextlib.suppress(HttpError):
             await buffered((await task)[2])
+        del task
+        # The loop lets go of the task in its next turn
+        await asyncio.sleep(0)
 
     kept = {}
     for number, (name, (path, line)) in enumerate(secret_in.items()):

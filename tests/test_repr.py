@@ -56,7 +56,8 @@ async def test_a_repeatable_body_shows_what_it_calls_and_if_there_was_content():
 def test_the_settings_show_the_options_that_connections_follow():
     pool = Pool(http_version=b'HTTP/1.0', keep_alive_timeout=1.5, socket_timeout=7)
     settings = ('<Settings persists_unasked=False keep_alive_timeout=1.5 recv_bufsize=122880 '
-                'max_header_length=16384 socket_timeout=7 max_requests=inf>')
+                'max_header_length=16384 limits=<Limits connect=7 read=7 write=7 pool=1e+09> '
+                'max_requests=inf>')
     assert settings in shown('Settings')
     del pool
 
