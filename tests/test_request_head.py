@@ -75,6 +75,10 @@ NAMED = 'GET http://example.com:80, refused: '
 UNNAMED = 'GET, refused: '
 
 
+class UnhashableStr(str):
+    __hash__ = None
+
+
 @pytest.mark.parametrize('name', REFUSED)
 def test_a_request_is_refused_before_any_dns_query_or_byte(name):
     row = REFUSED[name]
@@ -107,6 +111,8 @@ def test_a_request_is_refused_before_any_dns_query_or_byte(name):
                  UNNAMED + 'url must be a str, got bytes', id='url-bytes'),
     pytest.param({'url': None}, TypeError,
                  UNNAMED + 'url must be a str, got NoneType', id='url-none'),
+    pytest.param({'url': UnhashableStr('http://example.com/')}, TypeError,
+                 UNNAMED + "unhashable type: 'UnhashableStr'", id='url-unhashable'),
     pytest.param({'url': ['http://example.com/']}, TypeError,
                  UNNAMED + 'url must be a str, got list', id='url-list'),
     pytest.param({'url': 'http://example.com/SE\ud800CRET'}, ValueError,
