@@ -3335,10 +3335,11 @@ async def awaited(awaitable: Awaitable[Any]) -> Any:
 
 
 def facts_of(sock: socket.socket) -> ConnectionFacts:
-    peer = local = None
-    # The peer may have reset it already. The request will tell that.
-    with contextlib.suppress(OSError):
+    try:
         peer, local = sock.getpeername(), sock.getsockname()
+    except OSError:
+        # The peer has reset it already. The request will tell that.
+        peer = local = None
     if not isinstance(sock, ssl.SSLSocket):
         return ConnectionFacts(peer, local, None, None, None)
     return ConnectionFacts(
