@@ -29,6 +29,7 @@ from lowhaio import (
     HttpDataError,
     HttpError,
     HttpLoggerAdapter,
+    Phase,
     canonical_host,
     empty_async_iterator,
     repeatable,
@@ -89,6 +90,7 @@ class HttpRedirectError(HttpDataError):
     """
 
     response_started = True
+    phase: Phase | str = Phase.HEAD
 
     hops: tuple[Hop, ...] = ()
     """The redirects, as `hops` returns them. The last one was not followed, or it led to the
@@ -263,19 +265,26 @@ def following(request: AnyRequest, rules: Rules) -> AnyRequest:
                 raise
             code, response_headers, response_body = response
             location = rules.location(code, response_headers)
-            if location is None:
+            base = None if location is None else base_of(
+                followed[-1].url if followed else url, kwargs.get('target'))
+            if location is None or base is None:
                 return response if not followed else (
                     code, response_headers, RedirectedBody(response_body, followed))
             await drain(response_body)
 
-            followed += (Hop(code, led_to(followed[-1].url if followed else url, location)),)
+            followed += (Hop(code, led_to(base, location)),)
             # A location without path and query stands for the URL of the request, which the params
-            # are part of (RFC 3986 4.4).
+            # and the target are part of (RFC 3986 4.4).
             if location.partition('#')[0]:
                 params = ()
+                kwargs.pop('target', None)
             method, body, body_args, body_kwargs, headers = rules.next_parts(
                 followed, url, (method, body, body_args, body_kwargs, headers), kwargs)
-            url = followed[-1].url.partition('#')[0]
+            next_url = followed[-1].url.partition('#')[0]
+            # It is the name of one server. Another one has to prove its own.
+            if origin_of(next_url) != origin_of(url):
+                kwargs.pop('server_hostname', None)
+            url = next_url
 
     return cast(AnyRequest, redirectable_request)
 
@@ -363,6 +372,7 @@ def raise_as_answered(error: HttpError, followed: tuple[Hop, ...]) -> None:
     if isinstance(error, HttpConnectionError):
         answered = HttpRedirectError(f'after {len(followed)} redirects: {error}')
         answered.reused = error.reused
+        answered.phase = error.phase
         answered.is_lasting = False
         raise with_hops(answered, followed) from error
     with_hops(error, followed)
@@ -457,6 +467,22 @@ def led_to(url: str, location: str) -> str:
     reference, *new_fragment = location.partition('#')
     target = resolved(base, reference) if reference else base
     return target + ''.join(new_fragment if new_fragment[0] else fragment)
+
+
+def base_of(url: str, target: Any) -> str | None:
+    """The URL that a request with this URL and target is for (RFC 9112 3.3).
+
+    It is None if the target names another origin, as one for a proxy may. A proxy passes such a
+    request on, and only whoever made the target knows how the next one gets there.
+    """
+    if target is None or target == b'*':
+        return url
+    text = decoded(target).replace('#', '%23')
+    _, hash_sign, fragment = url.partition('#')
+    if text.startswith('/'):
+        scheme, authority, _, _ = split(url)
+        text = f'{scheme}://{authority}{text}'
+    return text + hash_sign + fragment if origin_of(text) == origin_of(url) else None
 
 
 def resolved(base: str, reference: str) -> str:

@@ -30,10 +30,13 @@ from tests.harness import (
     OK,
     Answering,
     Server,
+    certified,
     connecting_to,
     context_for,
     get,
     internet,
+    measured,
+    on_clock,
     on_loops,
     pool,
     python_blocks,
@@ -206,6 +209,96 @@ async def test_the_redirects_are_told(url, locations, expected):
     assert not any('#' in line for line in script.lines)
 
 
+# ------------------------------------------------------------------ target, name and times
+
+
+@pytest.mark.parametrize('target, location, sent, url', [
+    # It is the location that decides.
+    (b'/a/[b]', b'/c', b'/c', 'http://a.example/c#f'),
+    (b'/a/[b]', b'//b.example/c', b'/c', 'http://b.example/c#f'),
+    # What is relative is so to what was asked for, and not to the URL.
+    (b'/a/[b]/c?d', b'e', b'/a/%5Bb%5D/e', 'http://a.example/a/[b]/e#f'),
+    (b'/a/[b]?d', b'?e', b'/a/%5Bb%5D?e', 'http://a.example/a/[b]?e#f'),
+    (b'/a/\xff/b', b'c#', b'/a/%FF/c', 'http://a.example/a/%FF/c#'),
+    (b'/a/#b/c', b'd', b'/a/%23b/d', 'http://a.example/a/%23b/d#f'),
+    (b'//b.example/a/b', b'c', b'//b.example/a/c', 'http://a.example//b.example/a/c#f'),
+    (b'http://A.example:80/a/b', b'c', b'/a/c', 'http://A.example:80/a/c#f'),
+    (b'*', b'c', b'/x/c', 'http://a.example/x/c#f'),
+    # The same URL is asked for in the same way.
+    (b'/a/[b]', b'', b'/a/[b]', 'http://a.example/a/[b]#f'),
+    (b'/a/[b]', b'#g', b'/a/[b]', 'http://a.example/a/[b]#g'),
+    (b'*', b'', b'*', 'http://a.example/x/y?z#f'),
+])
+@on_loops
+async def test_a_target_is_for_one_url(target, location, sent, url):
+    async with redirected(redirect(location, 307), OK) as (request, script):
+        _, _, body = await request(b'OPTIONS', 'http://a.example/x/y?z#f', target=target)
+        await buffered(body)
+    assert [head.split(b' ')[1] for head in script.heads] == [target, sent]
+    assert [hop.url for hop in hops(body)] == [url]
+
+
+@pytest.mark.parametrize('target', [
+    b'http://b.example/', b'http://a.example:81/', b'https://a.example/', b'a.example:80'])
+@on_loops
+async def test_what_a_proxy_passes_on_is_not_followed(target):
+    """The next request would go around the proxy, or the proxy would not know where to."""
+    async with redirected(redirect(b'/b', 307, b'to b'), OK) as (request, script):
+        code, headers, body = await get(request, 'http://a.example/', target=target)
+    assert (code, headers[0], body) == (b'307', (b'location', b'/b'), b'to b')
+    assert len(script.heads) == 1
+
+
+@pytest.mark.parametrize('locations, expected', [
+    ([b'/b', b'//127.0.0.1:PORT/c'], ['a.example'] * 3),
+    ([b'//b.example/', b'/c'], ['a.example', 'b.example', 'b.example']),
+    # What another origin did not get stays out.
+    ([b'//b.example/', b'//127.0.0.1:PORT/'], ['a.example', 'b.example', None]),
+])
+@on_loops
+async def test_the_name_of_a_server_is_for_its_origin_alone(locations, expected):
+    names = []
+    context = certified('a.example', 'b.example', '127.0.0.1')
+    context.sni_callback = lambda sock, name, context: names.append(name)
+    script = Answering(OK)
+    async with Server(script, context) as server:
+        script.responses[:0] = [redirect(location.replace(b'PORT', b'%d' % server.port))
+                                for location in locations]
+        async with pool(get_connection=connecting_to(https=server.port),
+                        get_ssl_context=trusting, keep_alive_timeout=0) as request:
+            code, _, _ = await get(redirectable(request), server.url,
+                                   server_hostname='a.example')
+    assert (code, names) == (b'200', expected)
+
+
+@on_clock
+async def test_each_request_of_a_chain_has_the_times():
+    async def script(peer):
+        await peer.read_head()
+        await asyncio.sleep(0.8)
+        await peer.send(redirect(b'/b'))
+        await peer.read_head()
+        await peer.closed()
+
+    times = {'read': 1}
+    async with Server(script) as server, pool() as request:
+        seconds, task = await measured(
+            redirectable(request)(b'GET', server.url, timeouts=times))
+        error = task.exception()
+    assert seconds == 1.8
+    assert (type(error), type(error.__cause__)) == (HttpDataError, TimeoutError)
+    assert (error.phase, error.response_started) == ('head', True)
+    assert times == {'read': 1}
+
+
+@on_loops
+async def test_the_phase_of_a_failure_is_that_of_the_request_that_failed():
+    async with redirected(redirect(b'//b.example:99999/')) as (request, _):
+        with pytest.raises(HttpRedirectError) as error:
+            await request(b'GET', 'http://a.example/')
+    assert error.value.phase == 'refused'
+
+
 @on_loops
 async def test_the_repr_of_a_body_counts_its_redirects_and_shows_no_url():
     async with redirected(redirect(b'/?token=hidden'), OK) as (request, _):
@@ -261,6 +354,7 @@ async def test_the_redirects_before_an_error_are_told(responses, kwargs, expecte
     assert 'secret' not in str(error.value)
     if isinstance(error.value, HttpRedirectError):
         assert error.value.hops == expected
+        assert error.value.phase == ('refused' if expected[-1][1].endswith(':0/') else 'head')
 
 
 STRIPPED = ('authorization', 'x-token')

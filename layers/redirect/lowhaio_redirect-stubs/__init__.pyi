@@ -2,7 +2,7 @@
 
 from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import Any, NamedTuple, TypeVar
-from lowhaio import Fields, Headers, HttpDataError
+from lowhaio import Fields, Headers, HttpDataError, Phase
 
 __all__ = [
     'DEFAULT_REDIRECTS',
@@ -29,6 +29,7 @@ class Hop(NamedTuple):
 
 class HttpRedirectError(HttpDataError):
     response_started: bool
+    phase: Phase | str
     hops: tuple[Hop, ...]
     is_lasting: bool
 
