@@ -32,6 +32,7 @@ from lowhaio import (
     HttpDataError,
     HttpError,
     HttpHeaderTooLong,
+    Phase,
     empty_async_iterator,
     repeatable,
 )
@@ -117,18 +118,19 @@ def is_lasting(error: BaseException) -> bool:
     return False
 
 
-LASTING_PHASES = ('refused', 'pool')
+LASTING_PHASES = (Phase.REFUSED, Phase.POOL)
 
 
 def is_refusal(error: BaseException) -> bool:
     """Whether something that the caller gave was refused, a body function for example.
 
-    Subclasses of ValueError do not count. They include a certificate that is not accepted,
-    credentials that are bad JSON, and bytes that are not UTF-8: all these may be good the next
-    time.
+    A body can also be refused after its beginning was sent, such as one that is shorter than its
+    `content-length`. Subclasses of ValueError do not count. They include a certificate that is not
+    accepted, credentials that are bad JSON, and bytes that are not UTF-8: all these may be good
+    the next time.
     """
-    return isinstance(error, HttpConnectionError) and type(error.__cause__) in (
-        TypeError, ValueError)
+    return type(error.__cause__) in (TypeError, ValueError) and (
+        isinstance(error, HttpConnectionError) or getattr(error, 'phase', '') == Phase.BODY)
 
 
 # -------------------------------------------------------------------------------- the layer
@@ -349,6 +351,7 @@ class Attempts:
             # Another layer that retries must know that a server may have received the request.
             raised = HttpDataError(f'{error}{self.before()}')
             raised.reused = error.reused
+            raised.phase = error.phase
         else:
             return error
         raised.response_started = self.response_started
@@ -457,7 +460,7 @@ class BegunBody:
             self._chunks.clear()
             cause = ConnectionAbortedError('the response body was closed before its end')
             self._error = HttpDataError(f'reading the response body: {cause}')
-            self._error.response_started = True
+            self._error.response_started, self._error.phase = True, Phase.CONTENT
             self._error.__cause__ = cause
         await self._body.aclose()
 

@@ -35,7 +35,9 @@ from tests.harness import (
     certified,
     ends_after,
     get,
+    holding,
     internet,
+    measured,
     on_clock,
     on_loops,
     passing,
@@ -183,6 +185,7 @@ async def test_what_is_not_sent_after_something_was_says_so(
         slept, first, times, before, started):
     last = HttpConnectionError('not connected')
     last.reused = True
+    last.phase = 'connect'
     request, made = failing(first, *[last] * times)
     again = retry(
         request, ((HttpConnectionError, (0,) * (times - 1)), (HttpDataError, (0,))),
@@ -191,7 +194,7 @@ async def test_what_is_not_sent_after_something_was_says_so(
         await again(b'POST', 'http://a/')
     assert str(raised.value) == f'not connected (the attempt before: {before})'
     assert raised.value.__cause__ is last
-    assert raised.value.reused is True
+    assert (raised.value.reused, raised.value.phase) == (True, 'connect')
     assert raised.value.response_started is started
     assert len(made) == times + 1
 
@@ -231,6 +234,16 @@ async def test_each_request_counts_on_its_own(slept):
         with pytest.raises(KeyError):
             await again(b'GET', 'http://a/')
     assert slept == [1, 1]
+
+
+@on_clock
+async def test_each_attempt_has_the_times_of_the_request():
+    script = holding(b'')
+    async with Server(script) as server, pool() as request:
+        again = retry(request, ((HttpDataError, (0, 0)),))
+        seconds, task = await measured(again(b'GET', server.url, timeouts={'read': 0.5}))
+        assert (type(task.exception()), task.exception().phase) == (HttpDataError, 'head')
+    assert (seconds, script.sent) == (1.5, 3)
 
 
 @on_loops
@@ -435,6 +448,30 @@ async def busy(request, close, server):
     return request, server.url, {}
 
 
+async def busy_for_one(request, close, server):
+    _, _, BUSY[request] = await request(b'GET', server.url)
+    return request, server.url, {'timeouts': {'pool': 0.01}}
+
+
+def begun(error):
+    """A request whose body raises this after its beginning was sent."""
+    async def given(request, close, server):
+        async def body():
+            yield b'a'
+            await turns(5)  # the server has accepted, and has a peer to close
+            raise error
+
+        return request, server.url + 'silent', {
+            'body': body, 'headers': ((b'content-length', b'2'),)}
+
+    return given
+
+
+async def too_short(request, close, server):
+    return request, server.url + 'silent', {
+        'body': streamed(b'a'), 'headers': ((b'content-length', b'2'),)}
+
+
 async def once(request, close, server):
     generator = streamed(b'ok')()
     body = repeatable(lambda: generator)
@@ -471,6 +508,7 @@ async def plainly(request, close, server):
 BUSY = {}
 ANSWERS = {
     '/': b'HTTP/1.1 200 OK\r\ncontent-length: 10\r\n\r\n',
+    '/silent': b'',
     '/long': b'HTTP/1.1 200 OK\r\nx: ' + bytes(20000).replace(b'\0', b'a'),
     '/circle': response(302, b'', b'location: /circle'),
     '/ftp': response(302, b'', b'location: ftp://a/'),
@@ -481,6 +519,9 @@ NEVER_AGAIN = {
     'refused': (refused, {}, 'refused: '),
     'closed': (closed, {}, 'refused: the pool is closed'),
     'pool_timeout': (busy, {'max_connections': 1, 'pool_timeout': 0.01}, 'pool_timeout'),
+    'pool-of-a-request': (busy_for_one, {'max_connections': 1}, 'waiting for a connection'),
+    'body-that-is-too-short': (too_short, {}, 'content-length'),
+    'body-that-begins': (begun(ValueError('no')), {}, 'the request body: no'),
     'body': (once, {}, 'body must return a new async iterator'),
     'too-long': (too_long, {}, 'max_header_length'),
     'too-many-redirects': (in_circles, {}, 'max_redirects'),
@@ -490,6 +531,8 @@ NEVER_AGAIN = {
     'type-error': (plainly, {'get_connection': raising(TypeError('no'))}, 'TypeError'),
 }
 AGAIN = {
+    'body-from-elsewhere': (begun(OSError('no')), {}, 'the request body: .*no'),
+    'body-of-bad-json': (begun(json.JSONDecodeError('no', '', 0)), {}, 'the request body: no'),
     'redirect-to-nothing': (to_nothing, {}, 'connecting failed'),
     'proxy-502': (plainly, {'get_connection': raising(ServerError('no'))}, 'ServerError'),
     'get_connection': (plainly, {'get_connection': raising(OSError('no'))}, 'OSError'),
@@ -866,6 +909,7 @@ async def test_a_body_in_memory_has_all_that_the_body_has(slept):
         assert str(raised.value) == (
             'reading the response body: the response body was closed before its end')
         assert type(raised.value.__cause__) is ConnectionAbortedError
+        assert (raised.value.response_started, raised.value.phase) == (True, 'content')
 
 
 @on_loops
