@@ -62,7 +62,7 @@ Response = tuple[bytes, Fields, Any]
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 AnyError = TypeVar('AnyError', bound=HttpError)
 GetToken = Callable[[], str | Awaitable[str]]
-IsForUs = Callable[[str], bool]
+IsForUs = Callable[[str, Any], bool]
 
 
 # --------------------------------------------------------------------------- basic and bearer
@@ -92,7 +92,7 @@ def basic(request: AnyRequest, username: str, password: str,
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
         headers = reiterable(headers)
-        if is_for_us(url) and not has_authorization(headers):
+        if is_for_us(url, kwargs.get('target')) and not has_authorization(headers):
             headers = (*headers, (b'authorization', value))
         return await request(
             method, url, params=params, headers=headers, body=body, body_args=body_args,
@@ -131,7 +131,7 @@ def with_token(request: AnyRequest, tokens: Tokens, is_for_us: IsForUs) -> AnyRe
             **kwargs: Any) -> Response:
         headers, body_args, body_kwargs = (
             reiterable(headers), reiterable(body_args), reiterable(body_kwargs))
-        if not is_for_us(url) or has_authorization(headers):
+        if not is_for_us(url, kwargs.get('target')) or has_authorization(headers):
             return await request(
                 method, url, params=params, headers=headers, body=body, body_args=body_args,
                 body_kwargs=body_kwargs, **kwargs)
@@ -297,7 +297,8 @@ def with_proof(request: AnyRequest, login: Login, is_for_us: IsForUs) -> AnyRequ
         headers, body_args, body_kwargs = (
             reiterable(headers), reiterable(body_args), reiterable(body_kwargs))
         body = repeatable(body)
-        if not is_for_us(url) or has_authorization(headers):
+        target = kwargs.get('target')
+        if not is_for_us(url, target) or has_authorization(headers):
             return await request(
                 method, url, params=params, headers=headers, body=body, body_args=body_args,
                 body_kwargs=body_kwargs, **kwargs)
@@ -309,7 +310,7 @@ def with_proof(request: AnyRequest, login: Login, is_for_us: IsForUs) -> AnyRequ
                 try:
                     if challenge is not None:
                         sent = await with_answer(
-                            challenge, login, method, sent, body, body_args, body_kwargs)
+                            challenge, login, method, target, sent, body, body_args, body_kwargs)
                     code, fields, response_body = await request(
                         method, **sent, body=body, body_args=body_args, body_kwargs=body_kwargs,
                         **kwargs)
@@ -508,21 +509,26 @@ class Challenge:
                         self.count = 0
 
 
-async def with_answer(challenge: Challenge, login: Login, method: bytes, sent: dict[str, Any],
-                      body: Any, body_args: Any, body_kwargs: Any) -> dict[str, Any]:
-    """The URL and the headers of a request that answers the challenge.
+async def with_answer(challenge: Challenge, login: Login, method: bytes, target: bytes | None,
+                      sent: dict[str, Any], body: Any, body_args: Any,
+                      body_kwargs: Any) -> dict[str, Any]:
+    """The URL, the params and the headers of a request that answers the challenge.
 
-    `sent` has the URL, the params and the headers of the request without an answer.
+    `target` is the one that was given, if there is one, and `sent` has the same three of the
+    request without an answer.
     """
-    url, headers = sent['url'], sent['headers']
+    url, params, headers = sent['url'], sent['params'], sent['headers']
     try:
-        whole_url, target = encoded(url, sent['params'])
+        if target is None:
+            url, target = encoded(url, params)
+            params = ()
         content_hash = await challenge.hash_content(headers, body, body_args, body_kwargs)
         answer = challenge.answer(login.name, login.password, method, target, content_hash)
     except Exception as cause:
         raise failure(HttpConnectionError, method, url,
                       f'refused: {str(cause) or type(cause).__name__}') from cause
-    return {'url': whole_url, 'headers': (*headers, (b'authorization', answer))}
+    return {'url': url, 'params': params,
+            'headers': (*headers, (b'authorization', answer))}
 
 
 def best_challenge(headers: Fields, accepted: tuple[str, ...]) -> Challenge | None:
@@ -599,7 +605,7 @@ def origin_of(url: str) -> str | None:
 
 
 def bound_to(origin: str | None) -> IsForUs:
-    """A function that tells whether a URL is of this origin.
+    """A function that tells whether a request with this URL and target is for this origin.
 
     None stands for the origin of the first URL that the function is called with.
     """
@@ -609,13 +615,25 @@ def bound_to(origin: str | None) -> IsForUs:
         if bound is None or not re.fullmatch('[^/]*//[^/?#]*/?', origin):
             raise ValueError("origin must be a scheme and a host, like 'https://example.com'")
 
-    def is_for_us(url: str) -> bool:
+    def is_for_us(url: str, target: Any) -> bool:
         nonlocal bound
         asked = origin_of(url)
+        if target is not None and not is_at(target, asked):
+            return False
         bound = bound or asked
         return asked is not None and asked == bound
 
     return is_for_us
+
+
+def is_at(target: Any, origin: str | None) -> bool:
+    """Whether a request target stays at the origin of its URL.
+
+    In absolute form it names an origin itself (RFC 9112 3.2.2), which a proxy may pass the request
+    on to. What is no target is left to lowhaio, which refuses it.
+    """
+    return isinstance(target, bytes) and (
+        target == b'*' or target.startswith(b'/') or origin_of(target.decode('latin-1')) == origin)
 
 
 def encoded(url: str, params: Any) -> tuple[str, bytes]:
@@ -700,6 +718,7 @@ def after_401(error: HttpError) -> HttpDataError:
     """
     answered = HttpDataError(f'after a first answer, 401: {error}')
     answered.reused = error.reused
+    answered.phase = error.phase
     answered.response_started = True
     return answered
 

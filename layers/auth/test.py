@@ -328,6 +328,7 @@ async def test_what_can_not_be_sent_after_a_401_is_no_connection_error(layer):
 
     asked = []
     failure = HttpConnectionError('no connection')
+    failure.phase = 'connect'
     failure.reused = True
     tokens = iter(('old', 'new'))
     request_as = (bearer(request, lambda: next(tokens)) if layer == 'bearer'
@@ -335,7 +336,7 @@ async def test_what_can_not_be_sent_after_a_401_is_no_connection_error(layer):
     with pytest.raises(HttpDataError, match='^after a first answer, 401: no conn') as error:
         await request_as(b'GET', URL)
     assert error.value.__cause__ is failure
-    assert error.value.reused
+    assert (error.value.reused, error.value.phase) == (True, 'connect')
     assert error.value.response_started
 
 
@@ -422,6 +423,37 @@ async def test_credentials_go_to_one_origin(layer, origin, url, is_ours):
         await buffered(body)
     assert code == (b'200' if is_ours else b'401')
     assert any(authorizations(script)) is is_ours
+
+
+# A target in absolute form names an origin itself, and a proxy passes it on to there.
+ELSEWHERE = (b'http://b.example/', b'http://a.example:81/', b'https://a.example/', b'a.example:80',
+             b'http://b@a.example/', b'a', b'?a')
+
+
+@each_layer
+@pytest.mark.parametrize('target, is_ours', [
+    *((target, True) for target in (b'/', b'/[b]', b'//b.example/', b'*', b'http://a.example',
+                                    b'HTTP://A.EXAMPLE.:80/[b]')),
+    *((target, False) for target in ELSEWHERE)])
+@on_loops
+async def test_credentials_do_not_go_with_a_target_that_names_another_origin(
+        layer, target, is_ours):
+    async with answering(asking) as (request, script):
+        for origin in ('http://a.example', None, 'http://b.example'):
+            code, _, _ = await get(layer(request, origin=origin), URL, target=target)
+            assert code == (b'200' if is_ours and origin != 'http://b.example' else b'401')
+    assert {head.split(b' ')[1] for head in script.heads} == {target}
+
+
+@each_layer
+@on_loops
+async def test_a_request_for_another_origin_does_not_count_as_the_first_one(layer):
+    async with answering(asking) as (request, _):
+        request = layer(request)
+        codes = [(await get(request, url, target=target))[0] for url, target in (
+            ('http://proxy.example/', b'http://a.example/'), (URL, None),
+            ('http://proxy.example/', None))]
+    assert codes == [b'401', b'200', b'401']
 
 
 @each_layer
@@ -1006,10 +1038,28 @@ async def test_digest_hashes_the_target_that_is_sent(url, params, target):
     assert script.lines == [f'GET {target}'] * 2
 
 
+@pytest.mark.parametrize('method, target', [
+    (b'GET', b'/a[b]|{c}?d=[e]'), (b'GET', b'/%7e//../%2f'), (b'GET', b'/"a"\\b\xff'),
+    (b'OPTIONS', b'*'), (b'GET', b'http://a.example/a|b')])
+@pytest.mark.parametrize('qop', [b'auth', b''])
+@on_loops
+async def test_digest_hashes_a_target_as_it_is_given(method, target, qop):
+    realm = Realm(qop=qop)
+    async with answering(realm) as (request, script):
+        request = digest(request, 'user', 'password')
+        for _ in range(2):
+            code, _, body = await request(method, URL + 'other?c', target=target)
+            assert (code, await buffered(body)) == (b'200', b'ok')
+    assert [head.partition(b' HTTP/')[0] for head in script.heads] == [
+        method + b' ' + target] * 3
+    assert [fields[b'uri'] for fields in realm.fields] == [target] * 2
+
+
 @pytest.mark.parametrize('kwargs', [
     {'url': URL + '\n'}, {'url': URL + '\x85'}, {'url': URL + '\ud800'}, {'params': 5},
     {'params': ((b'x-api-key', b'secret'),)}, {'params': {b'x-api-key': b'secret'}},
-    {'method': 'GET'}, {'method': b'G T'}])
+    {'method': 'GET'}, {'method': b'G T'}, {'target': '/'}, {'target': b''},
+    {'target': b'/a b'}, {'target': b'/', 'params': {'c': 'd'}}])
 @on_loops
 async def test_bad_arguments_are_refused_also_when_there_is_a_challenge(kwargs):
     async with answering(Realm()) as (request, script):
