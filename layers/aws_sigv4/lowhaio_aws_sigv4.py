@@ -81,11 +81,13 @@ EMPTY_HASH = sha256().hexdigest()
 NAME = re.compile(r'[A-Za-z0-9._-]+')
 URL = re.compile(r'(https?)://(\[[^\[\]/?#@]*\]|[^:\[\]/?#@]+)(:[0-9]{0,5})?(?![^/?#])'
                  r'([^?#]*)\??([^#]*)', re.IGNORECASE)
+TARGET = re.compile(rb'(?:https?://[^/?]*)?(/[^?]*)?(?:\?(.*))?', re.IGNORECASE | re.DOTALL)
 CONTROL = re.compile(r'[\x00-\x1f\x7f-\x9f]')
 
 # The three arguments of a request that make its content: body, body_args and body_kwargs.
 Content = tuple[Body, Iterable[Any], Mapping[str, Any] | Iterable[tuple[str, Any]]]
 Credentials = Callable[[], Awaitable[tuple[str, str, Headers]]]
+IsForUs = Callable[[str, bytes | None], bool]
 Response = tuple[bytes, Fields, Any]
 # A layer returns a function of the type that it was given: same arguments, same response.
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
@@ -121,7 +123,7 @@ def signed(request: AnyRequest, credentials: Credentials, service: str, region: 
     return signing(request, Signer(credentials, service, region, body_hash), bound_to(origin))
 
 
-def signing(request: AnyRequest, signer: Signer, is_for_us: Callable[[str], bool]) -> AnyRequest:
+def signing(request: AnyRequest, signer: Signer, is_for_us: IsForUs) -> AnyRequest:
     async def signed_request(
             method: bytes, url: str, params: Params = (), headers: Headers = (),
             body: Body = empty_async_iterator, body_args: Iterable[Any] = (),
@@ -129,7 +131,8 @@ def signing(request: AnyRequest, signer: Signer, is_for_us: Callable[[str], bool
             **kwargs: Any) -> Response:
         with SpooledTemporaryFile(MAX_IN_MEMORY) as spool:
             try:
-                is_ours = is_for_us(url)
+                target = kwargs.get('target')
+                is_ours = is_for_us(url, target)
                 fields = tuple(headers)
                 framing = FRAMING & names_of(fields)
                 body_hash, length, (body, body_args, body_kwargs) = await signer.prepare(
@@ -137,8 +140,8 @@ def signing(request: AnyRequest, signer: Signer, is_for_us: Callable[[str], bool
                 if length is not None and not framing:
                     fields += ((b'content-length', b'%d' % length),)
                 if is_ours:
-                    url, fields = await signer.sign(method, url, params, fields, body_hash)
-                    params = ()
+                    url, params, fields = await signer.sign(
+                        method, url, params, target, fields, body_hash)
             except Exception as cause:
                 raise HttpConnectionError(
                     f'signing a request for {signer.service} in {signer.region} failed: '
@@ -180,10 +183,19 @@ class Signer:
         length = len(body.data) if isinstance(body, streamed) else None
         return self.body_hash or EMPTY_HASH, length, content
 
-    async def sign(self, method: bytes, url: str, params: Params, fields: Fields,
-                   body_hash: str) -> tuple[str, Fields]:
-        """The URL with the params, in the one form that is sent, and the fields of the request."""
-        origin, host, path, query = split_url(url, params, self.service)
+    async def sign(self, method: bytes, url: str, params: Params, target: bytes | None,
+                   fields: Fields, body_hash: str) -> tuple[str, Params, Fields]:
+        """The URL, the params and the fields of the request.
+
+        The URL has the params, and is in the one form that is sent. With a target, it is left as
+        it is: then it tells only where the request goes.
+        """
+        if target is None:
+            origin, host, path, query = split_url(url, params, self.service)
+            url, params = f'{origin}{path}?{query}' if query else origin + path, ()
+        else:
+            _, host, *_ = split_url(url, (), self.service)
+            path, query = split_target(target, self.service)
         access_key_id, secret_access_key, more = await self.credentials()
         more = tuple(more)
         fields = without(fields, ADDED | names_of(more)) + more
@@ -193,7 +205,7 @@ class Signer:
         fields += sign(access_key_id, secret_access_key, fields, self.service, self.region,
                        method.decode('ascii'), canonical_path(path, self.service), query,
                        body_hash)
-        return f'{origin}{path}?{query}' if query else origin + path, fields
+        return url, params, fields
 
 
 def aws_sigv4_headers(
@@ -247,8 +259,8 @@ def without(fields: Headers, names: Container[bytes]) -> Fields:
 
 # ----------------------------------------------------------------------- where credentials go
 
-def bound_to(origin: str | Iterable[str] | None) -> Callable[[str], bool]:
-    """A function that tells whether a URL is of one of these origins.
+def bound_to(origin: str | Iterable[str] | None) -> IsForUs:
+    """A function that tells whether a request of this URL and target goes to one of these origins.
 
     None stands for the origin of the first URL that the function is called with.
     """
@@ -257,9 +269,12 @@ def bound_to(origin: str | Iterable[str] | None) -> Callable[[str], bool]:
         patterns = map(pattern_of, (origin,) if isinstance(origin, str) else origin)
         bound = re.compile('|'.join(patterns))
 
-    def is_for_us(url: str) -> bool:
+    def is_for_us(url: str, target: bytes | None) -> bool:
         nonlocal bound
         asked = origin_of(url)
+        if target is not None and not is_at(target, asked):
+            LOGGER.info('A request to %s is not signed: its target names another origin', asked)
+            return False
         bound = bound or re.compile(re.escape(asked))
         if bound.fullmatch(asked):
             if '#' in url:
@@ -270,6 +285,22 @@ def bound_to(origin: str | Iterable[str] | None) -> Callable[[str], bool]:
         return False
 
     return is_for_us
+
+
+def is_at(target: bytes, origin: str) -> bool:
+    """Whether a request target stays at the origin of its URL.
+
+    In absolute form it names an origin itself (RFC 9112 3.2.2), which a proxy may pass the request
+    on to.
+    """
+    if not isinstance(target, bytes):
+        raise TypeError(f'target must be bytes, got {type(target).__name__}')
+    if target.startswith(b'/') or target == b'*':
+        return True
+    try:
+        return origin_of(target.decode('latin-1')) == origin
+    except ValueError:
+        return False
 
 
 def pattern_of(origin: str) -> str:
@@ -294,18 +325,35 @@ def origin_of(url: str) -> str:
 # To check a signature, a server decodes path and query and encodes them again, each server in its
 # own way. So they are sent in the one form that all servers come back to: everything but letters,
 # digits and "-._~" is percent-encoded.
+#
+# A target is sent as it is given, and signed in that form all the same. Only the path of a service
+# other than S3 is signed as it is sent: it is not decoded there, but encoded once more.
 
 def split_url(url: str, params: Params, service: str) -> tuple[str, bytes, str, str]:
     """The origin, the `host` field, the path and the query."""
     scheme, host, port, path, query = matched(url).groups()
     # To S3, an encoded slash is a slash of the key. To other services it is no separator.
     path = recoded(path, '/') if service in S3 else '/'.join(map(recoded, path.split('/')))
-    # Nearly all servers read a plus sign in a query as a space.
-    pairs = (pair.replace('+', ' ').split('=', 1) for pair in query.split('&') if pair)
-    query = '&'.join('='.join(map(recoded, pair)) for pair in pairs)
+    query = recoded_query(query.encode())
     more = encode_params(params, quote_via=quote)
     return (f'{scheme}://{host}{port or ""}', host_field(scheme.lower(), host, port), path or '/',
             f'{query}&{more}' if query and more else query or more)
+
+
+def split_target(target: bytes, service: str) -> tuple[str, str]:
+    """The path and the query of a request target, as a signature needs them."""
+    match = TARGET.fullmatch(target)
+    if match is None:
+        raise ValueError('target must have a path, or be http:// or https:// and a host')
+    path, query = match.groups(b'')
+    return (recoded(path, '/') if service in S3 else path.decode(errors='surrogateescape'),
+            recoded_query(query))
+
+
+def recoded_query(query: bytes) -> str:
+    # Nearly all servers read a plus sign in a query as a space.
+    pairs = (pair.replace(b'+', b' ').split(b'=', 1) for pair in query.split(b'&') if pair)
+    return '&'.join('='.join(map(recoded, pair)) for pair in pairs)
 
 
 def matched(url: str) -> re.Match[str]:
@@ -317,7 +365,7 @@ def matched(url: str) -> re.Match[str]:
     return match
 
 
-def recoded(text: str, safe: str = '') -> str:
+def recoded(text: str | bytes, safe: str = '') -> str:
     """The text with all characters percent-encoded that are neither unreserved nor in `safe`."""
     return quote(unquote_to_bytes(text), safe)
 
@@ -431,4 +479,5 @@ def canonical_path(path: str, service: str) -> str:
             del segments[-1:]
         elif segment not in ('', '.'):
             segments.append(segment)
-    return quote('/' + '/'.join(segments) + ('/' if segments and path.endswith('/') else ''))
+    return quote('/' + '/'.join(segments) + ('/' if segments and path.endswith('/') else ''),
+                 errors='surrogateescape')

@@ -37,6 +37,7 @@ from lowhaio_aws_sigv4 import (
     canonical_path,
     object_url,
     signed,
+    split_target,
     split_url,
 )
 from tests.harness import (
@@ -206,6 +207,80 @@ async def test_the_target_is_sent_in_one_form(service, target, params, sent):
             b'GET', server.origin + target, params=params)
     assert script.lines == ['GET ' + sent]
     check_signature(script.heads[0], b'', service)
+
+
+# A server decodes what is sent, and encodes it again. So what is signed is that form of it, which
+# botocore leaves as it is. The path of another service than S3 is only encoded once more.
+TARGETS = [
+    ('s3', b'/a[b]|{c}', b'/a%5Bb%5D%7C%7Bc%7D'),
+    ('s3', b'/a//../b/%7e/%2f#', b'/a//../b/~//%23'),
+    ('s3', b'/\xc3\xa9/\xff+', b'/%C3%A9/%FF%2B'),
+    ('s3', b'/?b=1+[2]&a&&c=%7e/', b'/?b=1%20%5B2%5D&a&c=~%2F'),
+    ('s3', b'/?a=b=\xff', b'/?a=b%3D%FF'),
+    ('s3', b'ORIGIN/a|b?c', b'/a%7Cb?c'),
+    ('s3', b'ORIGIN?c', b'/?c'),
+    ('es', b'/a[b]|{c}', b'/a[b]|{c}'),
+    ('es', b'/a//../b/%7e/%2f', b'/a//../b/%7e/%2f'),
+    ('es', b'/\xc3\xa9+', '/é+'.encode()),
+    ('es', b'/?b=1+[2]&a', b'/?b=1%20%5B2%5D&a'),
+    ('es', b'ORIGIN/a|b', b'/a|b'),
+    ('es', b'ORIGIN', b'/'),
+]
+
+
+@pytest.mark.parametrize('service, target, as_signed', TARGETS)
+@on_loops
+async def test_a_target_is_sent_as_it_is_and_signed_as_a_server_reads_it(
+        service, target, as_signed):
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        target = target.replace(b'ORIGIN', server.origin.encode())
+        await signed(request, credentials, service, 'eu-west-2')(
+            b'PUT', server.url + 'other?d', target=target, body=streamed(b'abc'))
+    [head] = script.heads
+    assert head.startswith(b'PUT ' + target + b' HTTP/1.1\r\n')
+    check_signature(head.replace(b' ' + target, b' ' + as_signed, 1), b'abc', service)
+
+
+def test_a_target_is_signed_with_each_of_its_bytes():
+    for service in ('s3', 'es'):
+        seen = {authorization('AKID', 'secret', (), service, 'x', 'GET', canonical_path(
+            *(split_target(b'/' + bytes((byte,)), service)[0], service)), '', EMPTY_HASH, 'date')
+            for byte in range(0x80, 0x100)}
+        assert len(seen) == 128
+
+
+@pytest.mark.parametrize('target, params, reason', [
+    (b'*', (), 'signing a request for s3 in eu-west-2 failed: ValueError: target must have a '
+     'path, or be http:// or https:// and a host'),
+    ('/', (), 'signing a request for s3 in eu-west-2 failed: TypeError: target must be bytes, '
+     'got str'),
+    (b'/a b', (), 'refused: '), (b'/', {'a': 'b'}, 'refused: '),
+])
+@on_loops
+async def test_a_target_that_can_not_be_signed_or_sent_is_refused(target, params, reason):
+    async with pool() as request:
+        with pytest.raises(HttpConnectionError, match=reason) as info:
+            await signed(request, credentials, 's3', 'eu-west-2')(
+                b'GET', 'http://127.0.0.1:1/', params=params, target=target)
+    assert isinstance(info.value.__cause__, (TypeError, ValueError))
+
+
+@pytest.mark.parametrize('target', [
+    b'http://b.example/c', b'http://127.0.0.1/', b'https://127.0.0.1:PORT/', b'c', b'?c'])
+@on_loops
+async def test_a_target_that_names_another_origin_is_not_signed(target, caplog):
+    caplog.set_level(logging.INFO, 'lowhaio_aws_sigv4')
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        target = target.replace(b'PORT', b'%d' % server.port)
+        for origin in (None, server.origin, '*'):
+            await signed(request, credentials, 's3', 'eu-west-2', origin=origin)(
+                b'GET', server.url, target=target)
+    for head in script.heads:
+        assert head == b'GET %b HTTP/1.1\r\nhost: 127.0.0.1:%d\r\n\r\n' % (target, server.port)
+    assert [record.getMessage() for record in caplog.records] == [
+        f'A request to {server.origin} is not signed: its target names another origin'] * 3
 
 
 @pytest.mark.parametrize('url, host', [

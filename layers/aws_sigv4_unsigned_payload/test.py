@@ -64,6 +64,17 @@ async def test_the_body_is_sent_as_it_comes():
 
 
 @on_loops
+async def test_a_target_is_sent_as_it_is_and_signed_as_a_server_reads_it():
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await signed(request, credentials, 's3', 'eu-west-2')(
+            b'PUT', server.url, target=b'/a[b]|{c}?d=[e]', body=streamed(b'abc'))
+    [head] = script.heads
+    assert head.startswith(b'PUT /a[b]|{c}?d=[e] HTTP/1.1\r\n')
+    check_signature(head.replace(b'/a[b]|{c}?d=[e]', b'/a%5Bb%5D%7C%7Bc%7D?d=%5Be%5D', 1))
+
+
+@on_loops
 async def test_a_chunked_body_is_sent_as_it_is():
     script = Answering(OK)
     chunked = b'3\r\nabc\r\n0\r\n\r\n'

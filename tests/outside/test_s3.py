@@ -222,6 +222,28 @@ async def test_servers_that_verify_signatures_do_so(verifying):
 
 
 @on_loops
+async def test_servers_that_verify_signatures_accept_targets_as_they_are_given(verifying):
+    url, _ = verifying
+    async with pool() as request:
+        signed_request = signed(request, credentials, 's3', 'us-east-1')
+        await make_bucket(signed_request, url)
+        for key in ('a[b]|{c}', "a'(b)*!", 'a+b=c@d:', '%5bé'):
+            target = b'/bucket/' + key.encode()
+            code, _, body = await signed_request(
+                b'PUT', url, target=target, body=streamed(key.encode()))
+            assert (code, await buffered(body)) == (b'200', b'')
+            object_of = object_url(f'{url}/bucket', urllib.parse.unquote(key))
+            code, _, body = await signed_request(b'GET', object_of)
+            assert (code, await buffered(body)) == (b'200', key.encode())
+            code, _, body = await signed_request(
+                b'GET', url, target=b'/bucket?list-type=2&prefix=' + key.replace(
+                    '+', '%2b').encode())
+            assert (code, (await buffered(body)).count(b'<Contents>')) == (b'200', 1)
+            code, _, body = await signed_request(b'DELETE', url, target=target)
+            assert (code, await buffered(body)) == (b'204', b'')
+
+
+@on_loops
 async def test_moto(moto):
     async with pool() as request:
         signed_request = signed(request, credentials, 's3', 'us-east-1')
