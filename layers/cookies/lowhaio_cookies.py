@@ -105,9 +105,11 @@ def with_cookies(request: AnyRequest, jar: CookieJar, *,
         try:
             sent = tuple(headers)
             has_cookie = any(name.lower() == b'cookie' for name, _ in sent)
-            place = Place(url, loopback_is_secure)
+            place = Place(url, kwargs.get('target'), loopback_is_secure)
         except (TypeError, ValueError, AttributeError):
-            pass  # The URL or the headers are malformed. lowhaio refuses them, and says why.
+            # The URL or the headers are malformed, and lowhaio refuses them and says why. Or the
+            # target is for another host, of which this layer knows nothing.
+            pass
         else:
             if not has_cookie:
                 sent += store.cookie_field(place)
@@ -125,7 +127,7 @@ def with_cookies(request: AnyRequest, jar: CookieJar, *,
 # ---------------------------------------------------------------------- where a request goes
 
 class Place:
-    """The parts of a URL that decide which cookies are for it.
+    """The parts of a URL, and of a request target, that decide which cookies are for it.
 
     `host` is canonical, `path` is the path as it is sent, and `is_secure` tells whether `Secure`
     cookies may go there.
@@ -133,7 +135,8 @@ class Place:
 
     __slots__ = ('is_tls', 'is_secure', 'host', 'path')
 
-    def __init__(self, url: str, loopback_is_secure: bool = False) -> None:
+    def __init__(self, url: str, target: bytes | None = None,
+                 loopback_is_secure: bool = False) -> None:
         match = URL.match(url)
         if match is None:
             raise ValueError('no http:// or https://, or no host')
@@ -142,7 +145,26 @@ class Place:
         self.host = canonical_host(host)
         self.is_secure = self.is_tls or (
             loopback_is_secure and LOOPBACK.fullmatch(self.host) is not None)
-        self.path = NOT_IN_PATH.sub(lambda match: quote(match[0]), path) or '/'
+        self.path = self.path_of(target) if target is not None else \
+            NOT_IN_PATH.sub(lambda match: quote(match[0]), path) or '/'
+
+    def path_of(self, target: bytes) -> str:
+        """The path in a request target. `*` stands for that of the whole server.
+
+        In absolute form a target names a host itself. Raises ValueError if that is another one,
+        or has another scheme: a proxy passes such a request on, and its answer back.
+        """
+        if target == b'*':
+            return '/'
+        # A jar has the bytes of a path in this form.
+        text = target.decode('latin-1')
+        if not text.startswith('/'):
+            match = URL.match(text)
+            if match is None or canonical_host(match[2]) != self.host or \
+                    (match[1].lower() == 'https') is not self.is_tls:
+                raise ValueError('the target is not at the host of the URL')
+            text = match[3]
+        return text.partition('?')[0] or '/'
 
     def __repr__(self) -> str:
         # The path may hold what is secret.

@@ -484,6 +484,53 @@ async def test_other_arguments_are_passed_on():
     assert script.bodies == [b'abc'] * 2
 
 
+async def set_and_sent(set_by, then, path='', **options):
+    """What is sent to a target after another one has set a cookie. Both are of one URL."""
+    url, first = set_by
+    jar = CookieJar()
+    script = Answering(response(200, b'', b'set-cookie: a=1' + path.encode()), response(200))
+    async with Server(script) as server, Server(script, context_for(*HOSTS)) as tls_server:
+        async with pool(get_connection=connecting_to(http=server.port, https=tls_server.port),
+                        get_ssl_context=trusting) as request:
+            request = with_cookies(request, jar, **options)
+            await request(b'GET', url, target=first)
+            await request(b'GET', then[0], target=then[1])
+    assert [head.split(b' ')[1] for head in script.heads] == [first, then[1]]
+    return [(cookie.domain, cookie.path) for cookie in jar], value(script.heads[1], b'cookie')
+
+
+@pytest.mark.parametrize('first, path, then, sent', [
+    # A cookie without a path is for the directory of the one that is sent.
+    (b'/a/[b]/c', '/a/[b]', b'/a/[b]/d', True),
+    (b'/a/[b]/c', '/a/[b]', b'/a/%5Bb%5D/d', False),
+    (b'/a/b?/c/d', '/a', b'/a?', True),
+    (b'/a/b', '/a', b'/?/a/', False),
+    (b'/a/b', '/a', b'*', False),
+    (b'*', '/', b'/a', True),
+    (b'/\xff/b', '/\xff', b'/\xff/c', True),
+    (b'http://example.com/a/b?c', '/a', b'/a/d', True),
+    (b'HTTP://EXAMPLE.com.:80', '/', b'http://example.com/a', True),
+    (b'//other.com/a', '//other.com', b'//other.com/b', True),
+])
+@on_loops
+async def test_the_path_is_that_of_the_target(first, path, then, sent):
+    url = 'http://example.com/x/y'
+    kept, cookie = await set_and_sent((url, first), (url, then))
+    assert kept == [('example.com', path)]
+    assert cookie == (b'a=1' if sent else None)
+
+
+@pytest.mark.parametrize('url, target', [
+    ('http://example.com/', b'http://other.com/'), ('https://example.com/', b'http://example.com/'),
+    ('http://example.com/', b'https://example.com/'), ('http://example.com/', b'example.com:80'),
+    ('http://example.com/', b'http://\xff/'), ('http://example.com/', b'?a')])
+@on_loops
+async def test_what_a_proxy_passes_on_has_no_cookies_and_sets_none(url, target):
+    """All hosts behind it would share them."""
+    assert await set_and_sent((url, target), (url, b'/')) == ([], None)
+    assert await set_and_sent((url, b'/'), (url, target)) == ([('example.com', '/')], None)
+
+
 @on_loops
 async def test_under_redirects_each_request_has_the_cookies_of_its_own_url():
     redirectable = pytest.importorskip('lowhaio_redirect').redirectable
