@@ -21,11 +21,13 @@ from importlib import import_module
 from typing import Any, ParamSpec, cast
 
 from lowhaio import (
+    ConnectionFacts,
     Fields,
     Headers,
     HttpConnectionError,
     HttpDataError,
     HttpError,
+    Phase,
     Response,
     empty_async_iterator,
     repeatable,
@@ -161,8 +163,9 @@ def decompressed(request: Callable[P, Awaitable[AnyResponse]], *, max_length: in
             sent = tuple(headers)
             names = {name.lower() for name, _ in sent}
         except Exception as cause:
-            raise HttpConnectionError(
-                'headers must be pairs of name and value, both bytes') from cause
+            error = HttpConnectionError('headers must be pairs of name and value, both bytes')
+            error.phase = Phase.REFUSED
+            raise error from cause
         if b'accept-encoding' not in names and b'range' not in names:
             sent += ((b'accept-encoding', ACCEPTED),)
         code, fields, response_body = await inner(
@@ -173,7 +176,9 @@ def decompressed(request: Callable[P, Awaitable[AnyResponse]], *, max_length: in
             return code, fields, response_body
         if len(codings) > MAX_CODINGS:
             await response_body.aclose()
-            raise HttpDataError(f'the response has more than {MAX_CODINGS} content codings')
+            too_many = HttpDataError(f'the response has more than {MAX_CODINGS} content codings')
+            too_many.response_started, too_many.phase = True, Phase.HEAD
+            raise too_many
         return (code, tuple(field for field in fields if field[0] not in REMOVED),
                 DecompressedBody(response_body, codings, max_length))
 
@@ -218,6 +223,21 @@ class DecompressedBody:
         request_sent: bool = self._body.request_sent
         return request_sent
 
+    @property
+    def http_version(self) -> bytes:
+        http_version: bytes = self._body.http_version
+        return http_version
+
+    @property
+    def reason(self) -> bytes:
+        reason: bytes = self._body.reason
+        return reason
+
+    @property
+    def connection(self) -> ConnectionFacts:
+        connection: ConnectionFacts = self._body.connection
+        return connection
+
     def send(self, data: bytes) -> Coroutine[Any, Any, None]:
         sending: Coroutine[Any, Any, None] = self._body.send(data)
         return sending
@@ -249,7 +269,7 @@ class DecompressedBody:
         error = HttpDataError(
             f'decoding the response body ({b", ".join(self._codings).decode()}) failed: '
             f'{cause or type(cause).__name__}')
-        error.response_started = True
+        error.response_started, error.phase = True, Phase.CONTENT
         error.__cause__ = cause
         return error
 

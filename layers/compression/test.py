@@ -52,6 +52,7 @@ async def told_of_the_close(body):
     for reading in buffered(body), anext(body):
         with pytest.raises(HttpDataError) as caught:
             await reading
+        assert (caught.value.response_started, caught.value.phase) == (True, 'content')
         assert str(caught.value).endswith('failed: the response body was closed before its end')
         assert type(caught.value.__cause__) is ConnectionAbortedError
         assert caught.value.response_started
@@ -435,8 +436,9 @@ async def test_the_limit_holds_for_what_is_decoded_in_between():
 async def test_too_many_codings():
     async with Server(Answering(coded(', '.join(['gzip'] * 6), b'x' * 10))) as server:
         async with pool() as request:
-            with pytest.raises(HttpDataError, match='more than 5 content codings'):
+            with pytest.raises(HttpDataError, match='more than 5 content codings') as caught:
                 await decompressed(request)(b'GET', server.url)
+            assert (caught.value.response_started, caught.value.phase) == (True, 'head')
 
 
 @on_loops
@@ -689,8 +691,9 @@ def test_bad_arguments_fail_at_once(make, message):
 @on_loops
 async def test_bad_headers_fail_before_anything_is_sent(headers):
     async with pool() as request:
-        with pytest.raises(HttpConnectionError, match='headers must be pairs'):
+        with pytest.raises(HttpConnectionError, match='headers must be pairs') as caught:
             await decompressed(request)(b'GET', 'http://127.0.0.1:1/', headers=headers)
+        assert caught.value.phase == 'refused'
 
 
 @pytest.mark.parametrize('missing, codings', [
