@@ -41,7 +41,7 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
-from lowhaio import Fields, Headers, HttpConnectionClosedError, HttpDataError
+from lowhaio import Fields, Headers, HttpConnectionClosedError, HttpDataError, Phase
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers as LibraryHeaders
 from websockets.exceptions import InvalidHandshake, ProtocolError
@@ -110,6 +110,7 @@ class WebSocketHandshakeError(HttpDataError):
     """The server did not accept the WebSocket, or not as RFC 6455 4.1 asks."""
 
     response_started = True
+    phase: Phase | str = Phase.HEAD
 
     code: bytes = b''
     """The status code of the response, as three digits."""
@@ -125,6 +126,7 @@ class WebSocketClosedError(HttpConnectionClosedError):
     """The WebSocket is closed, by either side, or its connection has ended."""
 
     response_started = True
+    phase: Phase | str = Phase.CONTENT
 
     code: int = LOST
     """That of the peer's close frame, or else of our own. 1006 if there was neither, because the
@@ -555,7 +557,7 @@ class WebSocket:
             hint = f' ({kept} messages wait to be received)' if kept else ''
             error = HttpDataError(
                 f'{self._origin}, no pong came within {timeout:g} seconds{hint}')
-            error.response_started = True
+            error.response_started, error.phase = True, Phase.CONTENT
             raise error from cause
         finally:
             frames.forget_ping(ping)

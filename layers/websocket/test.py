@@ -44,6 +44,7 @@ from tests.harness import (
     head,
     holding,
     internet,
+    measured,
     on_clock,
     on_loops,
     passing,
@@ -236,6 +237,52 @@ async def test_what_request_takes_is_passed_on():
 
 
 @on_loops
+async def test_a_target_and_the_name_of_a_server_are_passed_on():
+    names = []
+    context = certified('a.example')
+    context.sni_callback = lambda sock, name, context: names.append(name)
+    accepting = Accepting()
+    async with Server(accepting, context) as server, pool(get_ssl_context=trusting) as request:
+        async with websocket(request, f'wss://127.0.0.1:{server.port}/', target=b'/a[b]|{c}',
+                             server_hostname='a.example') as ws:
+            await ws.send('hello')
+            assert await ws.receive() == 'hello'
+    assert accepting.heads[0].startswith(b'GET /a[b]|{c} HTTP/1.1\r\n')
+    assert names == ['a.example']
+
+
+@on_clock
+async def test_the_time_to_read_is_that_of_the_handshake():
+    async def script(wire):
+        await asyncio.sleep(1000)
+        await wire.send(frame(TEXT, b'at last'))
+
+    async with Server(holding(b'')) as server, pool() as request:
+        seconds, task = await measured(
+            websocket(request, server.url, timeouts={'read': 0.5}).__aenter__())
+    error = task.exception()
+    assert (seconds, type(error), error.phase) == (0.5, HttpDataError, 'head')
+
+    async with serving(script) as (request, url, _):
+        async with websocket(request, url, timeouts={'read': 0.5}, close_timeout=0) as ws:
+            seconds, task = await measured(ws.receive())
+    assert (seconds, task.result()) == (1000, 'at last')
+
+
+@on_clock
+async def test_the_time_to_write_is_that_of_each_progress_of_a_message():
+    async def script(wire):
+        await forever()
+
+    async with serving(script) as (request, url, _):
+        async with websocket(request, url, timeouts={'write': 2}) as ws:
+            seconds, task = await measured(ws.send(bytes(50_000_000)))
+    error = task.exception()
+    assert (seconds, type(error)) == (2, WebSocketClosedError)
+    assert (error.__cause__.phase, type(error.__cause__.__cause__)) == ('send', TimeoutError)
+
+
+@on_loops
 async def test_messages_that_come_with_the_head():
     async with serving(beside=frame(TEXT, b'first') + frame(TEXT, b'second')[:4]) as (
             request, url, _):
@@ -279,6 +326,7 @@ async def test_an_answer_that_is_no_101(answer, code, body):
         f'{server.origin}, the WebSocket handshake was answered with {code.decode()}')
     assert (error.code, error.body, error.response_started) == (code, body, True)
     assert isinstance(error, HttpDataError)
+    assert error.phase == 'head'
     assert error.headers
     assert not isinstance(error, WebSocketClosedError)
 
@@ -681,7 +729,7 @@ async def test_a_connection_that_is_reset():
             cause = caught.value.__cause__
             assert isinstance(cause, HttpError)
             assert str(caught.value) == f'{origin(url)}, the connection was lost: {cause}'
-            assert caught.value.code == 1006
+            assert (caught.value.code, caught.value.phase) == (1006, 'content')
             with pytest.raises(WebSocketClosedError):
                 await ws.send('x')
             assert repr(ws) == f'<WebSocket {origin(url)} has ended, 0 messages wait, 0 pings>'
@@ -1301,7 +1349,7 @@ async def test_a_ping_that_is_not_answered_in_time():
                 assert str(caught.value) == \
                     f'{origin(url)}, no pong came within {seconds} seconds'
                 assert isinstance(caught.value.__cause__, TimeoutError)
-                assert caught.value.response_started
+                assert (caught.value.response_started, caught.value.phase) == (True, 'content')
             await ws.send('it is still open')
 
 

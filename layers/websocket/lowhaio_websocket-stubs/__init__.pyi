@@ -4,7 +4,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
-from lowhaio import Fields, Headers, HttpConnectionClosedError, HttpDataError
+from lowhaio import Fields, Headers, HttpConnectionClosedError, HttpDataError, Phase
 from websockets.client import ClientProtocol
 
 __all__ = [
@@ -20,12 +20,14 @@ Response = tuple[bytes, Fields, Any]
 
 class WebSocketHandshakeError(HttpDataError):
     response_started: bool
+    phase: Phase | str
     code: bytes
     headers: Fields
     body: bytes
 
 class WebSocketClosedError(HttpConnectionClosedError):
     response_started: bool
+    phase: Phase | str
     code: int
     reason: str
 
