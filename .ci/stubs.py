@@ -120,6 +120,10 @@ def of_class(node):
                 names = [ast.unparse(name) for name in member.value.elts]
                 members.append(text if len(text) + 4 <= WIDTH else
                                wrapped('__slots__ = ', names, '', '(', ')', '    ', always=True))
+            case ast.Assign() if 'Enum' in bases:
+                # A member of an enumeration is one by its value. An annotation would be of an
+                # attribute of the members.
+                members.append(ast.unparse(member))
             case ast.Assign() | ast.AnnAssign():
                 [bound] = names_bound_by(member)
                 members.append(declaration(member, bound, {}, '    '))

@@ -50,15 +50,15 @@ __all__ = [
 ]
 
 class Phase(StrEnum):
-    REFUSED: str
-    NAME: str
-    POOL: str
-    CONNECT: str
-    TLS: str
-    SEND: str
-    BODY: str
-    HEAD: str
-    CONTENT: str
+    REFUSED = 'refused'
+    NAME = 'name'
+    POOL = 'pool'
+    CONNECT = 'connect'
+    TLS = 'tls'
+    SEND = 'send'
+    BODY = 'body'
+    HEAD = 'head'
+    CONTENT = 'content'
 
 class HttpError(Exception):
     reused: bool
