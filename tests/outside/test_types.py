@@ -149,9 +149,11 @@ from typing import Any, assert_type
 
 from lowhaio import (
     Close,
+    ConnectionFacts,
     Fields,
     HttpError,
     HttpLoggerAdapter,
+    Phase,
     Pool,
     Request,
     Response,
@@ -195,6 +197,10 @@ async def responses() -> None:
         assert_type(chunk, bytes)
     assert_type(body.trailers, Fields)
     assert_type(body.request_sent, bool)
+    assert_type(body.http_version, bytes)
+    assert_type(body.reason, bytes)
+    assert_type(body.connection, ConnectionFacts)
+    assert_type(body.connection.certificate, bytes | None)
     await body.send('text')  # error: arg-type
     assert_type(await buffered(body), bytes)
     await body.aclose()
@@ -212,6 +218,8 @@ async def requests(request: Request, close: Close, body: ResponseBody) -> None:
     await request(b'PUT', URL, body=streamed(b'ok'))
     await request(b'PUT', URL, body=empty_async_iterator)
     await request(b'PUT', URL, body=lambda: body)
+    await request(b'GET', URL, timeouts={'read': 600, 'connect': 2.5, 'pool': None})
+    await request(b'OPTIONS', URL, target=b'*', server_hostname='www.example.net')
     async with asyncio.TaskGroup() as group:
         assert_type(group.create_task(request(b'GET', URL)), asyncio.Task[Response])
 
@@ -236,6 +244,10 @@ async def requests(request: Request, close: Close, body: ResponseBody) -> None:
     await request(b'PUT', URL, body=strings)  # error: arg-type
     await request(b'PUT', URL, body_args=1)  # error: arg-type
     await request(b'PUT', URL, timeout=1)  # error: call-arg
+    await request(b'GET', URL, timeouts=1)  # error: arg-type
+    await request(b'GET', URL, timeouts={'read': '1'})  # error: dict-item
+    await request(b'GET', URL, target='*')  # error: arg-type
+    await request(b'GET', URL, server_hostname=b'www.example.net')  # error: arg-type
     streamed('in memory')  # error: arg-type
     await request(b'PUT', URL, body=repeatable(chunks), body_args=(1,))
     assert_type(await buffered(repeatable(chunks)(1, 2)), bytes)
@@ -254,7 +266,7 @@ def layer(request: Request) -> Request:
             return await request(method, url, *args, **kwargs)
         except HttpError as error:
             assert_type(error.reused or error.response_started, bool)
-            assert_type(error.phase, str)
+            assert_type(error.phase, Phase | str)
             raise
 
     return inner
@@ -290,6 +302,18 @@ class CountedBody:
     @property
     def request_sent(self) -> bool:
         return self.body.request_sent
+
+    @property
+    def http_version(self) -> bytes:
+        return self.body.http_version
+
+    @property
+    def reason(self) -> bytes:
+        return self.body.reason
+
+    @property
+    def connection(self) -> ConnectionFacts:
+        return self.body.connection
 
     async def send(self, data: bytes) -> None:
         await self.body.send(data)
@@ -340,6 +364,7 @@ def get_logger_adapter(extra: dict[str, Any]) -> HttpLoggerAdapter:
 
 
 Pool(keep_alive_timeout=1, socket_timeout=0.5, max_connections=None, pool_timeout=1.5)
+Pool(max_idle_connections=0)
 Pool(get_dns_resolver=get_dns_resolver, get_logger_adapter=get_logger_adapter)
 Pool(get_connection=get_connection, get_sock=lambda family: socket.socket(family))
 
@@ -347,6 +372,7 @@ Pool(get_dns_resolver)  # error: call-arg
 Pool(timeout=1)  # error: call-arg
 Pool(socket_timeout='1')  # error: arg-type
 Pool(max_connections=1.5)  # error: arg-type
+Pool(max_idle_connections='1')  # error: arg-type
 Pool(http_version='HTTP/1.0')  # error: arg-type
 Pool(get_dns_resolver=resolve)  # error: arg-type
 Pool(get_connection=get_connection_at_once)  # error: arg-type
@@ -368,7 +394,7 @@ from collections.abc import AsyncIterator, Callable
 from http.cookiejar import CookieJar
 from typing import assert_type
 
-from lowhaio import Fields, HttpError, Pool, Request, Response, ResponseBody, streamed
+from lowhaio import Fields, HttpError, Phase, Pool, Request, Response, ResponseBody, streamed
 from lowhaio_auth import basic, bearer, digest
 from lowhaio_aws_sigv4 import signed
 from lowhaio_aws_sigv4_unsigned_payload import signed as signed_without_body
@@ -426,6 +452,7 @@ async def requests() -> None:
     except HttpTooManyRedirects as error:
         assert_type(error.response_started, bool)
         assert_type(error.hops, tuple[Hop, ...])
+        assert_type(error.phase, Phase | str)
         return
     assert_type(hops(body)[-1].url, str)
     assert_type(hops(body)[-1].code, bytes)
@@ -502,6 +529,8 @@ async def through_layer_{number}(request: Request) -> Request:
     async with asyncio.TaskGroup() as group:
         assert_type(group.create_task(layered(b'GET', URL)), asyncio.Task[Response])
     await layered(b'PUT', URL, body=rows, body_args=(1,), body_kwargs={{}})
+    await layered(b'GET', URL, timeouts={{'read': 1, 'pool': None}}, target=b'*',
+                  server_hostname='www.example.net')
 
     layered(b'GET', URL)  # error: unused-coroutine
     await layered('GET', URL)  # error: arg-type
@@ -511,6 +540,9 @@ async def through_layer_{number}(request: Request) -> Request:
     await layered(b'GET', URL, body=b'in memory')  # error: arg-type
     await layered(b'GET', URL, body=rows(1))  # error: arg-type
     await layered(b'GET', URL, timeout=1)  # error: call-arg
+    await layered(b'GET', URL, timeouts={{'read': '1'}})  # error: dict-item
+    await layered(b'GET', URL, target='*')  # error: arg-type
+    await layered(b'GET', URL, server_hostname=b'name')  # error: arg-type
     return layered
 '''
 LAYERS = (
