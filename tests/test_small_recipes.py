@@ -304,7 +304,7 @@ async def test_what_is_measured_however_it_ends():
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert reports == [('GET', '127.0.0.1', '404'), ('GET', 'name.test', 'HttpConnectionError'),
+    assert reports == [('GET', '127.0.0.1', '404'), ('GET', 'name.test', 'refused'),
                        ('GET', '127.0.0.1', 'cancelled')]
 
 
