@@ -5333,6 +5333,8 @@ class Connection:
         if self.is_reading:
             self.stop_reading()
         self.awaits = STEPS
+        # The time is not bounded here either: whoever waited before may have left its deadline.
+        self.deadline = inf
         self.reader = reader = self.loop.create_future()
         try:
             await steps.wait(reader)

@@ -53,6 +53,7 @@ from tests.harness import (
     passing,
     pool,
     receive_end,
+    receive_head,
     resolving,
     row,
     small_sending_sock,
@@ -118,6 +119,38 @@ async def test_the_next_request_of_a_connection_has_the_times_of_the_pool_again(
             f'{where(server)}reading the response head: TimeoutError: socket_timeout, 3 seconds, '
             'passed')
         assert error.reused
+
+
+@SCHEMES
+@on_clock
+async def test_the_time_of_an_earlier_wait_does_not_end_the_sending(scheme):
+    """The response is there at the first look, so the last that waited was the idle connection."""
+    is_there = threading.Event()
+
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(OK)
+        receive_head(sock)
+        sock.sendall(OK)
+        is_there.set()
+        assert receive_end(sock) == b'abc'
+
+    async def body():
+        yield b'a'
+        is_there.wait(PATIENCE)
+        yield b'b'
+        await asyncio.sleep(100)
+        yield b'c'
+
+    with ThreadServer(script, context_of(scheme)) as server:
+        async with pool(get_ssl_context=trusting, keep_alive_timeout=5) as request:
+            times = {'connect': 5, 'read': 5}
+            assert (await get(request, server.url, timeouts=times))[2] == b'ok'
+            _, _, response = await request(
+                b'PUT', server.url, headers=of_length(3), body=body, timeouts=times)
+            assert not response.request_sent
+            assert await (await ends_after(100, buffered(response))) == b'ok'
+            assert response.request_sent
 
 
 @SCHEMES
