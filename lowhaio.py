@@ -5015,7 +5015,8 @@ class ReceivedBody:
         """Take what is left of the response if all of it is there. A new connection would cost
         more. True if that has ended the response."""
         exchange = self._exchange
-        if self._sending is not None or self._is_being_read or exchange.is_switched:
+        if (self._sending is not None or self._is_being_read or exchange.is_switched
+                or not runs_here(connection.loop)):
             return False
         rest = b''
         with contextlib.suppress(OSError, EOFError, ValueError):

@@ -26,6 +26,7 @@ from lowhaio import (
 )
 from tests.harness import (
     CONTINUE,
+    LOOPS,
     NO_CONTENT,
     OK,
     PATIENCE,
@@ -717,6 +718,33 @@ async def test_a_body_that_is_closed_early_closes_a_connection_that_is_of_no_mor
             await until(lambda: sent)
         await body.aclose()
         assert [sock.fileno() for sock in sockets.socks] == [-1]
+
+
+@pytest.mark.parametrize('loop_name', LOOPS)
+def test_a_body_that_is_closed_after_its_loop_closes_its_connection(loop_name):
+    """Also if the rest is there. A loop that is closed would never hear of an idle connection."""
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(UNFINISHED)
+        go_on.wait(PATIENCE)
+        sock.sendall(98 * b'.')
+        sent.set()
+        receive_end(sock)
+
+    go_on, sent, sockets = threading.Event(), threading.Event(), Sockets()
+    request, close = Pool(get_sock=sockets, keep_alive_timeout=5)
+
+    def run(function):
+        with asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner:
+            return runner.run(function())
+
+    with ThreadServer(script) as server:
+        _, _, body = run(lambda: request(b'GET', server.url))
+        go_on.set()
+        sent.wait(PATIENCE)
+        run(body.aclose)
+        assert [sock.fileno() for sock in sockets.socks] == [-1]
+        run(close)
 
 
 @on_loops
