@@ -3723,7 +3723,8 @@ def alias_of(key: tuple[Origin, str]) -> Origin:
 def checked_server_hostname(name: str) -> str:
     check_type('server_hostname', name, str)
     try:
-        return canonical_host(f'[{name}]' if ':' in name else name)
+        # As that of a URL, it has no zone.
+        return canonical_host(f'[{name}]' if ':' in name else name).partition('%')[0]
     except ValueError as cause:
         raise ValueError('server_hostname must be a host name or an IP address, got '
                          f'{name[:MAX_SHOWN]!r}') from cause

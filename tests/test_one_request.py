@@ -509,6 +509,16 @@ async def test_the_name_may_be_an_ipv6_address():
         assert (await get(request, server.url, server_hostname='::1'))[2] == b'ok'
 
 
+@on_one_loop
+async def test_the_zone_of_an_ipv6_address_is_no_part_of_the_name():
+    answering = Answering(OK)
+    async with Server(answering, certified('fe80::1')) as server, pool(
+            get_ssl_context=trusting) as request:
+        for name in 'fe80::1%lo', 'fe80::1%25lo', 'fe80::1':
+            assert (await get(request, server.url, server_hostname=name))[2] == b'ok'
+    assert answering.connections == [0, 0, 0]
+
+
 # ------------------------------------------------------------- what a body tells of its response
 
 STATUS_LINES = {
