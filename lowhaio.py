@@ -566,9 +566,9 @@ class ResponseBody(Protocol):
     def send(self, data: bytes) -> Coroutine[Any, Any, None]:
         """Send data to the peer, after 101 Switching Protocols. One task may read meanwhile.
 
-        Returns when all of it has been handed to the kernel, within `socket_timeout` for each
-        progress. Raises an `HttpDataError`. Once it has failed, or was cancelled, the connection
-        is closed. After any other response it raises an error and does nothing.
+        Returns when all of it has been handed to the kernel, within the time to write of the
+        request for each progress. Raises an `HttpDataError`. Once it has failed, or was cancelled,
+        the connection is closed. After any other response it raises an error and does nothing.
         """
 
     def aclose(self) -> Coroutine[Any, Any, None]:
@@ -3833,7 +3833,7 @@ def encode_params(params: Params, **options: Any) -> str:
 # --------------------------------------------------------------------------------- sending
 #
 # The caller's chunks, held to what the head declared of them: a chunk is checked before any
-# of it is sent. The generator's own time does not count towards `socket_timeout`.
+# of it is sent. The generator's own time does not count towards the time to write.
 
 def to_bytes(chunk: Any) -> bytes:
     try:
@@ -4808,9 +4808,9 @@ class ReceivedBody:
     """A `ResponseBody`: the content of a response, as an async iterator of bytes.
 
     It owns its connection until the whole response has arrived and the request has been sent. The
-    connection can be used again after that. Closed with `aclose` before, or dropped, the body
-    closes the connection. Once it has failed, or was closed before all of it was taken, each
-    further reading fails in the same way.
+    connection can be used again after that. Closed with `aclose` before, the body closes the
+    connection, unless the rest of the response is there. Dropped, it always does. Once it has
+    failed, or was closed before all of it was taken, each further reading fails in the same way.
     """
 
     # `repeatable` makes a weak reference to a body that is sent on.
@@ -4942,9 +4942,9 @@ class ReceivedBody:
     async def send(self, data: bytes) -> None:
         """Send data to the peer, after 101. One task may send while another one reads.
 
-        Returns when all of it has been handed to the kernel. Each progress has to come within
-        `socket_timeout`. Raises an `HttpDataError`. Once it has failed, or was cancelled, the
-        connection is closed.
+        Returns when all of it has been handed to the kernel. Each progress has to come within the
+        time to write of the request. Raises an `HttpDataError`. Once it has failed, or was
+        cancelled, the connection is closed.
         """
         connection = self._connection
         if connection is None or not self._exchange.is_switched or self._is_being_written:

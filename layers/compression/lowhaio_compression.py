@@ -145,8 +145,8 @@ def decompressed(request: Callable[P, Awaitable[AnyResponse]], *, max_length: in
       stands for no limit. What is no number of bytes raises ValueError.
 
     Reading a body raises an `HttpDataError` if its content is longer than that, bad, cut short, or
-    followed by more, and closes the connection. So does the request if the response has more than
-    five codings. Responses without a coding, with one that is not known here, or to a HEAD, are
+    followed by more, and closes the body. So does the request if the response has more than five
+    codings. Responses without a coding, with one that is not known here, or to a HEAD, are
     returned as they are, and so are those of 101, 204, 206 and 304. See RFC 9110 8.4.
     """
     if not callable(request):
