@@ -1419,8 +1419,8 @@ class Names:
         self.missing: dict[str, tuple[float, type[Exception], str]] = {}
         # The hosts that are being looked up, and what the resolver is being asked, each with the
         # other requests that wait for the same.
-        self.looking_up: dict[str, list[asyncio.Future[Any]]] = {}
-        self.asking: dict[tuple[str, int], list[asyncio.Future[Any]]] = {}
+        self.looking_up: dict[str, Waiting] = {}
+        self.asking: dict[tuple[str, int], Waiting] = {}
         # It serves first the one that came first.
         self.turns_to_ask = asyncio.Semaphore(
             checked_count('max_lookups', max_lookups, 'a number, 1 or more'))
@@ -1537,11 +1537,15 @@ class Failure(NamedTuple):
     traceback: types.TracebackType | None = None
 
 
-async def shared(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
+# The deadlines of requests, in the order in which they came.
+Waiting = dict[asyncio.Future[Any], float]
+
+
+async def shared(asking: dict[K, Waiting], key: K, loop: Loop,
                  ask: Callable[[], Awaitable[V]], deadline: float = inf, why_late: str = '') -> V:
     """Return or raise what `ask` does, or what it did for the request that was the first to ask.
 
-    If that is cancelled, or its deadline passes, the one that came last asks.
+    If that is cancelled, or its deadline passes, the one that has the most time left asks.
     """
     answer: V | Failure | None = None
     try:
@@ -1553,7 +1557,7 @@ async def shared(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
             if answer is not None:
                 return answer
         else:
-            asking[key] = []
+            asking[key] = {}
         try:
             answer = await ask()
             return answer
@@ -1571,11 +1575,11 @@ async def shared(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
         answer = None
 
 
-async def await_answer(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop: Loop,
+async def await_answer(asking: dict[K, Waiting], key: K, loop: Loop,
                        deadline: float, why_late: str) -> Any:
     """What another request has got, or its `Failure`. None if this one has to ask."""
     waiter = loop.create_future()
-    asking[key].append(waiter)
+    asking[key][waiter] = deadline
     timer = None if deadline == inf else \
         loop.call_at(deadline, give_to, waiter, Failure(TimeoutError(why_late)))
     try:
@@ -1591,23 +1595,24 @@ async def await_answer(asking: dict[K, list[asyncio.Future[Any]]], key: K, loop:
             timer.cancel()
 
 
-def give_to_all(waiters: list[asyncio.Future[Any]], answer: object) -> None:
+def give_to_all(waiters: Iterable[asyncio.Future[Any]], answer: object) -> None:
     for waiter in waiters:
         give_to(waiter, answer)
 
 
-def pass_turn(asking: dict[K, list[asyncio.Future[Any]]], key: K) -> None:
-    """Let the request ask that came last, because it has the most time left.
+def pass_turn(asking: dict[K, Waiting], key: K) -> None:
+    """Let the request ask that has the most time left, or of these the one that came last.
 
-    The first would ask for the moment that it has left, and then the next one, and so on.
+    Another one would ask for the moment that it has left, and then the next one, and so on.
     """
-    waiters = asking[key]
-    while waiters:
-        waiter = waiters.pop()
-        if not waiter.done():
-            give_to(waiter, None)
-            return
-    del asking[key]
+    waiting = asking[key] = {
+        waiter: deadline for waiter, deadline in asking[key].items() if not waiter.done()}
+    if waiting:
+        waiter = max(reversed(waiting), key=waiting.__getitem__)
+        del waiting[waiter]
+        give_to(waiter, None)
+    else:
+        del asking[key]
 
 
 class Lookup:

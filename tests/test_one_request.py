@@ -154,6 +154,35 @@ async def test_the_time_of_an_earlier_wait_does_not_end_the_sending(scheme):
             assert response.request_sent
 
 
+@on_clock
+async def test_requests_with_little_time_do_not_keep_another_one_from_its_lookup():
+    """The lookup takes longer than they have. The one that has the most time left goes on with it,
+    and not the one that came last."""
+    async def resolve(host):
+        await asyncio.sleep(4)
+        return [ipaddress.IPv4Address('127.0.0.1')]
+
+    async with Server(Answering(OK)) as server, pool(
+            get_dns_resolver=resolving(resolve)) as request:
+        def ask(connect):
+            return asyncio.create_task(get(
+                request, f'http://a.test:{server.port}/', timeouts={'connect': connect}))
+
+        tasks = [ask(2)]
+        await passing(0.5)
+        patient = ask(60)
+        for _ in range(6):
+            tasks.append(ask(2))
+            await passing(1)
+        await until(patient.done)
+        assert patient.result()[2] == b'ok'
+        # The first ones have failed, and the last ones have shared what it was told.
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        for error in outcomes[:5]:
+            assert (type(error), error.phase) == (HttpDnsError, Phase.NAME)
+        assert [response[2] for response in outcomes[5:]] == [b'ok'] * 2
+
+
 @SCHEMES
 @on_clock
 async def test_a_request_has_its_own_time_to_write(scheme):
