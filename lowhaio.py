@@ -3487,13 +3487,12 @@ def build_head(
         known: Known, method: bytes, url: str, params: Params, headers: Headers,
         target: bytes | None, server_hostname: str | None,
 ) -> tuple[Origin, bytes, Declared]:
+    if method.__class__ is not bytes or method not in USUAL_METHODS:
+        check_method(method)
     try:
-        if method not in USUAL_METHODS:
-            check_method(method)
         origin, path = known.urls[url]
     except TypeError:
-        # To look at the types first would cost each request some time.
-        check_type('method', method, bytes)
+        # To look at the type first would cost each request some time.
         check_type('url', url, str)
         raise
     if server_hostname is not None:
@@ -3524,6 +3523,7 @@ def check_type(name: str, value: object, kind: type) -> None:
 
 
 def check_method(method: bytes) -> None:
+    check_type('method', method, bytes)
     if not TOKEN.fullmatch(method):
         raise ValueError(f'method must be a token, got {shown(method)}')
     if method.upper() == b'CONNECT':

@@ -107,6 +107,10 @@ def test_a_request_is_refused_before_any_dns_query_or_byte(name):
     pytest.param({'method': bytearray(b'GET')}, TypeError,
                  '(bytearray) http://example.com:80, refused: method must be bytes, got bytearray',
                  id='method-bytearray'),
+    *[pytest.param({'method': memoryview(method)}, TypeError,
+                   '(memoryview) http://example.com:80, refused: method must be bytes, got '
+                   'memoryview', id=f'method-memoryview-{method.decode()}')
+      for method in (b'GET', b'XY')],
     pytest.param({'url': b'http://example.com/'}, TypeError,
                  UNNAMED + 'url must be a str, got bytes', id='url-bytes'),
     pytest.param({'url': None}, TypeError,
