@@ -50,6 +50,7 @@ setup(
             'h11',
             'httptools',
             'httpx',
+            'httpx2',
             'hypothesis',
             'idna',
             'publicsuffixlist',
