@@ -50,9 +50,10 @@ def debug(session):
 
 @nox.session(python=PYTHONS[0])
 def style(session):
-    """ruff, and the lines that CONTRIBUTING.md names."""
+    """ruff, the transport that is made of another, and the lines that CONTRIBUTING.md names."""
     session.install('.[style]')
     session.run('ruff', 'check', '.', *session.posargs)
+    session.run('python', '.ci/transports.py', '--check')
     session.run('python', '.ci/places.py', '--check')
 
 
