@@ -394,6 +394,9 @@ from collections.abc import AsyncIterator, Callable
 from http.cookiejar import CookieJar
 from typing import assert_type
 
+import httpx
+import httpx2
+import lowhaio_httpx
 from lowhaio import Fields, HttpError, Phase, Pool, Request, Response, ResponseBody, streamed
 from lowhaio_auth import basic, bearer, digest
 from lowhaio_aws_sigv4 import signed
@@ -401,6 +404,7 @@ from lowhaio_aws_sigv4_unsigned_payload import signed as signed_without_body
 from lowhaio_chunked import chunked
 from lowhaio_compression import compressed, decompressed
 from lowhaio_cookies import with_cookies
+from lowhaio_httpx2 import LowhaioAsyncClient, LowhaioTransport, client_for_openai
 from lowhaio_redirect import Hop, HttpTooManyRedirects, hops, redirectable
 from lowhaio_retry import if_idempotent, retry
 from lowhaio_websocket import WebSocketClosedError, WebSocketHandshakeError, websocket
@@ -482,6 +486,24 @@ async def messages(request: Request) -> None:
         assert_type(error.code, int)
     async with websocket(request, URL) as (send, receive):
         await send(await receive())
+
+
+async def clients() -> None:
+    transport = LowhaioTransport(
+        limits=httpx2.Limits(max_connections=3), proxy='http://192.0.2.1', retries=1,
+        socket_options=[(1, 2, 3), (1, 2, b'3')])
+    stock: list[httpx2.AsyncClient] = [httpx2.AsyncClient(transport=transport)]
+    async with LowhaioAsyncClient(
+            mounts={'https://': transport, 'http://': None}, timeout=3) as client:
+        assert_type(client, LowhaioAsyncClient)
+        assert_type((await client.get(URL)).status_code, int)
+        stock.append(client)
+    assert_type(client_for_openai(timeout=3), LowhaioAsyncClient)
+    httpx.AsyncClient(transport=lowhaio_httpx.LowhaioTransport(verify=False))
+    LowhaioTransport(timeout=3)  # error: call-arg
+    LowhaioTransport(retries='3')  # error: arg-type
+    LowhaioAsyncClient(limits=3)  # error: arg-type
+    LowhaioAsyncClient(transport=lowhaio_httpx.LowhaioTransport())  # error: arg-type
 
 
 request, _ = Pool()
