@@ -613,7 +613,8 @@ ROWS = {
 
 
 def test_every_block_of_the_pages_has_its_row():
-    assert sorted(BLOCKS) == sorted(ROWS)
+    # Those about the SDKs need them, and are run by tests/outside/test_sdks.py.
+    assert sorted(name for name in BLOCKS if not re.match('sdks(-|$)', name)) == sorted(ROWS)
 
 
 @pytest.mark.parametrize('name', ROWS)

@@ -5,11 +5,13 @@ depend on it. Where the transports differ, the test says how.
 """
 
 import asyncio
+import concurrent.futures
 import contextlib
 import functools
 import inspect
 import io
 import os
+import re
 import socket
 import sys
 import threading
@@ -19,12 +21,12 @@ from pathlib import Path
 import pytest
 
 if os.environ.get('CI') != 'true':
-    for name in ('anthropic', 'google.genai', 'mcp', 'openai', 'opentelemetry.instrumentation.httpx',
-                 'opentelemetry.sdk', 'pytest_httpx2'):
+    for name in ('anthropic', 'google.genai', 'mcp', 'openai', 'opentelemetry.sdk',
+                 'opentelemetry.instrumentation.httpx', 'pytest_httpx2', 'respx'):
         pytest.importorskip(name, reason=f'{name} is not installed')
 
 import anthropic
-import httpx
+import anyio
 import httpx2
 import mcp
 import openai
@@ -78,6 +80,12 @@ from model_servers import (  # noqa: E402
     message_start,
     named,
 )
+
+PAGE = Path(__file__).parents[2] / 'docs' / 'sdks.md'
+BLOCKS = re.findall(
+    r'(?<=^```python\n).*?(?=^```$)', PAGE.read_text(encoding='utf-8'), re.MULTILINE | re.DOTALL)
+# The class for respx, whose name may be given once in a process
+exec(compile(next(block for block in BLOCKS if 'Mocker' in block), 'sdks.md', 'exec'))
 
 # The system's authorities would be read for each transport
 CONTEXT = httpx2.create_ssl_context()
@@ -232,13 +240,13 @@ async def test_openai_upload(transport):
 @pytest.mark.parametrize('code', [429, 500])
 @on_both_clocks
 async def test_openai_retries_what_the_server_refuses(transport, code):
-    refusal = answer({'error': {'message': 'Later'}}, code, b'retry-after: 7')
+    refusal = answer({'error': {'message': 'Later'}}, code, b'retry-after: 3')
     model = Model(refusal, refusal, completion('one'))
     async with Server(model) as server, openai_of(transport, server, max_retries=2) as client:
         task = asyncio.ensure_future(client.chat.completions.create(**QUESTION))
         for number in (1, 2):
             await until(lambda: len(model.asked) == number)  # noqa: B023
-            await passing(6)
+            await passing(2)
             assert len(model.asked) == number
             await passing(1.5)
         answered = await task
@@ -435,8 +443,9 @@ async def test_openai_cancellation(transport, when):
     assert model.connections == [0, 1]
 
 
+@pytest.mark.parametrize('limit', [asyncio.timeout, anyio.fail_after])
 @on_both_clocks
-async def test_openai_timeout_of_asyncio_around_a_stream(transport):
+async def test_openai_time_limit_around_a_stream(transport, limit):
     async def stream(peer):
         await peer.send(STREAM + delta('one'))
         await passing(5)
@@ -447,11 +456,35 @@ async def test_openai_timeout_of_asyncio_around_a_stream(transport):
     closed = asyncio.Event()
     async with Server(Model(stream)) as server, openai_of(transport, server) as client:
         with pytest.raises(TimeoutError):
-            async with asyncio.timeout(4):
+            async with contextlib.AsyncExitStack() as stack:
+                block = limit(4)
+                (stack.enter_context(block) if limit is anyio.fail_after
+                 else await stack.enter_async_context(block))
                 async with await client.chat.completions.create(**QUESTION, stream=True) as parts:
                     await texts(parts)
         assert cancelling() == 0
         await closed.wait()
+
+
+@pytest.mark.parametrize('rest, connections', [
+    (delta('two') + chunk(DONE) + END, {'stock': [0, 1], 'lowhaio': [0, 0]}),
+    (delta('two'), {'stock': [0, 1], 'lowhaio': [0, 1]}),
+], ids=['all is here', 'more would come'])
+@on_both
+async def test_openai_stream_that_is_left(transport, rest, connections):
+    """If all of a short rest is here, lowhaio's transport keeps the connection."""
+    async def stream(peer):
+        await peer.send(STREAM + delta('one') + rest)
+
+    model = Model(stream, completion('three'))
+    async with Server(model) as server, openai_of(transport, server) as client:
+        async with await client.chat.completions.create(**QUESTION, stream=True) as parts:
+            async for part in parts:
+                assert part.choices[0].delta.content == 'one'
+                break
+        answered = await client.chat.completions.create(**QUESTION)
+        assert answered.choices[0].message.content == 'three'
+    assert model.connections == connections[transport]
 
 
 @on_both
@@ -601,6 +634,24 @@ async def test_anthropic_silence_in_the_middle_of_a_stream(transport):
         await closed.wait()
 
 
+@on_both_clocks
+async def test_anthropic_failures_before_the_answer(transport):
+    async def silent(peer):
+        await passing(2.5)
+        assert await peer.closed() == b''
+        return False
+
+    async with Server(Model(silent)) as server, anthropic_of(
+            transport, server, timeout=2, max_retries=0) as client:
+        with pytest.raises(anthropic.APITimeoutError) as raised:
+            await client.messages.create(**PROMPT)
+        assert type(raised.value.__cause__) is httpx2.ReadTimeout
+    async with anthropic_of(transport, server, max_retries=0) as client:
+        with pytest.raises(anthropic.APIConnectionError) as raised:
+            await client.messages.create(**PROMPT)
+        assert type(raised.value.__cause__) is httpx2.ConnectError
+
+
 # --------------------------------------------------------------------------------- google-genai
 
 
@@ -655,7 +706,7 @@ async def test_genai_errors_of_the_server(transport):
     model = Model(answer(error, 429))
     async with Server(model) as server, genai_of(transport, server) as models:
         for ask in models.generate_content, functools.partial(parts_of, models):
-            with pytest.raises(genai_errors.ClientError, match='^429 RESOURCE_EXHAUSTED') as raised:
+            with pytest.raises(genai_errors.ClientError, match='^429 RESOURCE_EX') as raised:
                 await ask(**GENAI_QUESTION)
             assert raised.value.message == 'Later'
     assert model.connections == [0, 0]
@@ -696,8 +747,20 @@ async def test_genai_timeout(transport):
 
 
 @on_both_clocks
+async def test_genai_waits_for_ever(transport):
+    """The timeout of the HTTP client, five seconds here, is not asked for."""
+    async def slow(peer):
+        await passing(10_000)
+        await peer.send(answer(generated('one')))
+
+    model = Model(slow)
+    async with Server(model) as server, genai_of(transport, server) as models:
+        assert (await models.generate_content(**GENAI_QUESTION)).text == 'one'
+
+
+@on_both_clocks
 async def test_genai_retries(transport):
-    """What it retries are answers, time-outs and failures to connect: httpx2's classes of these."""
+    """What it retries are answers, and time-outs and failures to connect of httpx2."""
     async def silent(peer):
         assert await peer.closed() == b''
         return False
@@ -799,10 +862,9 @@ def tools(started_tools):
 
 @contextlib.asynccontextmanager
 async def mcp_of(transport, tools, mode):
-    async with httpx2.AsyncClient(
-            transport=TRANSPORTS[transport](), timeout=httpx2.Timeout(30, read=300)) as http_client:
-        async with mcp.Client(streamable_http_client(
-                tools.url, http_client=http_client), mode=mode) as client:
+    async with httpx2.AsyncClient(transport=TRANSPORTS[transport](), timeout=30) as http_client:
+        streams = streamable_http_client(tools.url, http_client=http_client)
+        async with mcp.Client(streams, mode=mode) as client:
             yield client
     await until(lambda: not tools.connections)  # or their descriptors were left
 
@@ -915,26 +977,6 @@ async def test_opentelemetry_of_all_clients(transport, spans):
 # -------------------------------------------------------------------------------------- mocking
 
 
-class LowhaioMocker(respx.mocks.AbstractRequestMocker):
-    """What `respx.mock(using='lowhaio')` patches"""
-
-    name = 'lowhaio'
-    targets = ['lowhaio_httpx2.LowhaioTransport']
-    target_methods = ['handle_async_request']
-
-    @classmethod
-    def to_httpx_request(cls, *, request):
-        return httpx.Request(
-            request.method, str(request.url), headers=request.headers.raw, stream=request.stream,
-            extensions=request.extensions)
-
-    @classmethod
-    async def from_async_httpx_response(cls, response, transport, *, request):
-        return httpx2.Response(
-            response.status_code, headers=response.headers.raw, stream=response.stream,
-            extensions=response.extensions, request=request)
-
-
 @pytest.mark.parametrize('using, replaced', [('httpcore2', 'stock'), ('lowhaio', 'lowhaio')])
 @on_both
 async def test_respx(transport, using, replaced):
@@ -976,3 +1018,63 @@ async def test_mock_transport(transport):
     async with openai.AsyncOpenAI(api_key='a-key', http_client=http_client) as client:
         answered = await client.chat.completions.create(**QUESTION)
     assert answered.choices[0].message.content == 'mocked'
+
+
+# ------------------------------------------------------------------------- the blocks of the page
+
+
+async def answer_to_any(peer):
+    """As each of the three services, by the path."""
+    asked = peer.model.asked[-1]
+    if 'generateContent' in asked.line:
+        await peer.send(answer(generated('hello')))
+    elif asked.line.endswith('/messages'):
+        await peer.send(STREAM + message_start() + message_delta('hello') + message_end() + END)
+    elif asked.json.get('stream'):
+        await peer.send(STREAM + delta('hello') + chunk(DONE) + END)
+    else:
+        await peer.send(completion('hello'))
+
+
+@pytest.fixture
+def models(monkeypatch):
+    """A server of all models, on a loop in a thread, as the environment tells the SDKs."""
+    def run():
+        async def serve():
+            async def script(peer):
+                peer.model = model
+                await model(peer)
+
+            async with Server(script) as server:
+                started.set_result((asyncio.get_running_loop(), over := asyncio.Event(), server))
+                await over.wait()
+
+        asyncio.run(serve())
+
+    model = Model(answer_to_any)
+    started = concurrent.futures.Future()
+    thread = threading.Thread(target=run)
+    thread.start()
+    loop, over, server = started.result(PATIENCE)
+    for name, path in {'OPENAI': '/v1', 'ANTHROPIC': '', 'GOOGLE_GEMINI': ''}.items():
+        monkeypatch.setenv(f'{name}_BASE_URL', server.origin + path)
+        monkeypatch.setenv(f'{name.removeprefix("GOOGLE_")}_API_KEY', 'a-key')
+    yield model
+    loop.call_soon_threadsafe(over.set)
+    thread.join(PATIENCE)
+
+
+PRINTED = ['hello', 'hello', 'hello', "['add', 'count']", '', 'hello']
+
+
+def test_every_block_of_the_page_is_run():
+    assert len(PRINTED) == len(BLOCKS)
+
+
+@pytest.mark.parametrize('number', [
+    number for number in range(len(PRINTED)) if 'Mocker' not in BLOCKS[number]])
+def test_a_block_of_the_page_runs_as_it_stands(number, models, tools, capsys):
+    block = BLOCKS[number].replace('http://localhost:8000/mcp', tools.url)
+    exec(compile(block, 'sdks.md', 'exec'), {'__name__': '__main__'})
+    assert capsys.readouterr().out == PRINTED[number] + '\n'
+    assert len(models.asked) == ('localhost' not in BLOCKS[number])
