@@ -7,6 +7,7 @@ import ast
 import contextlib
 import gzip
 import hashlib
+import json
 import os
 import pathlib
 import queue
@@ -511,18 +512,13 @@ class Upstream(Scripted):
             self.closed.release()
 
 
-class Proxy:
-    """In a process of its own. `implementation` is uvicorn's for HTTP."""
+class Serving:
+    """An example that serves, under uvicorn, in a process of its own."""
 
-    def __init__(self, implementation, *args):
-        missing = {'h11': 'httptools', 'httptools': 'h11'}[implementation]
+    def __init__(self, *args, **environment):
         self.process = subprocess.Popen(
-            [sys.executable, '-c', f'import runpy, sys; sys.modules["{missing}"] = None; '
-             'runpy.run_path(sys.argv.pop(1), run_name="__main__")',
-             ROOT / 'examples' / 'reverse_proxy.py', '--port', '0', *args],
-            stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-            # The clients of these tests are no proxies.
-            env={**ENVIRONMENT, 'FORWARDED_ALLOW_IPS': '192.0.2.1'})
+            [sys.executable, *args], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+            env={**ENVIRONMENT, **environment})
 
     def __enter__(self):
         self.process.__enter__()
@@ -561,6 +557,19 @@ class Proxy:
         path = pathlib.Path(f'/proc/{self.process.pid}/status')
         status = path.read_text() if path.exists() else 'VmHWM: 0 kB'
         return int(re.search(r'VmHWM:\s+(\d+) kB', status)[1]) * 1024
+
+
+class Proxy(Serving):
+    """`implementation` is uvicorn's for HTTP."""
+
+    def __init__(self, implementation, *args):
+        missing = {'h11': 'httptools', 'httptools': 'h11'}[implementation]
+        super().__init__(
+            '-c', f'import runpy, sys; sys.modules["{missing}"] = None; '
+            'runpy.run_path(sys.argv.pop(1), run_name="__main__")',
+            ROOT / 'examples' / 'reverse_proxy.py', '--port', '0', *args,
+            # The clients of these tests are no proxies.
+            FORWARDED_ALLOW_IPS='192.0.2.1')
 
 
 def head(line, *fields):
@@ -1015,6 +1024,135 @@ def test_proxy_wants_a_url(url):
     code, printed, said = run('reverse_proxy.py', url)
     assert (code, printed) == (2, '')
     assert 'upstream must be a URL such as http://127.0.0.1:8000' in said
+
+
+# ------------------------------------------------------------------------ model_service.py
+
+
+class ModelService(Serving):
+    def __init__(self, *args):
+        super().__init__(ROOT / 'examples' / 'model_service.py', '--port', '0', *args,
+                         OPENAI_API_KEY='a-key')
+
+    def asking(self, question, stream):
+        """A socket that has asked."""
+        sock = self.connect()
+        body = json.dumps({'question': question, 'stream': stream}).encode()
+        sock.sendall(head('POST /answers', 'connection: close', 'content-type: application/json',
+                          f'content-length: {len(body)}') + body)
+        return sock
+
+    def answer(self, question, stream=False):
+        """The status, and the body."""
+        with self.asking(question, stream) as sock, sock.makefile('rb') as file:
+            line, fields = read_head(file)
+            return int(line.split(' ')[1]), read_body(file, fields)
+
+
+class ScriptedModel(Scripted):
+    """A model. Each request is answered by the script. What was asked, and over which connection,
+    is kept."""
+
+    def __init__(self, script):
+        super().__init__(self.answer_all)
+        self.answer_one = script
+        self.asked = []
+        self.ports = []
+        self.ended = threading.Semaphore(0)
+
+    def answer_all(self, conn, file):
+        try:
+            while (asked := read_head(file)) is not None:
+                line, fields = asked
+                assert line == 'POST /v1/chat/completions HTTP/1.1'
+                assert values(fields, 'authorization') == ['Bearer a-key']
+                self.asked.append(json.loads(read_body(file, fields)))
+                self.ports.append(conn.getpeername()[1])
+                if self.answer_one(conn, file) is False:
+                    return
+        finally:
+            self.ended.release()
+
+
+def word(text):
+    event = json.dumps({'choices': [{'delta': {'content': text}}]})
+    return b'%x\r\ndata: %b\n\n\r\n' % (len(event) + 8, event.encode())
+
+
+EVENT_STREAM = (b'HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n'
+                b'transfer-encoding: chunked\r\n\r\n')
+NO_MORE_WORDS = b'e\r\ndata: [DONE]\n\n\r\n0\r\n\r\n'
+
+
+@pytest.mark.parametrize('transport', ['stock', 'lowhaio'])
+def test_model_service_with_its_own_model(transport):
+    with ModelService('--transport', transport) as service:
+        assert service.answer('What is it?') == (200, b'{"answer":"What is it?"}')
+        assert service.answer('What is it?', stream=True) == (200, b'What is it? ')
+        assert service.answer('')[0] == 200
+    assert service.process.returncode == 0
+    assert 'Traceback' not in ''.join(service.said)
+
+
+def test_model_service_passes_on_the_words_as_they_come():
+    def script(conn, file):
+        conn.sendall(EVENT_STREAM)
+        for text in 'one', 'two':
+            conn.sendall(word(text))
+            assert received.acquire(timeout=PATIENCE)
+        conn.sendall(NO_MORE_WORDS)
+
+    received = threading.Semaphore(0)
+    with ScriptedModel(script) as model, ModelService(
+            '--model', f'{model.origin}/v1', '--name', 'a-model') as service:
+        for _ in range(3):
+            with service.asking('What is it?', True) as sock, sock.makefile('rb') as file:
+                read_head(file)
+                for text in b'one', b'two':
+                    assert file.readline() == b'3\r\n'
+                    assert file.read(5) == text + b'\r\n'
+                    received.release()
+                assert file.read() == b'0\r\n\r\n'
+    assert model.asked == 3 * [{'model': 'a-model', 'stream': True, 'messages': [
+        {'role': 'user', 'content': 'What is it?'}]}]
+    assert len(set(model.ports)) == 1
+
+
+def test_model_service_ends_what_nobody_listens_to():
+    def script(conn, file):
+        conn.sendall(EVENT_STREAM + word('one'))
+        assert file.read() == b''
+        return False
+
+    with ScriptedModel(script) as model, ModelService(
+            '--model', f'{model.origin}/v1') as service:
+        with service.asking('What is it?', True) as sock, sock.makefile('rb') as file:
+            read_head(file)
+            assert file.readline() == b'3\r\n'
+        assert model.ended.acquire(timeout=PATIENCE)
+    assert 'Traceback' not in ''.join(service.said)
+
+
+def test_model_service_tells_of_failures():
+    responses = {
+        'refused': b'HTTP/1.1 429 No\r\ncontent-length: 2\r\n\r\n{}',
+        'closed': b'',
+        'nonsense': b'nonsense\r\n\r\n',
+    }
+
+    def script(conn, file):
+        conn.sendall(responses[model.asked[-1]['messages'][0]['content']])
+        return False
+
+    with ScriptedModel(script) as model, ModelService('--model', f'{model.origin}/v1') as service:
+        for name in responses:
+            for stream in False, True:
+                code, content = service.answer(name, stream)
+                assert code == 502
+                begin = "Client error '429 No'" if name == 'refused' else f'POST {model.origin}'
+                assert json.loads(content)['detail'].startswith(f'The model: {begin} ')
+    assert len(model.asked) == 6
+    assert 'Traceback' not in ''.join(service.said)
 
 
 # ------------------------------------------------------------------------- link_checker.py

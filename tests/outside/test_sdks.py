@@ -81,6 +81,9 @@ from model_servers import (  # noqa: E402
     named,
 )
 
+# The names of the attributes since 2023. OpenTelemetry reads this once in a process.
+os.environ['OTEL_SEMCONV_STABILITY_OPT_IN'] = 'http'
+
 PAGE = Path(__file__).parents[2] / 'docs' / 'sdks.md'
 BLOCKS = re.findall(
     r'(?<=^```python\n).*?(?=^```$)', PAGE.read_text(encoding='utf-8'), re.MULTILINE | re.DOTALL)
@@ -906,10 +909,8 @@ async def test_mcp_server_that_hangs_up_idle_connections(transport, mode, tools)
 
 
 @pytest.fixture
-def spans(monkeypatch):
-    """A list of the spans that have ended, and what an instrumentor wants."""
-    # The names of the fields since 2023. It reads this once in a process.
-    monkeypatch.setenv('OTEL_SEMCONV_STABILITY_OPT_IN', 'http')
+def spans():
+    """What gives the spans that have ended, and what an instrumentor wants."""
     exporter = InMemorySpanExporter()
     provider = TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
