@@ -469,15 +469,11 @@ async def test_openai_time_limit_around_a_stream(transport, limit):
         await closed.wait()
 
 
-@pytest.mark.parametrize('rest, connections', [
-    (delta('two') + chunk(DONE) + END, {'stock': [0, 1], 'lowhaio': [0, 0]}),
-    (delta('two'), {'stock': [0, 1], 'lowhaio': [0, 1]}),
-], ids=['all is here', 'more would come'])
 @on_both
-async def test_openai_stream_that_is_left(transport, rest, connections):
+async def test_openai_stream_that_is_left(transport):
     """If all of a short rest is here, lowhaio's transport keeps the connection."""
     async def stream(peer):
-        await peer.send(STREAM + delta('one') + rest)
+        await peer.send(STREAM + delta('one') + delta('two') + chunk(DONE) + END)
 
     model = Model(stream, completion('three'))
     async with Server(model) as server, openai_of(transport, server) as client:
@@ -487,7 +483,27 @@ async def test_openai_stream_that_is_left(transport, rest, connections):
                 break
         answered = await client.chat.completions.create(**QUESTION)
         assert answered.choices[0].message.content == 'three'
-    assert model.connections == connections[transport]
+    assert model.connections == {'stock': [0, 1], 'lowhaio': [0, 0]}[transport]
+
+
+@on_both
+async def test_openai_stream_that_is_left_before_its_end(transport):
+    """It closes its connection, though somebody still has the response."""
+    async def stream(peer):
+        await peer.send(STREAM + delta('one') + delta('two'))
+        assert await peer.closed() == b''
+        closed.set()
+        return False
+
+    closed = asyncio.Event()
+    model = Model(stream)
+    async with Server(model) as server, openai_of(transport, server) as client:
+        async with await client.chat.completions.create(**QUESTION, stream=True) as parts:
+            async for part in parts:
+                assert part.choices[0].delta.content == 'one'
+                break
+        await closed.wait()
+        assert parts.response.is_closed
 
 
 @on_both
