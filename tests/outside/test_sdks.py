@@ -43,10 +43,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-try:
-    from lowhaio_httpx2 import LowhaioTransport
-except ImportError:
-    LowhaioTransport = None
+from lowhaio_httpx2 import (
+    LowhaioTransport,
+    client_for_anthropic,
+    client_for_openai,
+)
 from tests.harness import (
     CLOCKED,
     LOOPS,
@@ -92,9 +93,10 @@ exec(compile(next(block for block in BLOCKS if 'Mocker' in block), 'sdks.md', 'e
 
 # The system's authorities would be read for each transport
 CONTEXT = httpx2.create_ssl_context()
-TRANSPORTS = {'stock': functools.partial(httpx2.AsyncHTTPTransport, verify=CONTEXT)}
-if LowhaioTransport is not None:
-    TRANSPORTS['lowhaio'] = functools.partial(LowhaioTransport, verify=CONTEXT)
+TRANSPORTS = {
+    'stock': functools.partial(httpx2.AsyncHTTPTransport, verify=CONTEXT),
+    'lowhaio': functools.partial(LowhaioTransport, verify=CONTEXT),
+}
 QUESTION = {'model': 'a-model', 'messages': [{'role': 'user', 'content': 'What is it?'}]}
 
 
@@ -110,8 +112,8 @@ class Complaints:
             self.errors.append(error)
 
 
-def on_kinds(test, kinds):
-    @pytest.mark.parametrize('transport', TRANSPORTS)
+def on_kinds(test, kinds, transports=tuple(TRANSPORTS)):
+    @pytest.mark.parametrize('transport', transports)
     @pytest.mark.parametrize('loop_name', kinds)
     @functools.wraps(test)
     def wrapper(*args, loop_name, **kwargs):
@@ -128,6 +130,11 @@ def on_kinds(test, kinds):
 def on_both(test):
     """Run an async test function on each transport and each loop, and look at what it leaves."""
     return on_kinds(test, LOOPS)
+
+
+def on_lowhaio(test):
+    """The same, on lowhaio's transport only."""
+    return on_kinds(test, LOOPS, ['lowhaio'])
 
 
 def on_both_clocks(test):
@@ -550,6 +557,67 @@ async def test_openai_streams_at_once(transport):
             for number in range(10):
                 group.create_task(ask(number))
     assert sorted(model.connections) == list(range(10))
+
+
+# ----------------------------------------------------------------------- the clients for the SDKs
+
+
+@pytest.mark.parametrize('make_client, sdk, make', [
+    (client_for_openai, openai, openai.AsyncOpenAI),
+    (client_for_anthropic, anthropic, anthropic.AsyncAnthropic)])
+@on_lowhaio
+async def test_defaults_are_those_of_the_sdk(transport, make_client, sdk, make):
+    async with make_client(verify=CONTEXT) as client, make(
+            api_key='a-key', http_client=client) as with_it, make(api_key='a-key') as without:
+        assert with_it.timeout == without.timeout == sdk.DEFAULT_TIMEOUT == client.timeout
+        assert with_it.max_retries == without.max_retries
+        assert client.follow_redirects == without._client.follow_redirects
+
+
+@on_lowhaio
+async def test_limits_are_those_of_the_sdk(transport):
+    """More than the hundred of httpx2 at once, and a hundred are kept."""
+    async def when_all_have_asked(peer):
+        if len(model.asked) == 130:
+            together.set()
+        await together.wait()
+        await peer.send(completion('one'))
+
+    together = asyncio.Event()
+    model = Model(when_all_have_asked)
+    async with Server(model) as server, openai.AsyncOpenAI(
+            api_key='a-key', base_url=server.origin,
+            http_client=client_for_openai(verify=CONTEXT)) as client:
+        await asyncio.gather(*(client.chat.completions.create(**QUESTION) for _ in range(130)))
+        assert sorted(model.connections) == list(range(130))
+        await until(lambda: sum(peer.reader.at_eof() for peer in server.peers) == 30)
+        assert (await client.chat.completions.create(**QUESTION)).choices
+    assert model.connections[-1] < 130
+
+
+@on_lowhaio
+async def test_one_transport_for_two_sdks(transport):
+    """When one of them closes it, what the other one reads goes on, and what it asks later."""
+    async def stream(peer):
+        await peer.send(STREAM + delta('one'))
+        await closed.wait()
+        await peer.send(delta('two') + chunk(DONE) + END)
+
+    closed = asyncio.Event()
+    model = Model(message('zero'), stream, completion('three'))
+    http_client = functools.partial(httpx2.AsyncClient, transport=TRANSPORTS[transport]())
+    async with Server(model) as server, openai.AsyncOpenAI(
+            api_key='a-key', base_url=server.origin, http_client=http_client()) as client:
+        async with anthropic.AsyncAnthropic(
+                api_key='a-key', base_url=server.origin, http_client=http_client()) as other:
+            assert (await other.messages.create(**PROMPT)).content[0].text == 'zero'
+            parts = await client.chat.completions.create(**QUESTION, stream=True)
+            assert (await anext(parts)).choices[0].delta.content == 'one'
+        closed.set()
+        assert await texts(parts) == ['two']
+        answered = await client.chat.completions.create(**QUESTION)
+        assert answered.choices[0].message.content == 'three'
+    assert model.connections[:2] == [0, 0]
 
 
 # ------------------------------------------------------------------------------------ anthropic
