@@ -24,7 +24,7 @@ def tests(session):
 # moto can not be built for CPython 3.15 yet.
 @nox.session(python=PYTHONS[:-1])
 def outside(session):
-    """The tests with other people's servers, layers, applications and type checkers."""
+    """The tests with other people's servers, layers, applications, SDKs and type checkers."""
     session.install('.[test,types,outside]')
     session.run('python', '-m', 'pytest', *(session.posargs or ['tests/outside']))
 
