@@ -1,4 +1,4 @@
-"""What the servers of language models say, in bytes, for test_sdks.py and the example
+"""What the servers of language models say, in bytes, for test_sdks.py
 
 Nothing here is asked of a model: each answer is scripted. The forms are those of the OpenAI
 chat completions, the Anthropic messages and the Gemini `generateContent` APIs.
@@ -7,7 +7,7 @@ chat completions, the Anthropic messages and the Gemini `generateContent` APIs.
 import json
 from typing import NamedTuple
 
-from tests.harness import chunked, head, response
+from tests.harness import chunked, response
 
 JSON = b'content-type: application/json'
 EVENTS = b'content-type: text/event-stream'
@@ -34,8 +34,8 @@ class Asked(NamedTuple):
 class Model:
     """A script of a server that gives the next answer to each request, and at last the last one
 
-    An answer is bytes, or a coroutine function of the peer, called after it was asked. Where that
-    returns False, the connection closes.
+    An answer is bytes, or a coroutine function of the peer, which is called when all of the
+    request has come. If it returns False, the connection closes.
     """
 
     def __init__(self, *answers):
@@ -124,9 +124,3 @@ def named(name, **fields):
 def generated(text):
     """A `GenerateContentResponse` of Gemini"""
     return {'candidates': [{'index': 0, 'content': {'role': 'model', 'parts': [{'text': text}]}}]}
-
-
-__all__ = [
-    'DONE', 'END', 'EVENTS', 'JSON', 'STREAM', 'Asked', 'Model', 'answer', 'chunk', 'completion',
-    'delta', 'event', 'generated', 'head', 'message', 'message_delta', 'message_end',
-    'message_start', 'named']

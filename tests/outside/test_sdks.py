@@ -884,6 +884,7 @@ class Tools:
                 await ctx.report_progress(i, 3)
             return 'done'
 
+        self.json_response = json_response
         self.app = server.streamable_http_app(json_response=json_response)
         self.asked = []  # method and port of the client
 
@@ -977,7 +978,10 @@ async def test_mcp(transport, mode, tools):
         assert counted.content[0].text == 'done'
         failed = await client.call_tool('add', {'a': 1})
         assert failed.is_error
-    assert progress in ([], [(0, 3), (1, 3), (2, 3)])
+    assert progress == ([] if tools.json_response else [(0, 3), (1, 3), (2, 3)])
+    # Of a session: it begins with two, has a stream for what the server says, and is ended
+    assert sorted(method for method, _ in tools.asked) == (
+        ['DELETE', 'GET', *['POST'] * 6] if mode == 'legacy' else ['POST'] * 5)
 
 
 @pytest.mark.parametrize('mode', ['legacy', 'auto'])
