@@ -1,0 +1,916 @@
+"""What users of httpx2 and of classic httpx expect of an async transport.
+
+Each check runs on the transport that these have themselves, which is called stock here, and then
+on that of lowhaio. So a check that has misunderstood what is promised fails before lowhaio is
+asked. Where lowhaio differs on purpose, `DIFFERENCES` has a row with the reason, and the check
+states what each of the two does. Where only the wording differs, there is no row.
+
+Seen with httpx2 2.16.2 (httpcore2 2.16.2) and httpx 0.28.1 (httpcore 1.0.9).
+"""
+
+import ast
+import asyncio
+import base64
+import contextlib
+import functools
+import gc
+import gzip
+import hashlib
+import inspect
+import io
+import json
+import logging
+import pathlib
+import re
+import socket
+import ssl
+import subprocess
+import sys
+import warnings
+from typing import NamedTuple
+
+import anyio
+import httpcore
+import httpcore2
+import httpx
+import httpx2
+import httpx_sse
+import httpx_ws
+import lowhaio_httpx
+import lowhaio_httpx2
+import pytest
+import trio
+import trustme
+import websockets.asyncio.server
+
+import lowhaio
+from tests.harness import (
+    BLOCKING,
+    CLOCKED,
+    CONTINUE,
+    HINTS,
+    LARGE,
+    LOOPS,
+    OK,
+    ROOT,
+    UNFINISHED,
+    AnsweringInThreads,
+    Answering,
+    Server,
+    ThreadServer,
+    authority,
+    bound_to,
+    certified,
+    chunked,
+    cut_into_bytes,
+    deaf_server,
+    forever,
+    full_backlog,
+    head,
+    holding,
+    nothing_left,
+    passing,
+    patience,
+    response,
+    row,
+    run_on,
+    server_context,
+    settling,
+    trusting,
+    turns,
+    until,
+    value,
+    values_of,
+)
+
+# ------------------------------------------------------------------------------ what is compared
+
+
+class Difference(NamedTuple):
+    """What lowhaio's transports do on purpose in another way than stock, and why."""
+
+    what: str
+    stock: str
+    ours: str
+    why: str
+
+
+DIFFERENCES = {
+    'tls-end': Difference(
+        'A body without a length, in TLS, ends without close_notify',
+        'it counts as complete', '`RemoteProtocolError`',
+        'anybody on the way could have cut it off'),
+    'head-time': Difference(
+        'The head of a response trickles in',
+        'each byte renews the read time', 'the read time is for the whole head: `ReadTimeout`',
+        'otherwise a server can hold a request for as long as it likes'),
+    'write-progress': Difference(
+        'A large chunk of a body goes out slowly but steadily',
+        'the write time is for the whole chunk: `WriteTimeout`', 'each progress renews it',
+        'the time is for a connection that is stuck'),
+    'early-break': Difference(
+        'A body is not read to its end, but what is left is there and small',
+        'the connection is closed', 'the rest is taken, and the connection used again',
+        'a new connection costs more'),
+    'dropped': Difference(
+        'A response is dropped without being read or closed',
+        'its place in the pool is lost for good', 'the connection is closed, the place is free',
+        'a pool must not run dry'),
+    'handshake-cancelled': Difference(
+        'A request is cancelled in the TLS handshake',
+        'the connection is left open', 'it is closed',
+        'nothing is left of a request'),
+    'length': Difference(
+        'A body is longer or shorter than its content-length',
+        "h11's `LocalProtocolError`, which is none of the library's",
+        '`LocalProtocolError` of the library',
+        'who catches the errors of the library must get them'),
+    'early-response': Difference(
+        'A response of 300 or above comes while the body is sent, and the server reads no more',
+        '`WriteTimeout`', 'the sending ends, and the response is returned',
+        'the server has said all that it will say'),
+    'expect': Difference(
+        'A request has `expect: 100-continue`',
+        'the body is sent at once', 'it waits for the 100, for a second at most',
+        'that is what the field is for'),
+    'sni': Difference(
+        'A request has another `sni_hostname` than a kept connection to its host',
+        'the connection is used', 'a connection of its own is made',
+        'the certificate was checked for another name'),
+    'loops': Difference(
+        'A transport is used in a second event loop, the first one is closed',
+        '`RuntimeError`, from the first request if a connection was kept', 'it works',
+        'tests and scripts call `asyncio.run` more than once'),
+    'trio': Difference(
+        'A request is made under trio',
+        'it works', '`RuntimeError` that names asyncio',
+        'lowhaio is for asyncio'),
+    'http2': Difference(
+        'A transport with `http1=False, http2=True`',
+        'it speaks HTTP/2 if `h2` is installed', '`ValueError` when it is made',
+        'lowhaio speaks HTTP/1.1'),
+    'alpn': Difference(
+        'A transport with `http2=True`',
+        'it offers h2 and http/1.1', 'it offers http/1.1',
+        'lowhaio speaks HTTP/1.1'),
+    'field-names': Difference(
+        'The names of the fields of a response, in `headers.raw`',
+        'as they came', 'in lower case',
+        'names have no case, and look-ups have none either'),
+    'target': Difference(
+        'A `target` extension with bytes that are not ASCII',
+        '`LocalProtocolError`', 'sent as given',
+        'who gives bytes wants these bytes'),
+    'host': Difference(
+        'The caller gives `host`, and not as the first field',
+        'it is sent first', 'it is sent where the caller has put it',
+        'what is sent is what the caller gave'),
+    'refused': Difference(
+        'A request that can not be sent, as for an illegal field',
+        'a connection is made for it, and closed', 'no connection is made',
+        'it is refused before that'),
+    'connect': Difference(
+        'A request with the method CONNECT',
+        'a tunnel', '`LocalProtocolError`',
+        'the transport makes tunnels itself, with `proxy=`'),
+    'aclose': Difference(
+        '`aclose()` of the transport while a response is read',
+        'its connection is closed: `ReadError`', 'it closes when its response ends',
+        'clients share transports'),
+    'messages': Difference(
+        'What errors of time-outs say',
+        'nothing', 'what was waited for, how long, and where',
+        'somebody has to find out'),
+}
+
+
+class Kit:
+    """A library with one of the transports for it."""
+
+    def __init__(self, library, is_ours):
+        self.http = {'httpx2': httpx2, 'httpx': httpx}[library]
+        self.core = {'httpx2': httpcore2, 'httpx': httpcore}[library]
+        self.library = library
+        self.is_ours = is_ours
+        ours = {'httpx2': lowhaio_httpx2, 'httpx': lowhaio_httpx}[library]
+        self.Transport = ours.LowhaioTransport if is_ours else self.http.AsyncHTTPTransport
+        self.Client = ours.LowhaioAsyncClient if is_ours else self.http.AsyncClient
+
+    def __repr__(self):
+        return f'{self.library}-{"ours" if self.is_ours else "stock"}'
+
+    def differs(self, name, *, stock, ours):
+        """What is expected, in a case in which the two differ."""
+        assert name in DIFFERENCES
+        return ours if self.is_ours else stock
+
+    def transport(self, *, limits=None, **options):
+        """A transport which trusts the authority of the tests. Limits may be a dict."""
+        if limits is not None:
+            options['limits'] = self.http.Limits(**limits)
+        return self.Transport(**{'verify': trusting(), **options})
+
+    def client(self, *, client=(), **options):
+        """The library's own client, with such a transport."""
+        return self.http.AsyncClient(transport=self.transport(**options), **dict(client))
+
+    def timeout(self, **times):
+        """Of these times, and the others are None, which means never."""
+        return self.http.Timeout(None, **times)
+
+    @contextlib.asynccontextmanager
+    async def talking(self, *responses, context=None, **options):
+        """A client, a server that gives these responses, and the script of the server."""
+        script = responses[0] if responses and callable(responses[0]) else Answering(
+            *responses or [OK])
+        async with Server(script, context) as server, self.client(**options) as client:
+            yield client, server, script
+
+    async def failure(self, name, awaitable):
+        """The error, whose class is exactly this one of the library, as a user needs it."""
+        with pytest.raises(Exception) as caught:
+            await awaitable
+        error = caught.value
+        assert type(error) is getattr(self.http, name), repr(error)
+        assert isinstance(error.request, self.http.Request)
+        if self.is_ours:
+            assert str(error), 'an error that says nothing'
+        return error
+
+
+KITS = {library: [Kit(library, is_ours) for is_ours in (False, True)]
+        for library in ('httpx2', 'httpx')}
+
+
+def check(test=None, *, kinds=LOOPS, libraries=tuple(KITS)):
+    """Run an async test function with each kit, on each loop. What stock leaves behind is no
+    matter of these tests; what lowhaio leaves behind fails them."""
+    if test is None:
+        return functools.partial(check, kinds=kinds, libraries=libraries)
+
+    @pytest.mark.parametrize('loop_name', tuple(kinds))
+    @pytest.mark.parametrize('kit', [kit for name in libraries for kit in KITS[name]], ids=repr)
+    @functools.wraps(test)
+    def wrapper(kit, loop_name, **kwargs):
+        if kit.is_ours:
+            with nothing_left() as errors:
+                run_on(kinds[loop_name], loop_name, errors, test, kit, **kwargs)
+        else:
+            with leniently(), row(loop_name):
+                with asyncio.Runner(loop_factory=kinds[loop_name]) as runner:
+                    runner.run(patiently(test, kit, **kwargs))
+
+    signature = inspect.signature(test)
+    wrapper.__signature__ = signature.replace(parameters=[
+        *signature.parameters.values(),
+        inspect.Parameter('loop_name', inspect.Parameter.KEYWORD_ONLY)])
+    return wrapper
+
+
+# Time passes only in `passing`: see the harness.
+on_clock = functools.partial(check, kinds=CLOCKED)
+for_httpx2 = functools.partial(check, libraries=['httpx2'])
+for_httpx = functools.partial(check, libraries=['httpx'])
+
+
+async def patiently(test, *args, **kwargs):
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+    async with patience():
+        await test(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def leniently():
+    """Ignore what complains of what it finds when it collects garbage."""
+    gc.freeze()
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
+        warnings.simplefilter('ignore')
+        patch.setattr(sys, 'unraisablehook', lambda unraisable: None)
+        yield
+        gc.collect()
+
+
+async def times_out(kit, name, seconds, awaitable, has_begun=lambda: True):
+    """Await what has to fail after so many seconds, and not before."""
+    task = asyncio.ensure_future(awaitable)
+    await settling()
+    await until(has_begun)
+    await passing(seconds - 0.01)
+    assert not task.done()
+    await passing(0.02)
+    await until(task.done)
+    error = await kit.failure(name, task)
+    assert isinstance(error, kit.http.TimeoutException)
+    assert bool(str(error)) is kit.differs('messages', stock=False, ours=True)
+    return error
+
+
+async def cancelled(task):
+    """Cancel a task, which must end in that, and not in an error."""
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def consume(response):
+    """All pieces of a body, as they come."""
+    return [piece async for piece in response.aiter_raw()]
+
+
+def fields(head):
+    """The names and values of a head that was sent, in their order."""
+    return [tuple(line.split(b': ', 1)) for line in head.split(b'\r\n')[1:-2]]
+
+
+def target(head):
+    return head.split(b' ')[1]
+
+
+def closing(*pieces):
+    """A script that answers each connection's first request with these bytes, and closes."""
+    async def script(peer):
+        script.heads.append(await peer.read_head())
+        await peer.send(*pieces)
+
+    script.heads = []
+    return script
+
+
+def resetting(*pieces):
+    """As `closing`, but the connection is reset."""
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(*pieces)
+        await turns(20)
+        peer.reset()
+
+    return script
+
+
+# -------------------------------------------------------------------------------- the request's head
+
+
+@check
+async def test_the_head_is_what_the_request_has(kit):
+    async with kit.talking() as (client, server, script):
+        answer = await client.get(server.url + 'a/b?c=d')
+        assert (answer.status_code, answer.text) == (200, 'ok')
+        [sent] = script.heads
+        assert sent.startswith(b'GET /a/b?c=d HTTP/1.1\r\n')
+        assert fields(sent) == answer.request.headers.raw
+        assert value(sent, b'host') == b'127.0.0.1:%d' % server.port
+
+
+@check
+async def test_fields_are_sent_in_their_order_with_their_case_and_repeats(kit):
+    given = [(b'Host', b'other.test'), (b'X-One', b'1'), (b'x-two', b'2'), (b'X-ONE', b'3'),
+             (b'Accept', b'a'), (b'X-One', b'4')]
+    async with kit.talking() as (client, server, script):
+        request = kit.http.Request('GET', server.url, headers=given)
+        await client.send(request)
+        assert fields(script.heads[0]) == request.headers.raw == given
+
+
+@check
+async def test_the_place_of_the_field_host(kit):
+    given = [(b'x-one', b'1'), (b'Host', b'other.test'), (b'x-two', b'2')]
+    async with kit.talking() as (client, server, script):
+        await client.send(kit.http.Request('GET', server.url, headers=given))
+        assert fields(script.heads[0]) == kit.differs(
+            'host', stock=[given[1], given[0], given[2]], ours=given)
+
+
+@check
+async def test_values_are_sent_as_the_bytes_that_they_are(kit):
+    given = [(b'x-utf-8', 'caf\xe9'.encode()), (b'x-latin', b'caf\xe9'), (b'x-empty', b''),
+             (b'x-tab', b'a\tb'), (b'x-quoted', b'"a, b"; c=\\"')]
+    async with kit.talking() as (client, server, script):
+        await client.get(server.url, headers=given)
+        sent = script.heads[0]
+        assert [values_of(sent, name) for name, _ in given] == [[value] for _, value in given]
+
+
+@check
+async def test_methods_are_sent_as_they_are(kit):
+    names = ['GET', 'DELETE', 'PROPFIND', 'M-SEARCH', 'QUERY']
+    async with kit.talking() as (client, server, script):
+        for name in names:
+            await client.request(name, server.url)
+        assert script.lines == [f'{name} /' for name in names]
+
+
+@check
+async def test_urls_are_sent_as_the_library_quotes_them(kit):
+    rows = ['', '?', '?a', '?a=b', 'a%20b', 'a b', 'caf\xe9?q=\xe9', '[x]|{y}', '?q=[a]|{b}^`"',
+            '%zz', '100%', '/double//slash', '%2e%2e/x', "!$&'()*+,;=:@", '?a=1&a=2&b[]=3#x',
+            'a%2Fb%2fc', '?q=%C3%A9+%20', '~-._', '\\x', '?x=<y>']
+    async with kit.talking() as (client, server, script):
+        for text in rows:
+            with row(text):
+                request = client.build_request('GET', server.url + text)
+                await client.send(request)
+                assert target(script.heads[-1]) == request.url.raw_path
+
+
+@check
+async def test_a_fragment_is_not_sent(kit):
+    async with kit.talking() as (client, server, script):
+        await client.get(server.url + 'a?b#c')
+        assert target(script.heads[0]) == b'/a?b'
+        assert b'#' not in script.heads[0]
+
+
+@check
+async def test_userinfo_becomes_a_field_and_is_not_in_the_target(kit):
+    async with kit.talking() as (client, server, script):
+        await client.get(server.url.replace('//', '//user:p%40ss@') + 'a')
+        [sent] = script.heads
+        assert target(sent) == b'/a'
+        assert value(sent, b'authorization') == b'Basic ' + base64.b64encode(b'user:p@ss')
+        assert value(sent, b'host') == b'127.0.0.1:%d' % server.port
+
+
+TARGETS = [b'*', b'/[raw]|{x}^`"', b'http://other.test/a?b', b'/%zz', b'a:1', b'//x', b'/?#x']
+
+
+@check
+async def test_the_target_of_the_extension_is_sent_as_given(kit):
+    async with kit.talking() as (client, server, script):
+        for given in TARGETS:
+            with row(given):
+                await client.request('OPTIONS', server.url + 'not/this',
+                                     extensions={'target': given})
+                assert script.heads[-1].startswith(b'OPTIONS ' + given + b' HTTP/1.1\r\n')
+        assert set(script.connections) == {0}
+
+
+@check
+async def test_a_target_that_would_break_the_request_line_is_refused(kit):
+    async with kit.talking() as (client, server, script):
+        for given in b'/a b', b'/a\r\nx: y', b'/\0', b'':
+            with row(given):
+                await kit.failure('LocalProtocolError', client.get(
+                    server.url, extensions={'target': given}))
+        assert script.heads == []
+        assert (await client.get(server.url)).text == 'ok'
+
+
+@check
+async def test_a_target_of_other_bytes_than_ascii(kit):
+    async with kit.talking() as (client, server, script):
+        asked = client.get(server.url, extensions={'target': b'/caf\xc3\xa9'})
+        if kit.differs('target', stock=False, ours=True):
+            await asked
+            assert target(script.heads[0]) == b'/caf\xc3\xa9'
+        else:
+            await kit.failure('LocalProtocolError', asked)
+            assert script.heads == []
+
+
+@check
+async def test_what_breaks_a_head_is_refused_before_anything_is_sent(kit):
+    async with kit.talking() as (client, server, script):
+        for method, given in [
+            ('GE T', []), ('G\x00T', []), ('', []),
+            ('GET', [(b'x y', b'z')]), ('GET', [(b'', b'z')]), ('GET', [(b'x:', b'z')]),
+            ('GET', [(b'x', b'a\r\nb: c')]), ('GET', [(b'x', b'a\0')]), ('GET', [(b'x', b'\n')]),
+        ]:
+            with row((method, given)):
+                await kit.failure(
+                    'LocalProtocolError', client.request(method, server.url, headers=given))
+        assert script.heads == []
+        assert (await client.get(server.url)).text == 'ok'
+        assert len(server.peers) == kit.differs('refused', stock=10, ours=1)
+
+
+@check
+async def test_the_method_connect(kit):
+    async with kit.talking(b'HTTP/1.1 200 OK\r\n\r\n') as (client, server, script):
+        asked = client.request('CONNECT', server.url, extensions={'target': b'other.test:443'})
+        if kit.differs('connect', stock=False, ours=True):
+            await kit.failure('LocalProtocolError', asked)
+        else:
+            await asked
+            assert script.lines == ['CONNECT other.test:443']
+
+
+# -------------------------------------------------------------------------------- the request's body
+
+
+@check
+async def test_a_body_of_bytes_has_its_length(kit):
+    async with kit.talking() as (client, server, script):
+        await client.post(server.url, content=b'hello')
+        await client.put(server.url, content='h\xe9llo')
+        await client.post(server.url)
+        await client.request('GET', server.url, content=b'x')
+        assert script.bodies == [b'hello', 'h\xe9llo'.encode(), b'', b'x']
+        assert [value(sent, b'content-length') for sent in script.heads] == [
+            b'5', b'6', b'0', b'1']
+        assert [value(sent, b'transfer-encoding') for sent in script.heads] == [None] * 4
+        assert script.connections == [0] * 4
+
+
+@check
+async def test_a_generator_is_sent_in_chunks(kit):
+    async def generate():
+        yield b'hello'
+        yield b''
+        await asyncio.sleep(0)
+        yield b'x' * 26
+
+    async with kit.talking() as (client, server, script):
+        await client.post(server.url, content=generate())
+        [sent] = script.heads
+        assert value(sent, b'transfer-encoding') == b'chunked'
+        assert value(sent, b'content-length') is None
+        assert script.bodies[0].lower() == b'5\r\nhello\r\n1a\r\n' + b'x' * 26 + b'\r\n0\r\n\r\n'
+
+
+@check
+async def test_a_generator_that_yields_nothing_is_an_empty_coded_body(kit):
+    async def generate():
+        return
+        yield
+
+    async with kit.talking() as (client, server, script):
+        for _ in range(2):
+            await client.post(server.url, content=generate())
+        assert script.bodies == [b'0\r\n\r\n'] * 2
+        assert [value(sent, b'transfer-encoding') for sent in script.heads] == [b'chunked'] * 2
+        assert [value(sent, b'content-length') for sent in script.heads] == [None] * 2
+        assert script.connections == [0, 0]
+
+
+@check
+async def test_a_generator_with_its_length_is_sent_plainly(kit):
+    async def generate():
+        yield b'hello'
+        yield b' world'
+
+    async with kit.talking() as (client, server, script):
+        await client.post(server.url, content=generate(), headers={'Content-Length': '11'})
+        assert script.bodies == [b'hello world']
+        assert value(script.heads[0], b'transfer-encoding') is None
+
+
+@check
+async def test_an_exception_of_the_generator_comes_out_as_it_is(kit):
+    class Own(Exception):
+        pass
+
+    own = Own('mine')
+
+    async def generate():
+        yield b'hello'
+        raise own
+
+    async def script(peer):
+        await peer.read_head()
+        if peer.index == 0:
+            script.sent = await peer.closed()
+        else:
+            await peer.send(OK)
+
+    async with kit.talking(script) as (client, server, script):
+        with pytest.raises(Own) as caught:
+            await client.post(server.url, content=generate())
+        assert caught.value is own
+        assert (await client.get(server.url)).text == 'ok'
+        # The server must not take it for a whole body.
+        await until(lambda: hasattr(script, 'sent'))
+        assert script.sent in {b'', b'5\r\nhello\r\n'}
+
+
+@pytest.mark.parametrize('exception', [OSError('disk'), TimeoutError('mine'), ValueError('x')],
+                         ids=repr)
+@check
+async def test_an_exception_of_the_generator_is_not_taken_for_one_of_the_network(kit, exception):
+    async def generate():
+        raise exception
+        yield
+
+    async with kit.talking(holding()) as (client, server, script):
+        with pytest.raises(type(exception)) as caught:
+            await client.post(server.url, content=generate())
+        assert caught.value is exception
+
+
+@pytest.mark.parametrize('length', [3, 9], ids=['too long', 'too short'])
+@check
+async def test_a_body_of_another_length_than_declared(kit, length):
+    async def generate():
+        yield b'hello'
+        yield b'!'
+
+    async with kit.talking() as (client, server, script):
+        with pytest.raises(Exception) as caught:
+            await client.post(
+                server.url, content=generate(), headers={'content-length': str(length)})
+        kinds = {'stock': 'h11._util', 'ours': f'{kit.library}'}
+        assert type(caught.value).__name__ == 'LocalProtocolError'
+        assert type(caught.value).__module__ == kit.differs('length', **kinds)
+        assert isinstance(caught.value, kit.http.TransportError) is kit.is_ours
+        assert (await client.get(server.url)).text == 'ok'
+        assert (script.lines[-1], script.connections[-1]) == ('GET /', 1)
+
+
+@check
+async def test_files_are_sent_as_multipart(kit, tmp_path):
+    path = tmp_path / 'file.bin'
+    path.write_bytes(LARGE)
+    async with kit.talking() as (client, server, script):
+        with path.open('rb') as file:
+            await client.post(
+                server.url, data={'name': 'value'},
+                files={'a': file, 'b': ('b.txt', io.BytesIO(b'hello'), 'text/plain')})
+        [sent] = script.heads
+        [body] = script.bodies
+        boundary = value(sent, b'content-type').partition(b'boundary=')[2]
+        parts = body.split(b'--' + boundary)
+        assert (parts[0], parts[-1]) == (b'', b'--\r\n')
+        assert [part.partition(b'\r\n\r\n')[2][:-2] for part in parts[1:-1]] == [
+            b'value', LARGE, b'hello']
+        assert int(value(sent, b'content-length')) == len(body)
+
+
+@check
+async def test_forms_and_json(kit):
+    async with kit.talking() as (client, server, script):
+        await client.post(server.url, data={'a': ['1', '2'], 'b': '&'})
+        await client.post(server.url, json={'a': [1, None]})
+        assert script.bodies[0] == b'a=1&a=2&b=%26'
+        assert json.loads(script.bodies[1]) == {'a': [1, None]}
+        assert [value(sent, b'content-type') for sent in script.heads] == [
+            b'application/x-www-form-urlencoded', b'application/json']
+
+
+@check
+async def test_a_long_body_arrives_as_it_is(kit):
+    data = hashlib.shake_128(b'seed').digest(2_000_000)
+
+    async def generate():
+        for start in range(0, len(data), 70_000):
+            yield data[start:start + 70_000]
+
+    async with kit.talking() as (client, server, script):
+        await client.post(server.url, content=data)
+        await client.post(server.url, content=generate())
+        assert script.bodies[0] == data
+        pieces = io.BytesIO(script.bodies[1])
+        decoded = b''
+        while size := int(pieces.readline(), 16):
+            decoded += pieces.read(size)
+            assert pieces.read(2) == b'\r\n'
+        assert decoded == data
+
+
+@check
+async def test_a_request_can_be_sent_again(kit):
+    async with kit.talking() as (client, server, script):
+        request = client.build_request('POST', server.url, content=b'hello')
+        for _ in range(3):
+            await client.send(request)
+        assert script.bodies == [b'hello'] * 3
+
+
+@check
+async def test_a_generator_is_closed_when_the_request_fails(kit):
+    events = []
+
+    async def generate():
+        try:
+            while True:
+                yield bytes(100_000)
+        except GeneratorExit:
+            events.append('closed')
+            raise
+        finally:
+            events.append('cleaned up')
+
+    async with kit.talking(resetting()) as (client, server, _):
+        with pytest.raises((kit.http.ReadError, kit.http.WriteError)):
+            await client.post(server.url, content=generate())
+        # Classic httpx leaves it to whoever collects garbage.
+        if kit.is_ours or kit.library == 'httpx2':
+            assert events == ['closed', 'cleaned up']
+
+
+@check
+async def test_a_refusal_of_a_body_that_closes_the_connection_is_returned(kit):
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(response(413, b'too much', b'connection: close'))
+
+    async with kit.talking(script) as (client, server, _):
+        answer = await client.post(server.url, content=b'x' * 20_000)
+        assert (answer.status_code, answer.text) == (413, 'too much')
+
+
+@on_clock
+async def test_a_refusal_of_a_body_by_a_server_that_reads_no_more(kit):
+    events = []
+
+    async def generate():
+        try:
+            while True:
+                yield bytes(1_000_000)
+        finally:
+            events.append('cleaned up')
+
+    async def script(peer):
+        await peer.read_head()
+        peer.writer.transport.pause_reading()
+        await peer.send(response(413, b'too much'))
+        await forever()
+
+    async with kit.talking(script) as (client, server, _):
+        asked = client.post(server.url, content=generate(), timeout=kit.timeout(write=1))
+        if kit.differs('early-response', stock=False, ours=True):
+            answer = await asked
+            assert (answer.status_code, answer.text) == (413, 'too much')
+            assert events == ['cleaned up']
+        else:
+            # It suppresses what it met while writing, but not this.
+            await times_out(kit, 'WriteTimeout', 1, asked, lambda: server.peers)
+
+
+@on_clock
+async def test_a_request_that_expects_a_100(kit):
+    async def script(peer):
+        await peer.read_head()
+        script.read = asyncio.ensure_future(peer.read(5))
+        await settling()
+        script.came_at_once = script.read.done()
+        await peer.send(CONTINUE)
+        await script.read
+        await peer.send(OK)
+
+    async with kit.talking(script) as (client, server, _):
+        await client.post(server.url, content=b'hello', headers={'expect': '100-continue'})
+        assert script.came_at_once is kit.differs('expect', stock=True, ours=False)
+
+
+# -------------------------------------------------------------------------------------- the response
+
+
+@check
+async def test_fields_come_in_their_order_with_their_repeats(kit):
+    lines = [b'X-One: 1', b'Set-Cookie: a=b', b'x-two:2', b'X-ONE: 3', b'Set-Cookie: c=d',
+             b'X-Latin: caf\xe9', b'X-Empty:']
+    async with kit.talking(response(200, b'ok', *lines)) as (client, server, _):
+        answer = await client.get(server.url)
+        given = [(b'X-One', b'1'), (b'Set-Cookie', b'a=b'), (b'x-two', b'2'), (b'X-ONE', b'3'),
+                 (b'Set-Cookie', b'c=d'), (b'X-Latin', b'caf\xe9'), (b'X-Empty', b''),
+                 (b'content-length', b'2')]
+        assert answer.headers.raw == kit.differs(
+            'field-names', stock=given, ours=[(name.lower(), value) for name, value in given])
+        assert answer.headers.get_list('x-one') == ['1', '3']
+        assert answer.headers['X-oNe'] == '1, 3'
+
+
+@pytest.mark.parametrize('line, version, code, reason', [
+    (b'HTTP/1.1 200 OK', 'HTTP/1.1', 200, 'OK'),
+    (b'HTTP/1.0 404 Not Found', 'HTTP/1.0', 404, 'Not Found'),
+    (b'HTTP/1.1 201 ', 'HTTP/1.1', 201, ''),
+    (b'HTTP/1.1 418 I am a teapot: really', 'HTTP/1.1', 418, 'I am a teapot: really'),
+    (b'HTTP/1.1 599 Whatever', 'HTTP/1.1', 599, 'Whatever'),
+])
+@check
+async def test_the_status_line_is_in_the_extensions(kit, line, version, code, reason):
+    async with kit.talking(head(b'content-length: 2', start=line) + b'ok') as (client, server, _):
+        answer = await client.get(server.url)
+        assert (answer.http_version, answer.status_code, answer.reason_phrase) == (
+            version, code, reason)
+        assert answer.extensions['http_version'] == version.encode()
+        assert answer.extensions['reason_phrase'] == reason.encode()
+
+
+BODIES = {
+    'length': head(b'content-length: 11') + b'hello world',
+    'chunks': chunked(b'5\r\nhello\r\n6\r\n world\r\n0\r\n\r\n'),
+    'one chunk in capitals': chunked(b'B\r\nhello world\r\n0\r\n\r\n'),
+    'extensions and trailers': chunked(b'5;a=b\r\nhello\r\n06;x\r\n world\r\n0\r\nA: b\r\n\r\n'),
+    'after interim responses': CONTINUE + HINTS + head(b'content-length: 11') + b'hello world',
+    'to the end': b'HTTP/1.1 200 OK\r\n\r\nhello world',
+    'to the end of 1.0': b'HTTP/1.0 200 OK\r\n\r\nhello world',
+}
+
+
+@pytest.mark.parametrize('name', BODIES)
+@check
+async def test_a_body_of_each_framing(kit, name):
+    wire = BODIES[name]
+    for pieces in [wire], cut_into_bytes(wire):
+        async with kit.talking(closing(*pieces)) as (client, server, _):
+            answer = await client.get(server.url)
+            assert (answer.status_code, answer.content) == (200, b'hello world')
+            assert answer.num_bytes_downloaded == 11
+            assert answer.is_closed
+
+
+@pytest.mark.parametrize('method, wire', [
+    ('HEAD', head(b'content-length: 1000')),
+    ('HEAD', head(b'transfer-encoding: chunked')),
+    ('GET', head(start=b'HTTP/1.1 204 No Content')),
+    ('GET', head(b'content-length: 1000', b'etag: "x"', start=b'HTTP/1.1 304 Not Modified')),
+])
+@check
+async def test_what_has_no_body_leaves_the_connection_to_the_next(kit, method, wire):
+    async with kit.talking(wire, OK) as (client, server, script):
+        answer = await client.request(method, server.url)
+        assert answer.content == b''
+        assert (await client.get(server.url)).text == 'ok'
+        assert script.connections == [0, 0]
+
+
+@check
+async def test_a_body_comes_as_it_arrives(kit):
+    goes_on = asyncio.Event()
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(chunked(b'5\r\nfirst\r\n'))
+        await goes_on.wait()
+        await peer.send(b'6\r\nsecond\r\n0\r\n\r\n')
+
+    async with kit.talking(script) as (client, server, _):
+        async with client.stream('GET', server.url) as answer:
+            assert not answer.is_closed
+            pieces = answer.aiter_raw()
+            assert await anext(pieces) == b'first'
+            goes_on.set()
+            assert [piece async for piece in pieces] == [b'second']
+            assert (answer.is_closed, answer.is_stream_consumed) == (True, True)
+
+
+@check
+async def test_coded_content_is_raw_and_the_library_decodes_it(kit):
+    data = gzip.compress(b'hello' * 1000, mtime=0)
+    async with kit.talking(response(200, data, b'content-encoding: gzip')) as (client, server, _):
+        answer = await client.get(server.url)
+        assert (answer.content, answer.num_bytes_downloaded) == (b'hello' * 1000, len(data))
+        async with client.stream('GET', server.url) as answer:
+            assert b''.join(await consume(answer)) == data
+        async with client.stream('GET', server.url) as answer:
+            assert b''.join([piece async for piece in answer.aiter_bytes()]) == b'hello' * 1000
+
+
+@check
+async def test_lines_and_text_of_a_stream(kit):
+    wire = chunked(b'7\r\none\ntwo\r\n9\r\n\r\nthree\n\xc3\r\n1\r\n\xa9\r\n0\r\n\r\n',
+                   b'content-type: text/plain; charset=utf-8')
+    async with kit.talking(wire) as (client, server, script):
+        async with client.stream('GET', server.url) as answer:
+            assert [line async for line in answer.aiter_lines()] == [
+                'one', 'two', 'three', '\xe9']
+        async with client.stream('GET', server.url) as answer:
+            assert ''.join([text async for text in answer.aiter_text()]) == (
+                'one\ntwo\r\nthree\n\xe9')
+        async with client.stream('GET', server.url) as answer:
+            assert (await answer.aread()).decode() == 'one\ntwo\r\nthree\n\xe9'
+        assert script.connections == [0, 0, 0]
+
+
+@check
+async def test_a_head_of_almost_100_kib(kit):
+    one = b'x-one: ' + b'a' * 99_000
+    many = [b'x-%d: %s' % (number, b'a' * 900) for number in range(100)]
+    async with kit.talking(
+            response(200, b'ok', one), response(200, b'ok', *many)) as (client, server, script):
+        assert len((await client.get(server.url)).headers['x-one']) == 99_000
+        assert len((await client.get(server.url)).headers) == 101
+        assert script.connections == [0, 0]
+
+
+@check
+async def test_a_head_of_more_than_that_is_refused(kit):
+    async with kit.talking(
+            response(200, b'ok', b'x-one: ' + b'a' * 300_000), OK) as (client, server, script):
+        await kit.failure('RemoteProtocolError', client.get(server.url))
+        assert (await client.get(server.url)).text == 'ok'
+        assert script.connections == [0, 1]
+
+
+@pytest.mark.parametrize('scheme', ['http', 'https'])
+@check
+async def test_the_network_stream_tells_of_the_connection(kit, scheme):
+    context = server_context() if scheme == 'https' else None
+    async with kit.talking(context=context) as (client, server, _):
+        answer = await client.get(server.url)
+        stream = answer.extensions['network_stream']
+        async with client.stream('GET', server.url) as answer:
+            stream = answer.extensions['network_stream']
+            assert stream.get_extra_info('server_addr') == ('127.0.0.1', server.port)
+            assert stream.get_extra_info('client_addr') == (
+                server.peers[0].writer.get_extra_info('peername'))
+            assert stream.get_extra_info('no such thing') is None
+            tls = stream.get_extra_info('ssl_object')
+            if scheme == 'http':
+                assert tls is None
+            else:
+                assert tls.version() == 'TLSv1.3'
+                assert tls.cipher()[1] == 'TLSv1.3'
+                assert tls.selected_alpn_protocol() is None
+                certificate = tls.getpeercert(binary_form=True)
+                assert certificate.startswith(b'0\x82')
