@@ -46,6 +46,7 @@ import websockets.asyncio.server
 import lowhaio
 from tests.harness import (
     BLOCKING,
+    CHUNKED,
     CLOCKED,
     CONTINUE,
     HINTS,
@@ -57,9 +58,12 @@ from tests.harness import (
     AnsweringInThreads,
     Answering,
     Server,
+    ServerAt,
+    Streams,
     ThreadServer,
     authority,
     bound_to,
+    bound_to_each,
     certified,
     chunked,
     cut_into_bytes,
@@ -78,6 +82,7 @@ from tests.harness import (
     settling,
     trusting,
     turns,
+    unix_streams,
     until,
     value,
     values_of,
@@ -139,7 +144,7 @@ DIFFERENCES = {
         'the certificate was checked for another name'),
     'loops': Difference(
         'A transport is used in a second event loop, the first one is closed',
-        '`RuntimeError`, from the first request if a connection was kept', 'it works',
+        "`RuntimeError`, on asyncio's loop, if a connection was kept", 'it works',
         'tests and scripts call `asyncio.run` more than once'),
     'trio': Difference(
         'A request is made under trio',
@@ -157,6 +162,10 @@ DIFFERENCES = {
         'The names of the fields of a response, in `headers.raw`',
         'as they came', 'in lower case',
         'names have no case, and look-ups have none either'),
+    'version': Difference(
+        'A status line whose version is not HTTP/1.x',
+        'it is taken', '`RemoteProtocolError`',
+        'nothing is known of how such a response is framed'),
     'target': Difference(
         'A `target` extension with bytes that are not ASCII',
         '`LocalProtocolError`', 'sent as given',
@@ -173,6 +182,18 @@ DIFFERENCES = {
         'A request with the method CONNECT',
         'a tunnel', '`LocalProtocolError`',
         'the transport makes tunnels itself, with `proxy=`'),
+    'tls-proxy': Difference(
+        'A proxy whose URL is `https://`',
+        'it is reached by TLS', '`ValueError` when the transport is made',
+        'it is rare; TLS inside TLS is not there'),
+    'tunnel-time': Difference(
+        'A proxy that does not answer CONNECT',
+        '`ReadTimeout`, after the read time', '`ConnectTimeout`, after the connect time',
+        'there is no connection yet'),
+    'trace': Difference(
+        'The `trace` extension',
+        'is called for each step', 'is not called',
+        'no code of lowhaio is between these steps'),
     'aclose': Difference(
         '`aclose()` of the transport while a response is read',
         'its connection is closed: `ReadError`', 'it closes when its response ends',
@@ -1795,3 +1816,974 @@ async def test_a_handshake_that_is_answered_by(kit, answer):
 
     async with kit.talking(script) as (client, server, _):
         await kit.failure('ConnectError', client.get(f'https://127.0.0.1:{server.port}/'))
+
+
+# -------------------------------------------------------------------------------------------- proxies
+
+
+async def relay(peer, port):
+    """Lead a connection on to a server of this machine."""
+    reader, writer = await asyncio.open_connection('127.0.0.1', port)
+
+    async def pump(source, sink):
+        while data := await source.read(65536):
+            sink.write(data)
+        sink.close()
+
+    try:
+        await asyncio.gather(pump(peer.reader, writer), pump(reader, peer.writer))
+    finally:
+        writer.close()
+
+
+class HttpProxy:
+    """The script of a proxy which answers itself what is for http, and which leads each tunnel to
+    the same server, or refuses it."""
+
+    def __init__(self, port=None, answer=b'HTTP/1.1 200 Connection established\r\n\r\n'):
+        self.port = port
+        self.answer = answer
+        self.heads = []
+
+    async def __call__(self, peer):
+        while True:
+            sent = await peer.read_head()
+            self.heads.append(sent)
+            if sent.startswith(b'CONNECT '):
+                await peer.send(self.answer)
+                if self.port is None:
+                    await peer.closed()
+                else:
+                    await relay(peer, self.port)
+                return
+            await peer.read_body(sent)
+            await peer.send(response(200, b'of the proxy'))
+
+
+class Socks5Proxy:
+    """The script of a proxy which leads each connection to the same server, or refuses it."""
+
+    def __init__(self, port, credentials=None, reply=0):
+        self.port = port
+        self.credentials = credentials
+        self.reply = reply
+        self.asked = []
+
+    async def __call__(self, peer):
+        version, count = await peer.read(2)
+        wanted = 0 if self.credentials is None else 2
+        has_it = wanted in await peer.read(count)
+        await peer.send(bytes([version, wanted if has_it else 255]))
+        if not has_it:
+            return
+        if self.credentials is not None:
+            given = []
+            await peer.read(1)
+            for _ in range(2):
+                [length] = await peer.read(1)
+                given.append(await peer.read(length))
+            is_right = given == self.credentials
+            await peer.send(b'\1\0' if is_right else b'\1\1')
+            if not is_right:
+                return
+        *_, kind = await peer.read(4)
+        length = {1: 4, 4: 16}.get(kind) or (await peer.read(1))[0]
+        host = await peer.read(length)
+        self.asked.append((host, int.from_bytes(await peer.read(2), 'big')))
+        await peer.send(bytes([5, self.reply, 0, 1, 127, 0, 0, 1, 0, 0]))
+        if not self.reply:
+            await relay(peer, self.port)
+
+
+@contextlib.asynccontextmanager
+async def through(kit, proxy, *, user='', scheme='http', server=None, as_object=None):
+    """A client that goes through a proxy with that script, and the server of the proxy."""
+    async with Server(proxy) as proxy_server:
+        if server is not None:
+            proxy.port = server.port
+        url = f'{scheme}://{user}127.0.0.1:{proxy_server.port}'
+        given = url if as_object is None else kit.http.Proxy(url, **as_object)
+        async with kit.client(proxy=given) as client:
+            yield client, proxy_server
+
+
+@check
+async def test_a_proxy_gets_the_whole_url_of_http(kit):
+    async with through(kit, proxy := HttpProxy()) as (client, server):
+        answer = await client.post('http://name.test:81/a?b=[c]#d', content=b'hello')
+        assert answer.text == 'of the proxy'
+        await client.get('http://b\xfccher.test')
+        assert [target(sent) for sent in proxy.heads] == [
+            b'http://name.test:81/a?b=[c]', b'http://xn--bcher-kva.test/']
+        assert [value(sent, b'host') for sent in proxy.heads] == [
+            b'name.test:81', b'xn--bcher-kva.test']
+        assert value(proxy.heads[0], b'proxy-authorization') is None
+
+
+@check
+async def test_a_proxy_gets_its_credentials_and_fields(kit):
+    for user, options in ('user:p%40ss@', {}), ('', {'auth': ('user', 'p@ss')}):
+        async with through(kit, proxy := HttpProxy(), user=user, as_object={
+                **options, 'headers': {'X-Proxy': 'one'}}) as (client, server):
+            await client.get('http://name.test/a', headers={'x-own': 'two'})
+            [sent] = proxy.heads
+            assert values_of(sent, b'proxy-authorization') == [
+                b'Basic ' + base64.b64encode(b'user:p@ss')]
+            assert values_of(sent, b'x-proxy') == [b'one']
+            assert values_of(sent, b'x-own') == [b'two']
+            assert values_of(sent, b'authorization') == []
+
+
+@check
+async def test_a_proxy_makes_a_tunnel_for_https(kit):
+    script = Answering(OK)
+    async with Server(script, server_context()) as server:
+        async with through(kit, proxy := HttpProxy(), server=server, user='user:pass@', as_object={
+                'headers': {'x-proxy': 'one'}}) as (client, proxy_server):
+            for number in range(3):
+                answer = await client.get(f'https://name.test/{number}?a={{b}}')
+                assert answer.text == 'ok'
+        [sent] = proxy.heads
+        assert target(sent) == b'name.test:443'
+        assert value(sent, b'host') == b'name.test:443'
+        assert values_of(sent, b'x-proxy') == [b'one']
+        assert values_of(sent, b'proxy-authorization') == [
+            b'Basic ' + base64.b64encode(b'user:pass')]
+        assert [target(sent) for sent in script.heads] == [
+            answer.request.url.raw_path.replace(b'2', b'%d' % number) for number in range(3)]
+        for sent in script.heads:
+            assert value(sent, b'host') == b'name.test'
+            assert values_of(sent, b'proxy-authorization') == values_of(sent, b'x-proxy') == []
+        assert script.connections == [0, 0, 0]
+
+
+@pytest.mark.parametrize('line', [
+    b'407 Proxy Authentication Required', b'403 Forbidden', b'502 Bad Gateway'])
+@check
+async def test_a_proxy_refuses_a_tunnel(kit, line):
+    wire = head(b'content-length: 4', start=b'HTTP/1.1 ' + line) + b'no!\n'
+    async with through(kit, HttpProxy(answer=wire)) as (client, server):
+        error = await kit.failure('ProxyError', client.get('https://name.test/'))
+        assert line.decode() in str(error)
+        await until(lambda: server.peers[0].reader.at_eof())
+
+
+@check
+async def test_a_proxy_refuses_a_request_of_http(kit):
+    wire = response(407, b'who?', b'proxy-authenticate: Basic realm="x"')
+    async with Server(Answering(wire)) as server:
+        async with kit.client(proxy=server.origin) as client:
+            answer = await client.get('http://name.test/')
+            assert (answer.status_code, answer.text) == (407, 'who?')
+
+
+@check
+async def test_a_proxy_that_is_not_there(kit):
+    [sock] = bound_to('127.0.0.1')
+    with sock:
+        url = f'http://127.0.0.1:{sock.getsockname()[1]}'
+        async with kit.client(proxy=url) as client:
+            for scheme in 'http', 'https':
+                await kit.failure('ConnectError', client.get(f'{scheme}://name.test/'))
+
+
+@check
+async def test_a_proxy_that_hangs_up_instead_of_making_a_tunnel(kit):
+    async with Server(closing(b'')) as server:
+        async with kit.client(proxy=server.origin) as client:
+            with pytest.raises(kit.http.TransportError) as caught:
+                await client.get('https://name.test/')
+            assert type(caught.value) in [
+                kit.http.RemoteProtocolError, kit.http.ProxyError, kit.http.ConnectError]
+            assert caught.value.request.url == 'https://name.test/'
+
+
+@check
+async def test_the_certificate_behind_a_proxy_is_checked(kit):
+    async with Server(Answering(OK), certified('other.test')) as server:
+        async with through(kit, HttpProxy(), server=server) as (client, _):
+            error = await kit.failure('ConnectError', client.get('https://name.test/'))
+            assert "certificate is not valid for 'name.test'" in str(error)
+
+
+@on_clock
+async def test_a_proxy_that_does_not_answer(kit):
+    async with Server(lambda peer: peer.closed()) as server:
+        async with kit.client(proxy=server.origin) as client:
+            task = asyncio.ensure_future(client.get(
+                'https://name.test/', timeout=kit.timeout(connect=2, read=2)))
+            await until(lambda: server.peers)
+            await settling()
+            await passing(3)
+            await until(task.done)
+            # Stock reads the answer to CONNECT as it reads any.
+            await kit.failure(kit.differs(
+                'tunnel-time', stock='ReadTimeout', ours='ConnectTimeout'), task)
+
+
+@check
+async def test_a_proxy_that_is_reached_by_tls(kit):
+    proxy = HttpProxy()
+    async with Server(proxy, server_context()) as server:
+        given = kit.http.Proxy(server.origin, ssl_context=trusting())
+        if kit.differs('tls-proxy', stock=False, ours=True):
+            with pytest.raises(ValueError, match='(?i)proxy'):
+                kit.transport(proxy=given)
+        else:
+            async with kit.client(proxy=given) as client:
+                assert (await client.get('http://name.test/')).text == 'of the proxy'
+
+
+@check
+async def test_a_proxy_of_another_scheme_is_refused(kit):
+    with pytest.raises(ValueError, match='Unknown scheme for proxy URL'):
+        kit.transport(proxy='ftp://127.0.0.1:1')
+
+
+@pytest.mark.parametrize('scheme', ['http', 'https'])
+@pytest.mark.parametrize('credentials', [None, [b'user', b'p@ss']], ids=['nobody', 'user'])
+@pytest.mark.parametrize('kind', ['socks5', 'socks5h'])
+@check
+async def test_a_proxy_of_socks5(kit, kind, credentials, scheme):
+    script = Answering(OK)
+    async with Server(script, server_context() if scheme == 'https' else None) as server:
+        proxy = Socks5Proxy(server.port, credentials)
+        async with through(kit, proxy, scheme=kind,
+                           user='user:p%40ss@' if credentials else '') as (client, _):
+            for _ in range(2):
+                answer = await client.get(f'{scheme}://name.test/a')
+                assert answer.text == 'ok'
+        assert proxy.asked == [(b'name.test', {'http': 80, 'https': 443}[scheme])]
+        assert [target(sent) for sent in script.heads] == [b'/a', b'/a']
+        assert script.connections == [0, 0]
+
+
+@pytest.mark.parametrize('credentials, reply', [
+    (None, 1), (None, 5), (None, 8), ([b'user', b'other'], 0)])
+@check
+async def test_a_proxy_of_socks5_refuses(kit, credentials, reply):
+    proxy = Socks5Proxy(None, credentials, reply)
+    async with through(kit, proxy, scheme='socks5', user='user:pass@' if credentials else '') as (
+            client, server):
+        await kit.failure('ProxyError', client.get('http://name.test/'))
+        await until(lambda: server.peers[0].writer.is_closing())
+
+
+@check
+async def test_a_proxy_of_socks5_wants_a_name(kit):
+    async with through(kit, Socks5Proxy(None, [b'user', b'pass']), scheme='socks5') as (client, _):
+        await kit.failure('ProxyError', client.get('http://name.test/'))
+
+
+@pytest.fixture
+def no_proxies(monkeypatch):
+    """An environment without proxies."""
+    for name in 'HTTP_PROXY', 'HTTPS_PROXY', 'ALL_PROXY', 'NO_PROXY':
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+    return monkeypatch
+
+
+@check
+async def test_the_proxies_of_the_environment(kit, no_proxies):
+    script = Answering(OK)
+    async with Server(script, server_context()) as server, Server(Answering(OK)) as plain:
+        proxy = HttpProxy(server.port)
+        async with Server(proxy) as proxy_server:
+            no_proxies.setenv('HTTP_PROXY', proxy_server.origin)
+            no_proxies.setenv('HTTPS_PROXY', f'127.0.0.1:{proxy_server.port}')
+            no_proxies.setenv('NO_PROXY', '127.0.0.1,other.test')
+            async with kit.Client(verify=trusting()) as client:
+                assert (await client.get('http://name.test/a')).text == 'of the proxy'
+                assert (await client.get('https://name.test/b')).text == 'ok'
+                assert (await client.get(plain.url)).text == 'ok'
+            assert [target(sent) for sent in proxy.heads] == [
+                b'http://name.test/a', b'name.test:443']
+            async with kit.Client(verify=trusting(), trust_env=False) as client:
+                assert (await client.get(plain.url)).text == 'ok'
+            no_proxies.delenv('NO_PROXY')
+            async with kit.Client(verify=trusting()) as client:
+                assert (await client.get(plain.url)).text == 'of the proxy'
+            # A transport that is given to a client switches the environment off.
+            async with kit.client() as client:
+                assert (await client.get(plain.url)).text == 'ok'
+
+
+@check
+async def test_the_proxy_and_the_mounts_of_a_client(kit, no_proxies):
+    async with Server(HttpProxy()) as proxy_server, Server(Answering(OK)) as server:
+        async with kit.Client(proxy=proxy_server.origin, verify=trusting()) as client:
+            assert (await client.get(server.url)).text == 'of the proxy'
+        mounts = {'all://name.test': kit.transport(proxy=proxy_server.origin),
+                  'all://none.test': None}
+        async with kit.Client(mounts=mounts, verify=trusting()) as client:
+            assert (await client.get('http://name.test/')).text == 'of the proxy'
+            assert (await client.get(server.url)).text == 'ok'
+
+
+@check
+async def test_the_client_class_takes_what_the_other_takes(kit, no_proxies):
+    async def hook(request):
+        hooked.append(request.url.path)
+
+    hooked = []
+    script = Answering(response(302, b'', b'location: /b', b'set-cookie: c=d'), OK)
+    async with Server(script, server_context()) as server:
+        async with kit.Client(
+                verify=trusting(), base_url=server.url, headers={'x-a': 'b'}, params={'q': '1'},
+                follow_redirects=True, auth=('user', 'pass'), timeout=3, cookies={'e': 'f'},
+                limits=kit.http.Limits(max_connections=1), event_hooks={'request': [hook]},
+                http1=True, default_encoding='latin-1') as client:
+            assert (await client.get('a')).text == 'ok'
+        assert script.lines[0] == 'GET /a?q=1'
+        assert script.lines[1].startswith('GET /b')
+        assert value(script.heads[1], b'x-a') == b'b'
+        assert set(value(script.heads[1], b'cookie').split(b'; ')) == {b'c=d', b'e=f'}
+        assert hooked == ['/a', '/b']
+        assert len(server.peers) == 1
+
+
+# -------------------------------------------------------------------------------------------- sockets
+
+
+@pytest.mark.parametrize('scheme', ['http', 'https'])
+@check
+async def test_a_unix_socket(kit, scheme, tmp_path):
+    streams = Streams(server_context() if scheme == 'https' else None)
+    async with unix_streams(streams, tmp_path):
+        async with kit.client(uds=str(tmp_path / 's')) as client:
+            for _ in range(2):
+                assert (await client.get(f'{scheme}://name.test/a')).text == 'ok'
+        assert [target(sent) for sent in streams.heads] == [b'/a', b'/a']
+        assert value(streams.heads[0], b'host') == b'name.test'
+        assert streams.connections == [0, 0]
+        await streams.all_ended()
+
+
+@check
+async def test_a_unix_socket_that_is_not_there(kit, tmp_path):
+    async with kit.client(uds=str(tmp_path / 'none')) as client:
+        await kit.failure('ConnectError', client.get('http://name.test/'))
+
+
+@check
+async def test_an_address_to_connect_from(kit):
+    async with kit.talking(local_address='127.0.0.2') as (client, server, _):
+        await client.get(server.url)
+        assert server.peers[0].writer.get_extra_info('peername')[0] == '127.0.0.2'
+
+
+@check
+async def test_options_of_the_socket(kit):
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+               (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 77)]
+    async with kit.talking(socket_options=options) as (client, server, _):
+        async with client.stream('GET', server.url) as answer:
+            sock = answer.extensions['network_stream'].get_extra_info('socket')
+            assert [sock.getsockopt(level, name) for level, name, _ in options] == [1, 77]
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+@check
+async def test_ipv6(kit):
+    [sock] = bound_to_each('::1')
+    script = Answering(OK)
+    with sock:
+        port = sock.getsockname()[1]
+        server = await asyncio.start_server(Server(script).serve, sock=sock)
+        async with server, kit.client() as client:
+            assert (await client.get(f'http://[::1]:{port}/')).text == 'ok'
+        assert value(script.heads[0], b'host') == b'[::1]:%d' % port
+
+
+@check
+async def test_a_name_of_the_hosts_file(kit):
+    async with kit.talking() as (client, server, script):
+        url = f'http://localhost:{server.port}/'
+        for _ in range(2):
+            assert (await client.get(url)).text == 'ok'
+        assert value(script.heads[0], b'host') == b'localhost:%d' % server.port
+        assert script.connections == [0, 0]
+
+
+@on_clock
+async def test_connecting_is_tried_again(kit):
+    [sock] = bound_to('127.0.0.1')
+    port = sock.getsockname()[1]
+    script = Answering(OK)
+    async with kit.client(retries=3) as client:
+        task = asyncio.ensure_future(client.post(
+            f'http://127.0.0.1:{port}/', content=b'hello', timeout=None))
+        await settling()
+        await passing(0.49)  # after the first retry, at once, and before the second
+        async with ServerAt(sock, script):
+            await settling()
+            assert (script.heads, task.done()) == ([], False)
+            await passing(0.02)
+            await until(task.done)
+            assert (await task).text == 'ok'
+            assert script.bodies == [b'hello']
+
+
+@pytest.mark.parametrize('retries, seconds', [(0, 0), (1, 0), (2, 0.5), (3, 1.5), (4, 3.5)])
+@on_clock
+async def test_connecting_is_given_up(kit, retries, seconds):
+    [sock] = bound_to('127.0.0.1')
+    with sock:
+        async with kit.client(retries=retries) as client:
+            task = asyncio.ensure_future(client.get(
+                f'http://127.0.0.1:{sock.getsockname()[1]}/', timeout=None))
+            await settling()
+            if seconds:
+                await passing(seconds - 0.01)
+                assert not task.done()
+                await passing(0.02)
+            await until(task.done)
+            await kit.failure('ConnectError', task)
+
+
+@on_clock
+async def test_connecting_that_takes_too_long_is_tried_again(kit):
+    [sock] = bound_to('127.0.0.1')
+    with sock, full_backlog(sock) as port:
+        async with kit.client(retries=1) as client:
+            await times_out(kit, 'ConnectTimeout', 4, client.get(
+                f'http://127.0.0.1:{port}/', timeout=kit.timeout(connect=2)))
+
+
+@check
+async def test_what_comes_after_connecting_is_not_tried_again(kit):
+    async with kit.talking(script := closing(), retries=3) as (client, server, _):
+        await kit.failure('RemoteProtocolError', client.get(server.url))
+        assert len(script.heads) == len(server.peers) == 1
+
+
+@check
+async def test_http2_alone(kit):
+    if kit.differs('http2', stock=False, ours=True):
+        with pytest.raises(ValueError, match='http1'):
+            kit.transport(http1=False, http2=True)
+    else:
+        kit.transport(http1=False, http2=True)
+
+
+# --------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize('url', ['ftp://name.test/', 'name.test', '/path', 'mailto:a@b'])
+@check
+async def test_a_url_of_another_scheme(kit, url):
+    async with kit.client() as client:
+        await kit.failure('UnsupportedProtocol', client.get(url))
+
+
+@check
+async def test_a_port_that_refuses(kit):
+    [sock] = bound_to('127.0.0.1')
+    with sock:
+        port = sock.getsockname()[1]
+        async with kit.client() as client:
+            for method in 'GET', 'POST':
+                error = await kit.failure(
+                    'ConnectError', client.request(method, f'http://127.0.0.1:{port}/a'))
+                assert error.request.method == method
+                assert error.request.url.path == '/a'
+
+
+@check
+async def test_a_name_that_does_not_exist(kit):
+    # No nameserver is asked for a label of more than 63 bytes.
+    async with kit.client() as client:
+        for scheme in 'http', 'https':
+            await kit.failure('ConnectError', client.get(f'{scheme}://{"a" * 64}.test/'))
+
+
+NONSENSE = {
+    'no HTTP': b'SSH-2.0-OpenSSH_9\r\n\r\n',
+    'no code': b'HTTP/1.1 OK\r\n\r\n',
+    'a code of two digits': b'HTTP/1.1 20 OK\r\n\r\n',
+    'no colon': b'HTTP/1.1 200 OK\r\nfield\r\n\r\n',
+    'space before the colon': b'HTTP/1.1 200 OK\r\na : b\r\n\r\n',
+    'a NUL in a value': b'HTTP/1.1 200 OK\r\na: b\0c\r\n\r\n',
+    'a length that is none': b'HTTP/1.1 200 OK\r\ncontent-length: ten\r\n\r\n',
+    'a negative length': b'HTTP/1.1 200 OK\r\ncontent-length: -1\r\n\r\n',
+    'two lengths': b'HTTP/1.1 200 OK\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nok',
+    'another coding': b'HTTP/1.1 200 OK\r\ntransfer-encoding: gzip, chunked\r\n\r\n',
+    'a size that is none': CHUNKED + b'x\r\n',
+    'no end of a chunk': CHUNKED + b'1\r\nxxx',
+    'an end at once': b'',
+    'an end in the head': b'HTTP/1.1 200 OK\r\ncontent-len',
+    'an end after a head of a 100': CONTINUE,
+    'an end in the body': UNFINISHED,
+    'an end between chunks': CHUNKED,
+    'an end in a chunk': CHUNKED + b'5\r\nhe',
+    'an end in the trailers': CHUNKED + b'0\r\na: b\r\n',
+}
+
+
+@pytest.mark.parametrize('name', NONSENSE)
+@check
+async def test_nonsense_and_what_is_cut_off(kit, name):
+    async with kit.talking(closing(NONSENSE[name])) as (client, server, _):
+        error = await kit.failure('RemoteProtocolError', client.get(server.url))
+        assert error.request.url == server.url
+        assert str(error)
+
+
+@pytest.mark.parametrize('version', [b'HTTP/3.0', b'HTTP/2.0', b'HTTP/0.9'])
+@check
+async def test_a_status_line_of_another_version(kit, version):
+    wire = head(b'content-length: 2', start=version + b' 200 OK') + b'ok'
+    async with kit.talking(closing(wire)) as (client, server, _):
+        asked = client.get(server.url)
+        if kit.differs('version', stock=False, ours=True):
+            await kit.failure('RemoteProtocolError', asked)
+        else:
+            assert (await asked).http_version == version.decode()
+
+
+@pytest.mark.parametrize('wire', [b'', b'HTTP/1.1 200 OK\r\n', UNFINISHED, CHUNKED],
+                         ids=['at once', 'in the head', 'in the body', 'between chunks'])
+@check
+async def test_a_reset_while_reading(kit, wire):
+    async with kit.talking(resetting(wire)) as (client, server, _):
+        await kit.failure('ReadError', client.get(server.url))
+
+
+@check
+async def test_a_reset_while_writing(kit):
+    async def script(peer):
+        await peer.read_head()
+        peer.reset()
+
+    async with kit.talking(script) as (client, server, _):
+        with pytest.raises(kit.http.NetworkError) as caught:
+            await client.post(server.url, content=BLOCKING)
+        assert type(caught.value) in [kit.http.ReadError, kit.http.WriteError]
+        assert caught.value.request.method == 'POST'
+
+
+@pytest.mark.parametrize('name, script', [
+    ('RemoteProtocolError', closing(UNFINISHED)), ('ReadError', resetting(UNFINISHED)),
+    ('RemoteProtocolError', closing(chunked(b'2\r\nok\r\nx\r\n')))], ids=['cut', 'reset', 'nonsense'])
+@check
+async def test_errors_in_the_middle_of_a_stream(kit, name, script):
+    async with kit.talking(script) as (client, server, _):
+        async with client.stream('GET', server.url) as answer:
+            pieces = answer.aiter_bytes()
+            assert await anext(pieces) == b'ok'
+            error = await kit.failure(name, anext(pieces))
+            assert error.request is answer.request
+            assert answer.is_closed is (kit.library == 'httpx2')  # which closes it itself
+            with pytest.raises(kit.http.StreamError):
+                await answer.aread()
+
+
+@check
+async def test_an_error_has_the_cause_that_lowhaio_gives(kit):
+    async with kit.talking(closing(UNFINISHED)) as (client, server, _):
+        error = await kit.failure('RemoteProtocolError', client.get(server.url))
+        if kit.is_ours:
+            assert isinstance(error.__cause__, lowhaio.HttpConnectionClosedError)
+            assert str(error) == str(error.__cause__)
+            assert f'GET {server.origin} (peer 127.0.0.1:{server.port})' in str(error)
+        else:
+            assert isinstance(error.__cause__, kit.core.RemoteProtocolError)
+
+
+@check
+async def test_after_any_error_the_next_request_works(kit):
+    answers = iter([b'nonsense\r\n\r\n', UNFINISHED, b'', CHUNKED + b'x\r\n', OK])
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(next(answers))
+
+    async with kit.talking(script, limits={'max_connections': 1}) as (client, server, _):
+        for _ in range(4):
+            await kit.failure('RemoteProtocolError', client.get(server.url))
+        assert (await client.get(server.url, timeout=kit.timeout(pool=1))).text == 'ok'
+
+
+@check
+async def test_what_follows_a_response_is_never_the_next_one(kit):
+    async with kit.talking(OK + response(200, b'forged'), OK) as (client, server, script):
+        assert (await client.get(server.url)).text == 'ok'
+        if kit.is_ours:  # what stock makes of it is not of interest here
+            assert (await client.get(server.url)).text == 'ok'
+            assert script.connections == [0, 1]
+
+
+# ------------------------------------------------------------------------ what the library does on top
+
+
+@check
+async def test_redirects(kit):
+    script = Answering(
+        response(301, b'moved', b'location: /b'), response(303, b'', b'location: c?d#e'),
+        response(307, b'', b'location: /f'), OK)
+    async with kit.talking(script, client={'follow_redirects': True}) as (client, server, _):
+        answer = await client.get(server.url + 'a')
+        assert [each.status_code for each in answer.history] == [301, 303, 307]
+        assert answer.url.path == '/f'
+        assert script.lines == ['GET /a', 'GET /b', 'GET /c?d', 'GET /f']
+        assert script.connections == [0] * 4
+
+
+@pytest.mark.parametrize('code, line, body', [
+    (303, 'GET /b', b''), (302, 'GET /b', b''), (307, 'POST /b', b'hello'),
+    (308, 'POST /b', b'hello')])
+@check
+async def test_redirects_of_a_post(kit, code, line, body):
+    script = Answering(response(code, b'', b'location: /b'), OK)
+    async with kit.talking(script, client={'follow_redirects': True}) as (client, server, _):
+        assert (await client.post(server.url, content=b'hello')).text == 'ok'
+        assert (script.lines[1], script.bodies[1]) == (line, body)
+
+
+@check
+async def test_too_many_redirects(kit):
+    script = response(302, b'', b'location: /')
+    async with kit.talking(
+            script, client={'follow_redirects': True, 'max_redirects': 3}) as (client, server, _):
+        await kit.failure('TooManyRedirects', client.get(server.url))
+
+
+@check
+async def test_cookies(kit):
+    script = Answering(
+        response(200, b'', b'set-cookie: a=b; path=/', b'set-cookie: c=d; path=/x'), OK)
+    async with kit.talking(script) as (client, server, _):
+        answer = await client.get(server.url)
+        assert dict(answer.cookies) == {'a': 'b', 'c': 'd'}
+        await client.get(server.url)
+        await client.get(server.url + 'x')
+        assert [value(sent, b'cookie') for sent in script.heads] == [None, b'a=b', b'c=d; a=b']
+
+
+@check
+async def test_digest_authentication(kit):
+    challenge = response(401, b'who?', b'www-authenticate: Digest realm="r", nonce="n", qop="auth"')
+    async with kit.talking(challenge, OK) as (client, server, script):
+        auth = kit.http.DigestAuth('user', 'pass')
+        answer = await client.post(server.url + 'a', content=b'hello', auth=auth)
+        assert answer.text == 'ok'
+        assert script.bodies == [b'hello'] * 2
+        given = value(script.heads[1], b'authorization').decode()
+        assert given.startswith('Digest username="user", realm="r", nonce="n", uri="/a"')
+        assert script.connections == [0, 0]
+
+
+@check
+async def test_a_flow_of_authentication_that_reads_bodies(kit):
+    class Flow(kit.http.Auth):
+        requires_response_body = True
+        requires_request_body = True
+
+        def auth_flow(self, request):
+            answer = yield kit.http.Request('POST', request.url.copy_with(path='/token'),
+                                            content=b'please')
+            request.headers['authorization'] = 'Bearer ' + answer.text
+            yield request
+
+    async with kit.talking(response(200, b'secret'), OK) as (client, server, script):
+        assert (await client.get(server.url, auth=Flow())).text == 'ok'
+        assert script.lines == ['POST /token', 'GET /']
+        assert value(script.heads[1], b'authorization') == b'Bearer secret'
+
+
+@check
+async def test_hooks_statuses_and_the_time_that_it_took(kit):
+    async def hook(answer):
+        await answer.aread()
+        seen.append(answer.text)
+
+    seen = []
+    async with kit.talking(
+            response(500, b'oh'), client={'event_hooks': {'response': [hook]}}) as (
+            client, server, _):
+        answer = await client.get(server.url)
+        assert seen == ['oh']
+        assert answer.elapsed.total_seconds() >= 0
+        with pytest.raises(kit.http.HTTPStatusError, match=r"Server error '500 Reason'"):
+            answer.raise_for_status()
+
+
+@check
+async def test_the_log_of_the_library(kit, caplog):
+    async with kit.talking() as (client, server, _):
+        with caplog.at_level(logging.INFO, logger=kit.library):
+            await client.get(server.url + 'a')
+    assert [record.getMessage() for record in caplog.records if record.name == kit.library] == [
+        f'HTTP Request: GET {server.url}a "HTTP/1.1 200 OK"']
+
+
+def in_chunks(*pieces):
+    """A body of these chunks, with its end."""
+    return b''.join(b'%x\r\n%s\r\n' % (len(piece), piece) for piece in (*pieces, b''))
+
+
+EVENTS = chunked(
+    in_chunks(b'event: a\ndata: one\n\n: ping\n\ndata', b': two\ndata: x\n\n'),
+    b'content-type: text/event-stream')
+
+
+@check
+async def test_server_sent_events(kit):
+    async with kit.talking(EVENTS) as (client, server, script):
+        source = client.sse(server.url) if kit.library == 'httpx2' else (
+            httpx_sse.aconnect_sse(client, 'GET', server.url))
+        async with source as events:
+            events = events if kit.library == 'httpx2' else events.aiter_sse()
+            assert [(event.event, event.data) async for event in events] == [
+                ('a', 'one'), ('message', 'two\nx')]
+        await client.get(server.url)
+        assert script.connections == [0, 0]
+
+
+@check
+async def test_server_sent_events_that_are_cut_off(kit):
+    async with kit.talking(closing(EVENTS[:-5])) as (client, server, _):
+        source = client.sse(server.url) if kit.library == 'httpx2' else (
+            httpx_sse.aconnect_sse(client, 'GET', server.url))
+        async with source as events:
+            events = aiter(events) if kit.library == 'httpx2' else events.aiter_sse()
+            assert [(await anext(events)).data for _ in range(2)] == ['one', 'two\nx']
+            await kit.failure('RemoteProtocolError', anext(events))
+
+
+TRACED = ['connection.connect_tcp', 'http11.send_request_headers', 'http11.send_request_body',
+          'http11.receive_response_headers', 'http11.receive_response_body',
+          'http11.response_closed']
+
+
+@check
+async def test_the_trace_extension(kit):
+    async def trace(name, info):
+        assert isinstance(info, dict)
+        seen.append(name)
+
+    seen = []
+    async with kit.talking() as (client, server, _):
+        await client.post(server.url, content=b'hello', extensions={'trace': trace})
+        assert seen == kit.differs(
+            'trace', ours=[],
+            stock=[f'{name}.{end}' for name in TRACED for end in ('started', 'complete')])
+
+
+# ----------------------------------------------------------------------------------------- WebSockets
+
+
+@contextlib.asynccontextmanager
+async def websocket_server(handler, context=None, **options):
+    async with websockets.asyncio.server.serve(
+            handler, '127.0.0.1', 0, ssl=context, **options) as server:
+        yield server.sockets[0].getsockname()[1]
+
+
+def websocket(kit, client, url, **options):
+    """A session of the library's own WebSockets, or of httpx-ws."""
+    if kit.library == 'httpx2':
+        return client.websocket(url, **options)
+    return httpx_ws.aconnect_ws(url, client, **options)
+
+
+async def echo(connection):
+    async for message in connection:
+        await connection.send(message)
+
+
+@pytest.mark.parametrize('scheme', ['ws', 'wss', 'http'])
+@check
+async def test_websockets(kit, scheme):
+    context = server_context() if scheme == 'wss' else None
+    async with (websocket_server(echo, context, subprotocols=['chat']) as port,
+                kit.client() as client):
+        for _ in range(2):
+            async with websocket(kit, client, f'{scheme}://127.0.0.1:{port}/',
+                                 subprotocols=['chat']) as session:
+                assert session.subprotocol == 'chat'
+                await session.send_text('h\xe9llo')
+                assert await session.receive_text() == 'h\xe9llo'
+                await session.send_bytes(bytes(60_000))
+                assert await session.receive_bytes() == bytes(60_000)
+                await session.send_json({'a': 1})
+                assert await session.receive_json() == {'a': 1}
+                await (await session.ping()).wait()
+
+
+@check
+async def test_a_server_that_pings_and_sends_at_once(kit):
+    async def handler(connection):
+        await connection.send('first')
+        await (await connection.ping())  # answered
+        await connection.send('second')
+        await connection.close(4001, 'enough')
+
+    async with websocket_server(handler) as port, kit.client() as client:
+        async with websocket(kit, client, f'ws://127.0.0.1:{port}/') as session:
+            assert [await session.receive_text() for _ in range(2)] == ['first', 'second']
+            kind = {'httpx2': 'httpx2.websockets', 'httpx': 'httpx_ws'}[kit.library]
+            with pytest.raises(sys.modules[kind].WebSocketDisconnect) as caught:
+                await session.receive_text()
+            assert (caught.value.code, caught.value.reason) == (4001, 'enough')
+
+
+@check
+async def test_an_upgrade_that_is_refused(kit):
+    async with kit.talking(response(403, b'no')) as (client, server, _):
+        kind = {'httpx2': 'httpx2.websockets', 'httpx': 'httpx_ws'}[kit.library]
+        with pytest.raises(sys.modules[kind].WebSocketUpgradeError) as caught:
+            async with websocket(kit, client, server.url.replace('http', 'ws')):
+                raise AssertionError
+        assert caught.value.response.status_code == 403
+
+
+@check
+async def test_many_websockets_at_once_and_requests_beside_them(kit):
+    async def one(client, port, number):
+        async with websocket(kit, client, f'ws://127.0.0.1:{port}/') as session:
+            for count in range(5):
+                await session.send_text(f'{number} {count}')
+                assert await session.receive_text() == f'{number} {count}'
+
+    async with websocket_server(echo) as port, kit.talking() as (client, server, _):
+        *_, answer = await asyncio.gather(
+            *(one(client, port, number) for number in range(10)), client.get(server.url))
+        assert answer.text == 'ok'
+
+
+SWITCHING = (b'HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: chat\r\n\r\n')
+UPGRADING = {'connection': 'upgrade', 'upgrade': 'chat'}
+
+
+@check
+async def test_the_network_stream_after_101(kit):
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(SWITCHING + b'leading')
+        assert await peer.read(5) == b'hello'
+        await peer.send(b'more')
+        script.left = await peer.closed()
+
+    async with kit.talking(script) as (client, server, _):
+        async with client.stream('GET', server.url, headers=UPGRADING) as answer:
+            assert (answer.status_code, answer.reason_phrase) == (101, 'Switching Protocols')
+            stream = answer.extensions['network_stream']
+            assert await stream.read(3) == b'lea'
+            assert await stream.read(100) == b'ding'
+            await stream.write(b'hello')
+            assert await stream.read(100, timeout=60) == b'more'
+            await stream.aclose()
+        await until(lambda: hasattr(script, 'left'))
+        assert script.left == b''
+
+
+@on_clock
+async def test_the_network_stream_fails_as_the_core_s_does(kit):
+    goes_on = asyncio.Event()
+
+    async def script(peer):
+        await peer.read_head()
+        await peer.send(SWITCHING)
+        await goes_on.wait()
+        if script.resets:
+            peer.reset()
+
+    async with kit.talking(script) as (client, server, _):
+        script.resets = False
+        async with client.stream('GET', server.url, headers=UPGRADING) as answer:
+            stream = answer.extensions['network_stream']
+            task = asyncio.ensure_future(stream.read(100, timeout=2))
+            await settling()
+            await passing(1.99)
+            assert not task.done()
+            await passing(0.02)
+            await until(task.done)
+            with pytest.raises(kit.core.ReadTimeout):
+                await task
+        script.resets = True
+        async with client.stream('GET', server.url, headers=UPGRADING) as answer:
+            stream = answer.extensions['network_stream']
+            goes_on.set()
+            with pytest.raises(kit.core.ReadError):
+                await stream.read(100)
+        script.resets = False
+        async with client.stream('GET', server.url, headers=UPGRADING) as answer:
+            assert await answer.extensions['network_stream'].read(100) == b''
+
+
+# ------------------------------------------------------------------------------------ loops and others
+
+
+all_kits = pytest.mark.parametrize(
+    'kit', [kit for kits in KITS.values() for kit in kits], ids=repr)
+
+
+@pytest.mark.parametrize('loop_name', LOOPS)
+@all_kits
+def test_loops_after_each_other(kit, loop_name):
+    async def ask(transport, url):
+        # Not `async with`, which would close the transport.
+        client = kit.http.AsyncClient(transport=transport)
+        return (await client.get(url)).text
+
+    def ask_in_new_loops(url):
+        transport = kit.transport()
+        for _ in range(3):
+            with asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner:
+                assert runner.run(ask(transport, url)) == 'ok'
+
+    with ThreadServer(AnsweringInThreads()) as server:
+        if kit.is_ours:
+            with nothing_left():
+                ask_in_new_loops(server.url)
+        else:
+            # uvloop closes all connections when it is closed.
+            fails = loop_name == 'asyncio' and kit.differs('loops', stock=True, ours=False)
+            with leniently(), pytest.raises(RuntimeError) if fails else contextlib.nullcontext():
+                ask_in_new_loops(server.url)
+
+
+@all_kits
+def test_trio(kit):
+    async def ask(url):
+        async with kit.client() as client:
+            return (await client.get(url)).text
+
+    with ThreadServer(AnsweringInThreads()) as server:
+        if kit.differs('trio', stock=False, ours=True):
+            with pytest.raises(RuntimeError, match='asyncio'):
+                trio.run(ask, server.url)
+        else:
+            with leniently():
+                assert trio.run(ask, server.url) == 'ok'
+
+
+@pytest.mark.parametrize('library', KITS)
+def test_the_modules_import_one_library_each(library):
+    other = {'httpx2': 'httpx', 'httpx': 'httpx2'}[library]
+    script = f'import lowhaio_{library}, sys; assert {other!r} not in sys.modules'
+    path = ':'.join([str(ROOT), str(ROOT / 'layers' / library)])
+    subprocess.run([sys.executable, '-c', script], check=True, timeout=60,
+                   env={'PYTHONPATH': path})
+
+
+def test_the_arguments_are_those_of_stock():
+    for stock, ours in KITS.values():
+        expected = inspect.signature(stock.Transport).parameters
+        given = inspect.signature(ours.Transport).parameters
+        assert [(each.name, each.default) for each in expected.values()
+                if each.name != 'limits'] == [
+                    (each.name, each.default) for each in given.values()
+                    if each.name != 'limits']
+        assert given['limits'].default == expected['limits'].default
+        assert list(given).index('limits') == list(expected).index('limits')
+
+
+def test_each_difference_is_tried():
+    tree = ast.parse(pathlib.Path(__file__).read_text(encoding='utf-8'))
+    tried = {node.args[0].value for node in ast.walk(tree)
+             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+             and node.func.attr == 'differs'}
+    assert tried == set(DIFFERENCES)
