@@ -1091,11 +1091,8 @@ async def test_a_hundred_requests_at_once(kit):
 
 @check
 async def test_a_hundred_requests_at_once_over_a_few_connections(kit):
-    async with kit.talking(
-            lambda sent, body: response(200, target(sent)),
-            limits={'max_connections': 7}) as (client, server, script):
-        script = Answering(lambda sent, body: response(200, target(sent)))
-        server.script = script
+    script = Answering(lambda sent, body: response(200, target(sent)))
+    async with kit.talking(script, limits={'max_connections': 7}) as (client, server, _):
         answers = await asyncio.gather(*(client.get(f'{server.url}{n}') for n in range(100)))
         assert [answer.text for answer in answers] == [f'/{n}' for n in range(100)]
         assert len(server.peers) == 7
@@ -1160,14 +1157,13 @@ async def at_once(client, server, number):
 @pytest.mark.parametrize('kept', [0, 1, 3])
 @check
 async def test_so_many_connections_are_kept(kit, kept):
-    # Classic httpx counts those in use as kept ones, so it closes more of them.
-    if kit.library == 'httpx' and not kit.is_ours and kept:
-        pytest.skip('it is not so there')
     async with kit.talking(limits={'max_keepalive_connections': kept}) as (client, server, _):
         await at_once(client, server, 5)
-        await until(lambda: sum(peer.reader.at_eof() for peer in server.peers) == 5 - kept)
+        await until(lambda: sum(peer.reader.at_eof() for peer in server.peers) >= 5 - kept)
         await turns(20)
-        assert sum(peer.reader.at_eof() for peer in server.peers) == 5 - kept
+        # Classic httpx counts those in use as kept ones, so it may close more of them.
+        if kit.is_ours or kit.library == 'httpx2':
+            assert sum(peer.reader.at_eof() for peer in server.peers) == 5 - kept
 
 
 @check
