@@ -24,6 +24,7 @@ import os
 import pathlib
 import socket
 import ssl
+import stat
 import subprocess
 import sys
 import warnings
@@ -735,8 +736,8 @@ async def test_a_generator_is_closed_when_the_request_fails(kit):
     async with kit.talking(resetting()) as (client, server, _):
         with pytest.raises((kit.http.ReadError, kit.http.WriteError)):
             await client.post(server.url, content=generate())
-        # Classic httpx leaves it to whoever collects garbage.
-        if kit.is_ours or kit.library == 'httpx2':
+        # Classic httpx wraps it in one of its own, and leaves it to whoever collects garbage.
+        if kit.library == 'httpx2':
             assert events == ['closed', 'cleaned up']
 
 
@@ -773,7 +774,7 @@ async def test_a_refusal_of_a_body_by_a_server_that_reads_no_more(kit):
         if kit.differs('early-response', stock=False, ours=True):
             answer = await asked
             assert (answer.status_code, answer.text) == (413, 'too much')
-            assert events == ['cleaned up']
+            assert events == (['cleaned up'] if kit.library == 'httpx2' else [])  # see above
         else:
             # It suppresses what it met while writing, but not this.
             await times_out(kit, 'WriteTimeout', 1, asked, lambda: server.peers)
@@ -1570,33 +1571,27 @@ async def test_the_write_time_is_for_each_chunk_of_a_generator(kit):
 
 @on_clock
 async def test_a_large_chunk_that_goes_out_slowly(kit):
-    async def read_slowly(loop, accepted):
-        total = 0
-        while total < len(BLOCKING):
-            total += len(await loop.sock_recv(accepted, 2_000_000))
-            if total < len(BLOCKING):
-                await asyncio.sleep(1)
-        accepted.send(OK)
-
+    loop = asyncio.get_running_loop()
+    data = bytes(20_000_000)
     with deaf_server() as server:
-        server.listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_000_000)
+        server.listening.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1_000_000)
         async with kit.client() as client:
-            asked = client.post(server.url, content=BLOCKING, timeout=kit.timeout(write=1.5))
-            task = asyncio.ensure_future(asked)
+            task = asyncio.ensure_future(client.post(
+                server.url, content=data, timeout=kit.timeout(write=1.5)))
             await settling()
             with server.accept() as accepted:
-                reading = asyncio.ensure_future(
-                    read_slowly(asyncio.get_running_loop(), accepted))
-                for _ in range(200):
-                    if task.done():
-                        break
-                    await passing(0.5)
+                total = 0
+                while total < len(data) and not task.done():
+                    # More each second than what the kernel holds, or it sees no progress.
+                    await passing(1)
+                    end = min(total + 3_000_000, len(data))
+                    while total < end and (piece := await loop.sock_recv(accepted, 2 ** 18)):
+                        total += len(piece)
                 if kit.differs('write-progress', stock=False, ours=True):
+                    accepted.send(OK)
                     assert (await task).text == 'ok'
                 else:
                     await kit.failure('WriteTimeout', task)
-                reading.cancel()
-                await asyncio.gather(reading, return_exceptions=True)
 
 
 @on_clock
@@ -2236,7 +2231,11 @@ def sockets_of_this_process():
     """A duplicate of each socket of TCP that this process has open."""
     for name in os.listdir('/dev/fd'):
         with contextlib.suppress(OSError):
-            with socket.socket(fileno=os.dup(int(name))) as sock:
+            descriptor = os.dup(int(name))
+            if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+                os.close(descriptor)
+                continue
+            with socket.socket(fileno=descriptor) as sock:
                 if sock.family == socket.AF_INET and sock.type == socket.SOCK_STREAM:
                     yield sock
 
