@@ -20,6 +20,7 @@ import inspect
 import io
 import json
 import logging
+import math
 import os
 import pathlib
 import socket
@@ -27,9 +28,11 @@ import ssl
 import stat
 import subprocess
 import sys
+import threading
 import warnings
 from typing import NamedTuple
 
+import aiodnsresolver
 import anyio
 import h11
 import httpcore
@@ -170,6 +173,26 @@ DIFFERENCES = {
         'A status line whose version is not HTTP/1.x',
         'it is taken', '`RemoteProtocolError`',
         'nothing is known of how such a response is framed'),
+    'connect-time': Difference(
+        'The connect time',
+        'is for the name and TCP together, and once more for TLS', 'is for all of them together',
+        'it is how long somebody waits'),
+    'names': Difference(
+        'A host name',
+        'is looked up in a thread', 'is looked up without one',
+        'lowhaio makes no threads'),
+    'sessions': Difference(
+        'A second connection to a server of TLS',
+        'has a full handshake', 'goes on with the session of the first',
+        'it costs less'),
+    'socket-options': Difference(
+        '`socket_options`',
+        'are set when the socket is connected', 'are set before',
+        'some have no effect later'),
+    'start-tls': Difference(
+        '`start_tls` of the network stream',
+        'works', '`NotImplementedError`',
+        'lowhaio makes TLS when it connects'),
     'http10': Difference(
         'A response of HTTP/1.0 with `connection: keep-alive`',
         'its connection is closed', 'its connection is used again',
@@ -245,6 +268,40 @@ DIFFERENCES = {
         'What errors of time-outs say',
         'nothing', 'what was waited for, how long, and where',
         'somebody has to find out'),
+}
+
+
+# What the README of the layer for httpx2 says of them. The others are too small for it.
+SAID = {
+    'tls-end': 'a TLS connection that ends without close_notify',
+    'head-time': '`read` begins anew with each piece of a head',
+    'write-progress': '`write` is for each progress of sending',
+    'early-break': 'A stream that is closed early keeps its connection',
+    'dropped': 'is dropped without being read or closed keeps its place',
+    'handshake-cancelled': 'a cancellation during the TLS handshake',
+    'length': 'a body that is longer than its `content-length`',
+    'early-response': 'the whole request is sent before the response is read',
+    'expect': 'a body is sent at once after `expect: 100-continue`',
+    'loops': 'several `asyncio.run`, one after the other',
+    'trio': '| trio | a RuntimeError that names asyncio |',
+    'http2': '`http2` without `http1` is a ValueError',
+    'alpn': 'ALPN is `http/1.1`',
+    'field-names': '`headers.raw` of a response is as it came',
+    'connect': 'HTTP/2, `CONNECT` as a method, a proxy that is reached by TLS',
+    'tls-proxy': 'a proxy that is reached by TLS',
+    'tunnel-time': 'TCP, what a proxy needs, and TLS, together',
+    'trace': '`trace` is called with all that happens',
+    'ssl_object': "`'ssl_object'` has `version()`, `cipher()`",
+    'socket': "`start_tls` and `'socket'` of `network_stream`",
+    'start-tls': "`start_tls` and `'socket'` of `network_stream`",
+    'connect-time': '`connect` is for TCP, and then once more for TLS',
+    'names': 'names by `getaddrinfo`, in a thread',
+    'sessions': 'TLS sessions are not resumed',
+    'socket-options': '`socket_options` are set once it is connected',
+    'proxy-options': '`local_address` and `retries` are ignored with a proxy',
+    'aclose': '`aclose` closes connections in use',
+    'messages': 'with the messages of lowhaio',
+    'keep-alive': "A server's own `keep-alive: timeout` lowers",
 }
 
 
@@ -1633,6 +1690,26 @@ async def test_the_connect_time_bounds_connecting(kit):
 
 
 @on_clock
+async def test_the_connect_time_is_for_all_of_connecting(kit, monkeypatch):
+    async def getaddrinfo(host, port, **_):
+        await asyncio.sleep(1.5)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, '', ('127.0.0.1', port))]
+
+    async def resolve(host):
+        await asyncio.sleep(1.5)
+        return [aiodnsresolver.IPv4AddressExpiresAt('127.0.0.1', expires_at=math.inf)]
+
+    # Each library has its own way to look up a name slowly.
+    asyncio.get_running_loop().getaddrinfo = getaddrinfo
+    monkeypatch.setattr(kit.layer, 'Pool', functools.partial(
+        lowhaio.Pool, get_dns_resolver=resolving(resolve)))
+    async with kit.talking(lambda peer: peer.closed()) as (client, server, _):
+        await times_out(
+            kit, 'ConnectTimeout', kit.differs('connect-time', stock=3.5, ours=2),
+            client.get(f'https://name.test:{server.port}/', timeout=kit.timeout(connect=2)))
+
+
+@on_clock
 async def test_the_connect_time_bounds_the_handshake(kit):
     async with kit.talking(lambda peer: peer.closed()) as (client, server, _):
         await times_out(kit, 'ConnectTimeout', 2, client.get(
@@ -1894,6 +1971,20 @@ async def test_what_is_offered_with_http2(kit):
             await client.get(server.url)
         await until(lambda: offered)
         assert offered == kit.differs('alpn', stock=['h2'], ours=['http/1.1'])
+
+
+@check
+async def test_sessions_of_tls(kit):
+    async def script(peer):
+        are_reused.append(peer.writer.get_extra_info('ssl_object').session_reused)
+        await Answering(OK)(peer)
+
+    are_reused = []
+    async with kit.talking(script, context=certified('127.0.0.1')) as (client, server, _):
+        for _ in range(2):
+            await client.get(server.url, headers={'connection': 'close'})
+        assert are_reused == kit.differs(
+            'sessions', stock=[False, False], ours=[False, True])
 
 
 @check
@@ -2451,6 +2542,15 @@ async def test_options_of_the_socket(kit):
 
 
 @check
+async def test_options_of_the_socket_that_count_for_connecting(kit):
+    options = [(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1000)]
+    async with kit.talking(socket_options=options) as (client, server, _):
+        await client.get(server.url)
+        told = server.peers[0].sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG)
+        assert (told <= 1000) is kit.differs('socket-options', stock=False, ours=True)
+
+
+@check
 async def test_ipv6(kit):
     [sock] = bound_to_each('::1')
     script = Answering(OK)
@@ -2470,6 +2570,10 @@ async def test_a_name_of_the_hosts_file(kit):
             assert (await client.get(url)).text == 'ok'
         assert value(script.heads[0], b'host') == b'localhost:%d' % server.port
         assert script.connections == [0, 0]
+        if isinstance(asyncio.get_running_loop(), asyncio.SelectorEventLoop):
+            # The threads of uvloop are not Python's.
+            assert any(thread.name.startswith('asyncio_') for thread in threading.enumerate()) is (
+                kit.differs('names', stock=True, ours=False))
 
 
 @on_clock
@@ -3006,6 +3110,17 @@ async def test_the_network_stream_after_101(kit):
         assert script.left == b''
 
 
+@check
+async def test_tls_after_101(kit):
+    async with kit.talking(SWITCHING) as (client, server, _):
+        async with client.stream('GET', server.url, headers=UPGRADING) as answer:
+            stream = answer.extensions['network_stream']
+            # Stock makes its own TLS by this, in each check with https.
+            if kit.differs('start-tls', stock=False, ours=True):
+                with pytest.raises(NotImplementedError, match='TLS'):
+                    await stream.start_tls(trusting(), server_hostname='127.0.0.1')
+
+
 @on_clock
 async def test_the_network_stream_fails_as_the_core_s_does(kit):
     goes_on = asyncio.Event()
@@ -3111,3 +3226,13 @@ def test_each_difference_is_tried():
              if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
              and node.func.attr == 'differs'}
     assert tried == set(DIFFERENCES)
+
+
+def test_the_readme_says_what_is_seen_here():
+    text = (ROOT / 'layers' / 'httpx2' / 'README.md').read_text(encoding='utf-8')
+    flat = ' '.join(text.split())
+    assert [phrase for phrase in SAID.values() if phrase not in flat] == []
+    assert SAID.keys() <= DIFFERENCES.keys()
+    table = text.partition('## What differs')[2].partition('\n\n| there | here | why |')[2]
+    rows = table.partition('\n\n')[0].splitlines()[2:]
+    assert [row for row in rows if not any(phrase in row for phrase in SAID.values())] == []
