@@ -2629,6 +2629,26 @@ async def test_what_comes_after_connecting_is_not_tried_again(kit):
         assert len(script.heads) == len(server.peers) == 1
 
 
+@on_clock
+async def test_waiting_for_a_place_is_not_tried_again(kit):
+    script = holding()
+    async with kit.talking(
+            script, retries=3, limits={'max_connections': 1}) as (client, server, _):
+        first = asyncio.ensure_future(client.get(server.url, timeout=None))
+        await until(lambda: script.sent)
+        await times_out(kit, 'PoolTimeout', 2, client.get(
+            server.url, timeout=kit.timeout(pool=2)))
+        await cancelled(first)
+
+
+@check
+async def test_what_a_proxy_refuses_is_not_tried_again(kit):
+    proxy = HttpProxy(answer=head(b'content-length: 0', start=b'HTTP/1.1 403 Forbidden'))
+    async with Server(proxy) as server, kit.client(proxy=server.origin, retries=3) as client:
+        await kit.failure('ProxyError', client.get('https://name.test/'))
+        assert len(proxy.heads) == 1
+
+
 @check
 async def test_http2_alone(kit):
     if kit.differs('http2', stock=False, ours=True):
