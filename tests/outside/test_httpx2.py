@@ -2441,11 +2441,11 @@ async def test_the_proxies_of_the_environment(kit, no_proxies):
                 assert (await client.get(plain.url)).text == 'ok'
             assert [target(sent) for sent in proxy.heads] == [
                 b'http://name.test/a', b'name.test:443']
-            async with kit.Client(verify=trusting(), trust_env=False) as client:
-                assert (await client.get(plain.url)).text == 'ok'
             no_proxies.delenv('NO_PROXY')
             async with kit.Client(verify=trusting()) as client:
                 assert (await client.get(plain.url)).text == 'of the proxy'
+            async with kit.Client(verify=trusting(), trust_env=False) as client:
+                assert (await client.get(plain.url)).text == 'ok'
             # A transport that is given to a client switches the environment off.
             async with kit.client() as client:
                 assert (await client.get(plain.url)).text == 'ok'
