@@ -124,6 +124,10 @@ DIFFERENCES = {
         'A body is not read to its end, but what is left is there and small',
         'the connection is closed', 'the rest is taken, and the connection used again',
         'a new connection costs more'),
+    'arrived': Difference(
+        'A response has arrived whole, and was not read',
+        'it keeps its place', 'it has none any more',
+        'another request can have it'),
     'dropped': Difference(
         'A response is dropped without being read or closed',
         'its place in the pool is lost for good', 'the connection is closed, the place is free',
@@ -277,6 +281,7 @@ SAID = {
     'head-time': '`read` begins anew with each piece of a head',
     'write-progress': '`write` is for each progress of sending',
     'early-break': 'A stream that is closed early keeps its connection',
+    'arrived': 'a response has its connection until its stream is closed',
     'dropped': 'is dropped without being read or closed keeps its place',
     'handshake-cancelled': 'a cancellation during the TLS handshake',
     'length': 'a body that is longer than its `content-length`',
@@ -1308,6 +1313,20 @@ async def test_a_response_that_is_dropped_gives_its_place_back(kit):
         else:
             await kit.failure('PoolTimeout', asked)
             assert script.closed == 0
+
+
+@check
+async def test_a_response_that_has_arrived_whole_is_still_to_be_read(kit):
+    async with kit.talking(limits={'max_connections': 1}) as (client, server, script):
+        async with client.stream('GET', server.url) as unread:
+            asked = client.get(server.url, timeout=kit.timeout(pool=kit.differs(
+                'arrived', stock=0.01, ours=60)))
+            if kit.is_ours:
+                assert (await asked).content == b'ok'
+            else:
+                await kit.failure('PoolTimeout', asked)
+            assert await unread.aread() == b'ok'
+        assert len(server.peers) == 1
 
 
 @check
