@@ -104,7 +104,11 @@ setup(
         # Beside "test", the clients that are measured too.
         'bench': [
             'aiohttp',
+            'fastapi',
+            'httpx-aiohttp',
+            'httpx2',
             'niquests[ws]',
+            'openai[aiohttp]',
             'picows',
             'wsproto',
         ],
