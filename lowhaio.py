@@ -3463,13 +3463,14 @@ class Known:
     """What one pool remembers of the arguments of its requests, so that the usual ones are checked
     once. None of it holds a secret."""
 
-    __slots__ = ('http_version', 'urls', 'aliases', 'names', 'limits')
+    __slots__ = ('http_version', 'urls', 'aliases', 'names', 'declared', 'limits')
 
     def __init__(self, http_version: bytes, limits: Limits) -> None:
         self.http_version = http_version
         self.urls = parsed_urls()
         self.aliases = Parsed(alias_of)
         self.names = Parsed(parse_name)
+        self.declared = Parsed(partial(parse_declared, http_version), is_short)
         self.limits = Parsed(partial(parse_timeouts, limits))
 
     def __repr__(self) -> str:
@@ -3511,7 +3512,7 @@ def build_head(
     # Only the line ends between the lines may be control characters.
     if len(section) - len(section.translate(None, CONTROLS)) != 2 * len(lines) - 2:
         raise bad_value(lines)
-    declared = Declared(values, known.http_version) if values else NOTHING_DECLARED
+    declared = known.declared[tuple(values.items())] if values else NOTHING_DECLARED
     return origin, b'%b %b %b\r\n%b\r\n\r\n' % (
         method, path, known.http_version, section), declared
 
@@ -3626,6 +3627,14 @@ class Declared:
 
 
 NOTHING_DECLARED = Declared({}, b'')
+
+
+def parse_declared(http_version: bytes, values: tuple[tuple[bytes, bytes], ...]) -> Declared:
+    return Declared(dict(values), http_version)
+
+
+def is_short(values: tuple[tuple[bytes, bytes], ...], _: Declared) -> bool:
+    return sum(len(value) for _, value in values) <= MAX_PARSED_LENGTH
 
 
 def check_host_field(value: bytes) -> None:
