@@ -4,6 +4,7 @@
     python benchmarks/sdks.py --quick
     python benchmarks/sdks.py --rounds 9 --loop asyncio --only get,get-32
     python benchmarks/sdks.py --only service --svg service.svg
+    python benchmarks/sdks.py --instructions --only get,get-32,completion-32
 
 Each column is httpx2 (or httpx, in the rows of its name) with another transport:
 
@@ -20,6 +21,9 @@ of one run are comparable. `--help` lists what is measured.
 "Paced" events come every 10 ms, one in each of 32 responses at once, so that each is a read of its
 own, as tokens of a model are. The others come in one write for a whole response.
 
+With --instructions it counts those of user space, by valgrind, for each request or event. They are
+nearly the same on a machine that has much else to do, but say nothing of the system and of caches.
+
 It exits with 1 if lowhaio misses an aim that the canned transport reaches. A process that fails is
 shown with the reason. The service is examples/model_service.py, with 32 who ask it.
 """
@@ -33,6 +37,7 @@ import importlib.util
 import json
 import os
 import platform
+import re
 import resource
 import statistics
 import subprocess
@@ -566,6 +571,30 @@ def measure_in_process(job, timeout):
     return json.loads(ended.stdout)
 
 
+# Requests of a short and of a long measurement.
+COUNTED = 64, 384
+
+
+def count_instructions(job, concurrency, timeout):
+    """The thousands for each request: what a longer measurement has more than a short one."""
+    totals, requests = [], []
+    for number in COUNTED:
+        each = number // concurrency
+        # Before they are measured, some warm up.
+        requests.append((each + max(1, each // 10)) * concurrency)
+        ended = subprocess.run(
+            ('valgrind', '--tool=cachegrind', '--cache-sim=no', '--cachegrind-out-file=/dev/null',
+             sys.executable, HERE, '--measure',
+             json.dumps({**job, 'requests': number})),
+            check=False, capture_output=True, text=True, timeout=10 * timeout,
+            env={**environment(), 'PYTHONHASHSEED': '0'})
+        found = re.search(r'I +refs: +([0-9,]+)', ended.stderr)
+        if ended.returncode or found is None:
+            raise Failed((ended.stderr.strip().splitlines() or ['nothing was said'])[-1])
+        totals.append(int(found[1].replace(',', '')))
+    return {'figure': (totals[1] - totals[0]) / (requests[1] - requests[0]) / 1000}
+
+
 def show(title, cells, width=12):
     print(f'{title:50}' + ''.join(f'{cell:>{width}}' for cell in cells), flush=True)
 
@@ -614,6 +643,21 @@ def run_workloads(args, origin, loop):
     for name in names:
         kept &= show_row(WORKLOADS[name], results, name, args.transports)
     return kept
+
+
+def run_instructions(args, origin, loop):
+    show(f'\n{loop}', ('', *TITLES)[1:])
+    for name, workload in WORKLOADS.items():
+        if name in args.only:
+            results = Results()
+            for transport in args.transports:
+                job = {'workload': name, 'transport': transport, 'origin': origin, 'loop': loop}
+                results.add(name, transport, count_instructions, job, workload.concurrency,
+                            args.timeout)
+            figures = [results.median(name, transport) for transport in TRANSPORTS]
+            show(f'{workload.what}, thousands',
+                 (*(f'{figure:,.0f}' for figure in figures),
+                  *(f'{figures[-1] / figure:.3f}' for figure in figures[:-1])))
 
 
 def run_memory(args, origin, loop):
@@ -698,7 +742,9 @@ def about(args):
     packages = ('httpx2', 'httpcore2', 'openai', 'aiohttp', 'httpx', 'httpx-aiohttp', 'fastapi',
                 'uvloop')
     return (f'{platform.python_implementation()} {platform.python_version()}, '
-            f'{platform.machine()}; medians of {args.rounds}\n{", ".join(map(version, packages))}')
+            f'{platform.machine()}; ' + ('instructions' if args.instructions else
+                                         f'medians of {args.rounds}')
+            + f'\n{", ".join(map(version, packages))}')
 
 
 def run(args):
@@ -707,6 +753,10 @@ def run(args):
     with process('--serve') as (_, origin):
         pin(1)
         print(about(args), flush=True)
+        if args.instructions:
+            for loop in args.loop:
+                run_instructions(args, origin, loop)
+            return True
         for loop in args.loop:
             kept &= run_workloads(args, origin, loop)
         for loop in args.loop:
@@ -751,6 +801,8 @@ def parse_args():
     parser.add_argument('--transports', type=listed(TRANSPORTS), default=list(TRANSPORTS),
                         metavar='TRANSPORT,…', help=','.join(TRANSPORTS))
     parser.add_argument('--streams', type=int, help='responses for the memory: 1000')
+    parser.add_argument('--instructions', action='store_true',
+                        help='count instructions instead, which needs valgrind')
     parser.add_argument('--svg', type=Path, help='where to write a plot of the service')
     parser.add_argument('--timeout', type=float, default=120, help='seconds for a measurement')
     parser.add_argument('--quick', action='store_true', help='only show that it works')
