@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import ipaddress
+import select
 import socket
 import ssl
 import threading
@@ -14,7 +15,6 @@ import pytest
 
 from lowhaio import (
     ConnectionFacts,
-    HttpConnectionClosedError,
     HttpConnectionError,
     HttpDataError,
     HttpDnsError,
@@ -57,6 +57,8 @@ from tests.harness import (
     receive_head,
     resolving,
     row,
+    send_reset,
+    server_context,
     small_sending_sock,
     trusting,
     turns,
@@ -626,27 +628,25 @@ def ssl_names(certificate):
     return [str(name) for name in extension.value.get_values_for_type(x509.IPAddress)]
 
 
-@on_one_loop
-async def test_a_connection_that_was_reset_at_once_has_no_addresses():
-    """The request tells what has happened."""
-    ours, theirs = socket.socketpair()
-    listener = socket.create_server(('127.0.0.1', 0))
-    sock = socket.create_connection(listener.getsockname())
-    accepted, _ = listener.accept()
-    ours.close()
-    theirs.close()
+class ResetInHandshake(ssl.SSLSocket):
+    """The peer has reset the connection before the handshake is seen to be over."""
 
-    async def get_connection(*_):
-        accepted.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b'\x01\0\0\0\0\0\0\0')
-        return sock
+    def do_handshake(self, block=False):
+        super().do_handshake(block)
+        poller = select.poll()
+        poller.register(self, 0)  # which is for errors and an end alone
+        assert poller.poll(PATIENCE * 1000)
 
-    with listener:
-        async with pool(get_connection=get_connection) as request:
-            task = asyncio.create_task(request(b'GET', 'http://a.test/'))
-            await turns(2)
-            accepted.close()
-            error = await failure(task)
-    assert type(error) in (HttpDataError, HttpConnectionClosedError)
+
+@on_loops
+async def test_a_connection_that_is_reset_before_its_request_is_an_error():
+    """It has no peer that it could tell of. The request tells what has happened."""
+    with ThreadServer(send_reset, server_context()) as server:
+        async with pool(get_ssl_context=lambda: trusting(
+                sslsocket_class=ResetInHandshake)) as request:
+            error = await failure(request(b'GET', server.url))
+    assert isinstance(error.__cause__, OSError)
+    assert error.phase in (Phase.SEND, Phase.HEAD)
 
 
 # -------------------------------------------------------------------------------- idle connections

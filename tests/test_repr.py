@@ -53,6 +53,13 @@ async def test_a_repeatable_body_shows_what_it_calls_and_if_there_was_content():
     assert repr(chunks) == '<WatchedChunks with content>'
 
 
+@on_one_loop
+async def test_what_a_pool_remembers_shows_how_much_it_is():
+    async with Server(Answering(OK)) as server, pool() as request:
+        await get(request, server.url, headers=((b'a', b'SECRET'), (b'B', b'')))
+        assert '<Known: 1 URLs, 2 names of fields>' in shown('Known')
+
+
 def test_the_settings_show_the_options_that_connections_follow():
     pool = Pool(http_version=b'HTTP/1.0', keep_alive_timeout=1.5, socket_timeout=7)
     settings = ('<Settings persists_unasked=False keep_alive_timeout=1.5 recv_bufsize=122880 '
