@@ -35,6 +35,7 @@ from tests.harness import (
     get,
     internet,
     on_loops,
+    on_one_loop,
     pool,
     python_blocks,
     response,
@@ -236,7 +237,7 @@ async def is_arriving(order, monkeypatch):
 
 
 @pytest.mark.parametrize('order', ORDERS, ids='-'.join)
-@on_loops
+@on_one_loop
 async def test_layers_work_in_the_orders_of_the_table_and_in_no_other(order, monkeypatch):
     assert await is_arriving(order, monkeypatch) is is_allowed(order)
 

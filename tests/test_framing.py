@@ -214,7 +214,7 @@ LONG = 2000
 
 
 @pytest.mark.parametrize('name', ROWS)
-@on_loops
+@on_one_loop
 async def test_a_response_has_the_outcome_of_its_row(name):
     row = ROWS[name]
 

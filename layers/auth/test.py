@@ -34,6 +34,7 @@ from tests.harness import (
     internet,
     on_clock,
     on_loops,
+    on_one_loop,
     pool,
     python_blocks,
     response,
@@ -412,7 +413,7 @@ def asking(head, body):
     ('http://b.example', 'http://a.example/?http://b.example/', False),
     ('http://b.example', 'http://a.example/#@b.example/', False),
 ])
-@on_loops
+@on_one_loop
 async def test_credentials_go_to_one_origin(layer, origin, url, is_ours):
     script = Answering(asking)
     context = context_for('a.example')
@@ -435,7 +436,7 @@ ELSEWHERE = (b'http://b.example/', b'http://a.example:81/', b'https://a.example/
     *((target, True) for target in (b'/', b'/[b]', b'//b.example/', b'*', b'http://a.example',
                                     b'HTTP://A.EXAMPLE.:80/[b]')),
     *((target, False) for target in ELSEWHERE)])
-@on_loops
+@on_one_loop
 async def test_credentials_do_not_go_with_a_target_that_names_another_origin(
         layer, target, is_ours):
     async with answering(asking) as (request, script):

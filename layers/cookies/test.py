@@ -23,6 +23,7 @@ from tests.harness import (
     context_for,
     internet,
     on_loops,
+    on_one_loop,
     pool,
     python_blocks,
     response,
@@ -217,7 +218,7 @@ URL = 'http://www.example.com/a/b'
     (URL, 'a=1; Domain=other.com; Domain=' + 'x' * 1025, URL, None),
     (URL, 'a=1; Version=1; Port="81"; SameSite=Strict; Unknown', URL, b'a=1'),
 ])
-@on_loops
+@on_one_loop
 async def test_where_a_cookie_is_sent(url, set_cookie, then, sent):
     async with web(CookieJar()) as visit:
         assert await visit(url, set_cookie) is None
@@ -433,7 +434,7 @@ DATES = [
 
 
 @pytest.mark.parametrize('date, expected', DATES)
-@on_loops
+@on_one_loop
 async def test_dates(monkeypatch, date, expected):
     line = f'a=1; Expires={date}'
     moment = MOMENT if expected is None else expected

@@ -38,6 +38,7 @@ from tests.harness import (
     measured,
     on_clock,
     on_loops,
+    on_one_loop,
     pool,
     python_blocks,
     response,
@@ -73,7 +74,7 @@ BODY_FIELDS = (
 
 @pytest.mark.parametrize('code', [301, 302, 303, 307, 308])
 @pytest.mark.parametrize('method', [b'GET', b'HEAD', b'POST', b'PUT', b'DELETE', b'get'])
-@on_loops
+@on_one_loop
 async def test_each_code_keeps_or_turns_the_method(code, method):
     is_turned = method == b'POST' and code in (301, 302) or \
         method not in (b'GET', b'HEAD') and code == 303
@@ -456,7 +457,7 @@ RFC_EXAMPLES = [
     ('http://a/b', '/c?http://b:1/d', 'a', '/c?http://b:1/d'),
     ('http://a/b', './c:d', 'a', '/c:d'),
 ])
-@on_loops
+@on_one_loop
 async def test_the_location_is_resolved_by_rfc_3986(base, location, host, target):
     raw = location if isinstance(location, bytes) else location.encode()
     async with redirected(redirect(raw), OK) as (request, script):
