@@ -82,6 +82,8 @@ from model_servers import (  # noqa: E402
     named,
 )
 
+pytest_plugins = ['pytest_httpx2']
+
 # The names of the attributes since 2023. OpenTelemetry reads this once in a process.
 os.environ['OTEL_SEMCONV_STABILITY_OPT_IN'] = 'http'
 
