@@ -60,7 +60,7 @@ except ImportError:
 
 LOOPS = {'asyncio': asyncio.SelectorEventLoop}
 
-if uvloop is not None:
+if uvloop is not None and os.environ.get('LOWHAIO_TEST_LOOP') != 'asyncio':
     LOOPS['uvloop'] = uvloop.new_event_loop
     uvloop.new_event_loop().close()  # the first one opens descriptors that stay
 
