@@ -44,26 +44,32 @@ import weakref
 from asyncio import CancelledError, get_running_loop
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Generator, Iterator, Mapping, Sequence, Sized
+from contextvars import Context, copy_context
 from copy import copy
 from enum import Enum, StrEnum
 from errno import EMFILE, ENFILE
-from functools import cache, partial
+from functools import cache, partial, wraps
 from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from math import inf
+from time import monotonic
 from traceback import clear_frames
 from typing import Any, NamedTuple, ParamSpec, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 __version__ = '0.1.0'
 __all__ = [
-    'Address', 'Body', 'Close', 'ConnectionFacts', 'Fields', 'GetConnection', 'GetLoggerAdapter',
-    'GetResolver', 'GetResolverLoggerAdapter', 'Headers', 'HttpConnectionClosedError',
-    'HttpConnectionError', 'HttpDataError', 'HttpDnsError', 'HttpError', 'HttpHeaderTooLong',
-    'HttpLoggerAdapter', 'HttpTlsError', 'Params', 'Phase', 'Pool', 'Request', 'Resolve',
-    'Response', 'ResponseBody', 'Timeouts', 'buffered', 'canonical_host', 'empty_async_iterator',
-    'encode_params', 'get_dns_resolver_default', 'repeatable', 'streamed', 'timeout',
+    'Address', 'Body', 'BodyEnded', 'BodySent', 'Close', 'ConnectionAttempted', 'ConnectionClosed',
+    'ConnectionFacts', 'ConnectionReleased', 'ConnectionTaken', 'Dialer', 'Event', 'Fields',
+    'GetConnection', 'GetLoggerAdapter', 'GetResolver', 'GetResolverLoggerAdapter', 'HeadReceived',
+    'HeadSent', 'Headers', 'HttpConnectionClosedError', 'HttpConnectionError', 'HttpDataError',
+    'HttpDnsError', 'HttpError', 'HttpHeaderTooLong', 'HttpLoggerAdapter', 'HttpTlsError',
+    'NameResolved', 'Params', 'Phase', 'PlaceAwaited', 'Pool', 'Request', 'RequestFailed',
+    'RequestStarted', 'Resolve', 'Response', 'ResponseBody', 'ResponseStarted', 'Timeouts',
+    'TlsNegotiated', 'buffered', 'canonical_host', 'empty_async_iterator', 'encode_params',
+    'get_dns_resolver_default', 'get_ssl_context_default', 'has_arrived', 'repeatable', 'streamed',
+    'timeout',
 ]
 
 # ---------------------------------------------------------------------------------- limits
@@ -98,12 +104,18 @@ del _
 # Bytes that one task moves before the others get a turn of the loop. More would starve them (this
 # is some 0.3 ms of copying, or 1 ms of TLS), and less would cost throughput.
 MAX_BURST = 1024 * 1024
-# Each send and each read counts for so many bytes more, because the call itself takes time.
+# Each send and each read counts for so many bytes more, because the call itself takes time. So
+# does each chunk that a request body is asked for.
 COST_OF_CALL = 4 * 1024
 # Reads that take the rest of a body that is closed. Over TLS each of them gives 16 KiB at most.
 MAX_READS_OF_REST = 4
-# Bytes of a first chunk that are copied, so that they leave in one send with the head.
-MAX_JOINED_CHUNK = 64 * 1024
+# Bytes of a request body that are gathered in memory, so that they leave at once, the first ones
+# along with the head. As many of a longer chunk are copied for that. So many chunks are a burst.
+MAX_GATHERED = 64 * 1024
+MAX_GATHERED_CHUNKS = MAX_BURST // COST_OF_CALL
+# Bytes of one send, after the first one of a request and without TLS. On the loopback interface a
+# segment has 65,483 at most, so 64 KiB are two, of which one is small, and cost a third more.
+MAX_SEND = 32 * 1024
 
 # Later requests that may overtake a request that waits, for each of max_connections. They reuse
 # connections of their origin, and the request waits longer by the time of some ten responses. With
@@ -415,12 +427,25 @@ async def buffered(body: AsyncIterator[bytes]) -> bytes:
             return b''.join([chunk async for chunk in chunks])
         # This is the body of a layer that does not change the content.
         body = chunks
-    # Most small bodies came whole with their heads. This saves two steps of the iterator.
-    whole = body._take_whole()
-    if whole is None:
+    if body._connection is None and body._error is None:
+        # Most small bodies came whole with their heads. This saves two steps of the iterator.
+        whole = body._chunk
+        if whole is None:
+            raise RuntimeError('the response body has been read: it can be read once, so keep '
+                               'what buffered() returned')
+    else:
         whole = b''.join([chunk async for chunk in body])
-        body._chunk = None
+    body._chunk = None
     return whole
+
+
+def has_arrived(body: AsyncIterator[bytes]) -> bool:
+    """Whether all of a response body has arrived, so that reading it neither waits nor fails.
+
+    False for what is not the body of a pool itself, but one that a layer has put around it. Layers
+    use this where they would read a body before they return it.
+    """
+    return isinstance(body, ReceivedBody) and body._connection is None and body._error is None
 
 
 @contextlib.contextmanager
@@ -503,6 +528,7 @@ Timeouts = Mapping[str, float | None]
 
 Kwargs = Mapping[str, Any] | Iterable[tuple[str, Any]]
 Loop = asyncio.AbstractEventLoop
+Buffer = bytes | memoryview
 Adapter = logging.LoggerAdapter[Any]
 P = ParamSpec('P')
 E = TypeVar('E', bound=HttpError)
@@ -583,11 +609,180 @@ Response = tuple[bytes, Fields, ResponseBody]
 """`(code, headers, body)`: the status code as three digits, the fields, and the body."""
 
 
+# ---------------------------------------------------------------------------------- events
+#
+# What `on_event` of a pool is called with, when it has happened. All times are of
+# `time.monotonic()`, in seconds: `started` is when the step began, and `time` is when it ended.
+# Requests and connections have numbers, which count from 1 in each pool. `error` is None where
+# the step has succeeded.
+
+class RequestStarted(NamedTuple):
+    """A request begins. It was not refused, and has awaited nothing yet."""
+
+    time: float
+    request: int
+    method: bytes
+    origin: str
+    """Such as `'https://www.example.com:443'`."""
+    target: bytes
+    """The request target as it is sent, most often path and query. It may hold secrets."""
+
+
+class PlaceAwaited(NamedTuple):
+    """The request had to wait for a connection, because as many as allowed were in use."""
+
+    time: float
+    request: int
+    started: float
+    error: BaseException | None
+
+
+class NameResolved(NamedTuple):
+    """The addresses of the host were not known, or not fresh, and were looked up. It also comes if
+    the request has shared the lookup of another one, or was given addresses that are stale."""
+
+    time: float
+    request: int
+    started: float
+    host: str
+    addresses: tuple[str, ...]
+    error: BaseException | None
+
+
+class ConnectionAttempted(NamedTuple):
+    """An attempt to connect has ended. There can be several at the same time, and one wins."""
+
+    time: float
+    request: int
+    started: float
+    peer: str
+    """Address and port, as in `'192.0.2.1:443'`. Empty if only `get_connection` knows them."""
+    connection: int | None
+    """The number of the connection that was made. None with an `error`, and None without one if
+    the attempt was given up, because another had won or the request was over."""
+    error: BaseException | None
+
+
+class TlsNegotiated(NamedTuple):
+    """The TLS handshake of a new connection has ended."""
+
+    time: float
+    request: int
+    started: float
+    connection: int
+    version: str | None
+    """Such as `'TLSv1.3'`. None with an `error`."""
+    cipher: str | None
+    """Its name. None with an `error`."""
+    is_resumed: bool
+    """The session of an earlier connection was resumed."""
+    error: BaseException | None
+
+
+class ConnectionTaken(NamedTuple):
+    """The request has its connection."""
+
+    time: float
+    request: int
+    connection: int
+    number: int
+    """Of the request on this connection. 1 means that the connection is new."""
+    facts: ConnectionFacts
+
+
+class HeadSent(NamedTuple):
+    """The head of the request was handed to the kernel."""
+
+    time: float
+    request: int
+    size: int
+    """In bytes."""
+
+
+class BodySent(NamedTuple):
+    """All of the request's body was handed to the kernel. It does not come if there is no body,
+    or if a response has ended the sending."""
+
+    time: float
+    request: int
+    size: int
+    """In bytes, with the framing of a chunked body."""
+
+
+class ResponseStarted(NamedTuple):
+    """The first byte of a response has arrived, which may be that of an interim response."""
+
+    time: float
+    request: int
+
+
+class HeadReceived(NamedTuple):
+    """The head of the final response has arrived."""
+
+    time: float
+    request: int
+    code: bytes
+    http_version: bytes
+    headers: Fields
+    """They may hold secrets."""
+    size: int
+    """Of the head, in bytes."""
+
+
+class BodyEnded(NamedTuple):
+    """The response has ended. If it has not arrived whole, `error` tells why: reading it has
+    failed, or it was closed or dropped."""
+
+    time: float
+    request: int
+    size: int
+    """Of the content that has arrived, in bytes. Framing does not count, content codings stay."""
+    error: BaseException | None
+
+
+class RequestFailed(NamedTuple):
+    """`request` has raised, and there is no response."""
+
+    time: float
+    request: int
+    error: BaseException
+    """What it has raised: an `HttpError`, or what has ended it, such as a cancellation."""
+
+
+class ConnectionReleased(NamedTuple):
+    """The connection idles from now on, or goes to a request that waits."""
+
+    time: float
+    connection: int
+    origin: str
+
+
+class ConnectionClosed(NamedTuple):
+    """A connection that was made has closed."""
+
+    time: float
+    connection: int
+    origin: str
+    opened: float
+    """When it was made."""
+    requests: int
+    """How many it has served, or begun to."""
+    reason: str
+    """In words, such as `'keep_alive_timeout'`."""
+
+
+Event = (
+    RequestStarted | PlaceAwaited | NameResolved | ConnectionAttempted | TlsNegotiated
+    | ConnectionTaken | HeadSent | BodySent | ResponseStarted | HeadReceived | BodyEnded
+    | RequestFailed | ConnectionReleased | ConnectionClosed)
+"""What `on_event` of a pool is called with."""
+
+
 # ------------------------------------------------------------------------------------ Pool
 #
 # Wires the parts below together. It checks the options, and makes the books, the names and the
-# connector of one pool. For each request it takes a connection from them and hands it to
-# `run_exchange`, which owns it from then on. There is no protocol code here.
+# connector of one pool. Each request takes a connection from them, makes an exchange of it, and
+# owns the connection until it hands it to the response body. There is no protocol code here.
 
 class Request(Protocol):
     """The type of `request`. A layer takes one and returns another."""
@@ -708,6 +903,7 @@ def Pool(
         max_stale: float = 30,
         max_grace: float = 60,
         max_lookups: int = 100,
+        on_event: Callable[[Event], object] | None = None,
         get_logger_adapter: GetLoggerAdapter = get_logger_adapter_default,
         get_resolver_logger_adapter: GetResolverLoggerAdapter =
         get_resolver_logger_adapter_default,
@@ -751,6 +947,8 @@ def Pool(
       for which that answer was fresh. 0: not at all.
     - `max_lookups`: how many questions the resolver is asked at the same time. A and AAAA of one
       name are two. Others wait for their turn.
+    - `on_event(event)` is called with each `Event` when it has happened. What it raises goes to
+      the exception handler of the loop. None: nothing is built for it.
     - `get_logger_adapter(extra)` returns a logger adapter for one request, or for the pool.
       `get_resolver_logger_adapter(extra)` returns such a function for the resolver.
     """
@@ -763,7 +961,9 @@ def Pool(
         checked_limit('max_idle_connections', max_idle_connections, 0),
         Heads(max_header_length))
     names = Names(get_dns_resolver, min_ttl, max_stale, max_grace, max_lookups)
-    connector = Connector(get_sock, get_connection, get_ssl_context, settings, names, books)
+    watch = None if on_event is None else Watch(on_event)
+    parts = get_sock, get_connection, get_ssl_context, settings, names, books
+    connector = Connector(*parts) if watch is None else WatchedConnector(watch, *parts)
     known = Known(http_version, settings.limits)
     bound_loop: Loop | None = None
 
@@ -785,8 +985,12 @@ def Pool(
                 check_loop(loop, bound_loop)
                 bound_loop = loop
                 BOUND.add(books)
-            origin, head, declared = build_head(
-                known, method, url, params, headers, target, server_hostname)
+            if (headers or params or target is not None or server_hostname is not None
+                    or method.__class__ is not bytes or url.__class__ is not str):
+                origin, head, declared = build_head(
+                    known, method, url, params, headers, target, server_hostname)
+            else:
+                origin, head, declared = known.plain[method, url]
             limits = settings.limits if timeouts is None else known.limits_of(timeouts)
         except Exception as cause:
             raise refusal(method, url, cause) from cause
@@ -795,13 +999,44 @@ def Pool(
         logger = None
         if get_logger_adapter is not get_logger_adapter_default or LOGGER.isEnabledFor(INFO):
             logger = make_logger(get_logger_adapter, method, url, origin)
-        connection = connector.take_idle(origin, loop.time())
-        if connection is None:
-            connection = await Acquisition(
-                connector, loop, method, origin, limits, logger,
+        connection = connector.take_idle(origin, loop.time()) or \
+            await connector.acquisition_type(
+                connector, loop, method, origin, head, limits, logger,
                 partial(get_resolver_logger_adapter, logger_extra(method, url))).run()
-        response = await run_exchange(
-            connection, limits, method, head, declared, body, body_args, body_kwargs)
+        exchange = connection.exchange_type(connection, method, declared, limits)
+        sending: RequestBody | None = None
+        try:
+            if body is not empty_async_iterator or declared.has_body:
+                sending = await send_with_body(
+                    connection, exchange, head, body, body_args, body_kwargs)
+            elif (count := connection.send_at_once(head)) < len(head):
+                await connection.send(memoryview(head)[count:])
+            if sending is None:
+                exchange.doing = READING
+            if exchange.decoder is None:
+                deadline = loop.time() + limits.read
+                if exchange.parser is None:
+                    # Nothing can have come yet, so a read would find nothing.
+                    await connection.wait(DATA, deadline)
+                if exchange.decoder is None:
+                    await read_head(connection, exchange, deadline)
+            if exchange.parser is not None:
+                exchange.remember_head()
+            if connection.tls_session is not None:
+                connection.store_session(connection.tls_session)
+            # The response body may be kept for longer than the pool, and has no use for them.
+            del exchange.books
+            if sending is None and (exchange.decoder is WHOLE or exchange.is_received):
+                connection.release()
+                response_body = ReceivedBody(exchange)
+            else:
+                response_body = ArrivingBody(exchange, connection, sending)
+            response = exchange.head.code, exchange.head.fields, response_body
+        except BaseException as cause:
+            connection.drop(sending)
+            if not isinstance(cause, Exception):
+                raise
+            raise exchange.error(cause) from cause
         if logger is not None:
             log_response(logger, response)
         return response
@@ -825,7 +1060,67 @@ def Pool(
                          f'closing the pool: {reason(cause)}') from cause
 
     request.__doc__, close.__doc__ = Request.__call__.__doc__, Close.__call__.__doc__
-    return request, close
+    return request if watch is None else watch.watched(request), close
+
+
+def Dialer(
+        *,
+        get_dns_resolver: GetResolver = get_dns_resolver_default,
+        get_sock: Callable[[int], socket.socket] = get_sock_default,
+        min_ttl: float = 1,
+        max_stale: float = 30,
+        max_lookups: int = 100,
+        get_resolver_logger_adapter: GetResolverLoggerAdapter =
+        get_resolver_logger_adapter_default,
+) -> tuple[Callable[[str, int], Coroutine[Any, Any, socket.socket]],
+           Callable[[str], Coroutine[Any, Any, tuple[Address, ...]]],
+           Callable[[], Coroutine[Any, Any, None]]]:
+    """Return three coroutine functions, `connect`, `look_up` and `close`, which connect and look
+    up names as a pool does.
+
+    They are for a `get_connection` that has to connect to something else than the host of a URL,
+    such as a proxy. `host` is a name or an IP address as `canonical_host` returns it.
+
+    - `connect(host, port)` returns a non-blocking TCP socket, which the caller has to close. All
+      addresses of the host are tried, as for a request. Raises an `HttpConnectionError`.
+    - `look_up(host)` returns the addresses of the host, in the order in which `connect` would try
+      them next. Raises an `HttpDnsError`.
+    - `close()` clears the cache of the resolver.
+
+    They have no time of their own. Inside of `get_connection` they end with the time to connect of
+    the request, and elsewhere `asyncio.timeout` may end them. The options are those of a `Pool`.
+    """
+    settings = Settings(b'HTTP/1.1', 0, RECV_BUFSIZE, 16384, MAX_SECONDS, None, None)
+    books = Books(inf, inf, inf, Heads(16384))
+    names = Names(get_dns_resolver, min_ttl, max_stale, 0, max_lookups)
+    connector = Connector(get_sock, None, get_ssl_context_default, settings, names, books)
+    bound_loop: Loop | None = None
+
+    def acquisition(host: str, port: int | None = None) -> Acquisition:
+        nonlocal bound_loop
+        loop = get_running_loop()
+        if loop is not bound_loop:
+            check_loop(loop, bound_loop)
+            bound_loop = loop
+        origin = Origin(f'http://{shown_address(host, 80 if port is None else port)}')
+        origin.name = host if port is None else f'tcp://{shown_address(host, port)}'
+        return Acquisition(
+            connector, loop, b'CONNECT', origin, b'', settings.limits, None,
+            partial(get_resolver_logger_adapter, logger_extra(b'CONNECT', origin.name)))
+
+    async def connect(host: str, port: int) -> socket.socket:
+        return (await acquisition(host, port).run()).give_away()
+
+    async def look_up(host: str) -> tuple[Address, ...]:
+        peers = await acquisition(host).find_peers()
+        assert peers is not None
+        peers.turn += 1
+        return tuple(peers.in_turn(peers.turn - 1))
+
+    async def close() -> None:
+        await names.clear(get_resolver_logger_adapter)
+
+    return connect, look_up, close
 
 
 class Settings:
@@ -974,44 +1269,8 @@ def failed(kind: type[E], phase: Phase, message: str) -> E:
 # knows no socket and no loop: how far each half has come, whether the connection may be used
 # again, and why not. It is the only place that turns what went wrong into an HttpError.
 #
-# `run_exchange` moves the bytes. It owns the connection until it hands it to the response body,
-# and closes it if the exchange fails.
-
-async def run_exchange(
-        connection: Connection, limits: Limits, method: bytes, head: bytes, declared: Declared,
-        body: Body, body_args: Iterable[Any], body_kwargs: Kwargs,
-) -> tuple[bytes, Fields, ReceivedBody]:
-    exchange = connection.start_exchange(method, declared, limits)
-    sending: RequestBody | None = None
-    try:
-        if body is empty_async_iterator and not declared.has_body:
-            await connection.send(head)
-        else:
-            sending = await send_with_body(
-                connection, exchange, head, body, body_args, body_kwargs)
-        if sending is None:
-            exchange.doing = READING
-        if exchange.decoder is None:
-            deadline = connection.loop.time() + limits.read
-            if not exchange.has_started:
-                # Nothing can have come yet, so a read would find nothing.
-                await connection.wait(DATA, deadline)
-            if exchange.decoder is None:
-                await read_head(connection, exchange, deadline)
-        if exchange.parser is not None:
-            exchange.remember_head()
-        if connection.tls_session is not None:
-            connection.store_session(connection.tls_session)
-        received = exchange.head
-        # The response body may be kept for longer than the pool, and has no use for them.
-        del exchange.books
-        return received.code, received.fields, ReceivedBody(connection, exchange, sending)
-    except BaseException as cause:
-        connection.drop(sending)
-        if not isinstance(cause, Exception):
-            raise
-        raise exchange.error(cause) from cause
-
+# `request`, in `Pool`, moves the bytes. It owns the connection until it hands it to the response
+# body, and closes it if the exchange fails.
 
 async def read_head(connection: Connection, exchange: Exchange, deadline: float) -> None:
     """Read the rest of the head. Its time starts at the last byte sent, and starts anew with each
@@ -1074,7 +1333,8 @@ SENT_NOTHING, SENT_MAYBE, SENT_SOMETHING = Sent
 class Endpoint:
     """Where a connection leads to, and the options it goes by."""
 
-    __slots__ = ('origin', 'peer', 'shown', 'settings', 'recv_bufsize', 'limits', 'facts')
+    __slots__ = ('origin', 'peer', 'shown', 'settings', 'recv_bufsize', 'full_read', 'limits',
+                 'facts')
 
     def __init__(self, origin: Origin, peer: str, where: str, settings: Settings,
                  limits: Limits) -> None:
@@ -1086,6 +1346,9 @@ class Endpoint:
         # A read gives one TLS record at most, so one that asks for a byte more is never filled.
         self.recv_bufsize = min(settings.recv_bufsize, MAX_TLS_RECORD + 1) if origin.is_tls else \
             settings.recv_bufsize
+        # A read of so many bytes has most often left some behind.
+        self.full_read = min(self.recv_bufsize, MAX_TLS_RECORD) if origin.is_tls else \
+            self.recv_bufsize
         # Those of the request that the connection is opened for, or serves.
         self.limits = limits
         # Once the connection has been made.
@@ -1105,24 +1368,23 @@ class Exchange:
     """
 
     __slots__ = ('endpoint', 'books', 'method', 'declared', 'number', 'doing', 'sent',
-                 'request_sent', 'has_started', 'parser', 'head', 'decoder', 'content',
-                 'keep_alive')
+                 'request_sent', 'parser', 'head', 'decoder', 'content')
 
-    def __init__(self, endpoint: Endpoint, books: Books, method: bytes, declared: Declared,
-                 number: int) -> None:
-        self.endpoint = endpoint
+    def __init__(self, connection: Connection, method: bytes, declared: Declared,
+                 limits: Limits) -> None:
+        connection.exchange = self
+        self.endpoint = endpoint = connection.endpoint
+        endpoint.limits = limits
         # They remember the last head of the origin. Set until the head of this response has come.
-        self.books = books
+        self.books = connection.place.books
         self.method = method
         self.declared = declared
         # The first exchange of a connection has the number 1.
-        self.number = number
+        self.number = connection.requests = connection.requests + 1
         self.doing = SENDING
         self.sent = SENT_NOTHING
         # False while the response has come first, and if it has ended the sending.
         self.request_sent = True
-        # A byte of the response, or of an interim response, has arrived.
-        self.has_started = False
         # Made when the head begins to come, unless the head is the same as the last one.
         self.parser: HeadParser | None = None
         # Set when all of the head has come: the head, the decoder of the body, and the content
@@ -1130,8 +1392,6 @@ class Exchange:
         self.head: Head
         self.decoder: Decoder | None = None
         self.content: bytes
-        # Seconds that the connection may idle after the response, as far as its head says.
-        self.keep_alive: float = 0
 
     def __repr__(self) -> str:
         response = 'no response' if not self.has_started else \
@@ -1148,24 +1408,28 @@ class Exchange:
         decoder = self.decoder
         if decoder is not None:
             return decoder.feed(data) if data else decoder.feed_end()
+        if self.parser is None:
+            # A head that is the same as the last one, byte by byte, is not parsed again.
+            known = self.books.heads.get(self.endpoint.origin.name)
+            if known is not None and data.startswith(known.data):
+                if (len(data) == known.whole_length and known.method == self.method
+                        and self.doing is READING):
+                    # Most small responses arrive whole, and nothing is left to decode.
+                    self.head = known
+                    self.decoder = WHOLE
+                    self.content = data[len(known.data):]
+                else:
+                    self.start_body(known, data[len(known.data):])
+                return b''
         self.feed_head(data)
         return b''
 
     def feed_head(self, data: bytes) -> None:
-        parser = self.parser
-        if parser is None:
-            # A head that is the same as the last one, byte by byte, is not parsed again.
-            known = self.books.heads.get(self.endpoint.origin.name)
-            if known is not None and data.startswith(known.data):
-                self.has_started = True
-                self.start_body(known, data[len(known.data):])
-                return
-            parser = self.parser = HeadParser(
-                self.books.heads, self.declared.upgrade)
+        parser = self.parser or HeadParser(self.books.heads, self.declared.upgrade)
         if not data:
             is_asked_for = self.doing in (READING, AWAITING_CONTINUE)
             parser.feed_end('it' if is_asked_for else 'the response head')
-        self.has_started = True
+        self.parser = parser
         head = parser.feed(data)
         if head is not None:
             self.start_body(head, parser.data)
@@ -1173,10 +1437,9 @@ class Exchange:
     def start_body(self, head: Head, data: bytes) -> None:
         """Decide by the head how the body is framed, and if the connection may be used again."""
         if head.method != self.method:
-            set_framing(head, self.method, self.endpoint.settings)
+            head = framed(head, self.method, self.endpoint.settings)
         self.head = head
-        make_decoder, arguments, self.keep_alive = head.framing
-        self.decoder = decoder = make_decoder(*arguments)
+        self.decoder = decoder = head.make_decoder(head.size)
         self.content = decoder.feed(data)
 
     def remember_head(self) -> None:
@@ -1186,6 +1449,11 @@ class Exchange:
         if self.number == 1:
             store_latest(self.books.answered, origin_name, True)
         self.books.heads.store(origin_name, self.head)
+
+    @property
+    def has_started(self) -> bool:
+        """A byte of the response, or of an interim response, has arrived."""
+        return self.parser is not None or self.decoder is not None
 
     @property
     def interims(self) -> int:
@@ -1240,7 +1508,7 @@ class Exchange:
     def may_reuse(self) -> bool:
         """The response has ended, and nothing forbids another request on the connection."""
         decoder = self.decoder
-        return (self.keep_alive > 0 and not self.declared.close and self.request_sent
+        return (self.head.keep_alive > 0 and not self.declared.close and self.request_sent
                 and self.number < self.endpoint.settings.max_requests
                 and decoder is not None and not decoder.has_surplus)
 
@@ -2645,7 +2913,7 @@ class OriginBooks:
         self.name = name
         self.places = 0
         # In the order in which they were returned.
-        self.idle: dict[Connection, None] = {}
+        self.idle: list[Connection] = []
         # The requests that wait, by their tickets, in that order. A dict would look for its first
         # item among all that have been before it.
         self.waiters: OrderedDict[float, asyncio.Future[Any]] = OrderedDict()
@@ -2678,7 +2946,7 @@ class Books:
     def __init__(self, max_connections: float, max_per_origin: float, max_idle: float,
                  heads: Heads) -> None:
         # The idle connections of all origins. The one that has been idle longest is the first.
-        self.idle: OrderedDict[Connection, None] = OrderedDict()
+        self.idle: dict[Connection, None] = {}
         self.max_connections = max_connections
         self.max_per_origin = max_per_origin
         self.max_idle = max_idle
@@ -2717,45 +2985,47 @@ class Books:
         """Lend a connection on which nothing has come since its last response, and which leads to
         one of the peers, if these matter."""
         origin_books = self.by_origin.get(origin.name)
-        while origin_books is not None and origin_books.idle:
-            connection, _ = origin_books.idle.popitem()
-            del self.idle[connection]
-            connection.state = OPEN
-            if connection.is_reusable(peers, now):
-                return connection
-            connection.close()
+        if origin_books is not None:
+            idle = origin_books.idle
+            while idle:
+                connection = idle.pop()
+                del self.idle[connection]
+                connection.state = OPEN
+                if connection.is_reusable(peers, now):
+                    return connection
+                connection.close('it can not be used again')
         return None
 
     def is_ipv6_next(self, origin: Origin) -> bool:
         """The connection that `take_idle` looks at first has an IPv6 address."""
         origin_books = self.by_origin.get(origin.name)
         return (origin_books is not None and bool(origin_books.idle)
-                and ':' in next(reversed(origin_books.idle)).endpoint.peer)
+                and ':' in origin_books.idle[-1].endpoint.peer)
 
     def return_connection(self, connection: Connection) -> None:
         """Its response has ended: give it to a request that waits, or let it idle."""
         origin_books = connection.place
         if self.why_closed:
-            connection.close()
+            connection.close(self.why_closed)
             return
         if origin_books.waiters or self.queue:
             ticket = origin_books.first_ticket()
             if self.first_queued() + MAX_OVERTAKING * self.max_connections < ticket:
-                # Its place goes to the request that was overtaken often enough.
-                connection.close()
+                # That request was overtaken often enough.
+                connection.close('its place goes to another origin')
                 return
             if ticket < inf:
                 give_to(origin_books.waiters.pop(ticket), connection)
                 return
-        origin_books.idle[connection] = None
+        origin_books.idle.append(connection)
         self.idle[connection] = None
         connection.state = IDLE
         if len(self.idle) > self.max_idle:
-            next(iter(self.idle)).close()
+            next(iter(self.idle)).close('max_idle_connections')
 
     def remove_idle(self, connection: Connection) -> None:
         del self.idle[connection]
-        del connection.place.idle[connection]
+        connection.place.idle.remove(connection)
         connection.state = OPEN
 
     # Places
@@ -2768,7 +3038,7 @@ class Books:
                     f'max_connections_per_origin is {self.max_per_origin}')
         if self.places >= self.max_connections and self.idle:
             # It belongs to another origin, because `take_idle` has found none of this one.
-            next(iter(self.idle)).close()
+            next(iter(self.idle)).close('its place goes to another origin')
         if self.places >= self.max_connections:
             self.drop_if_unused(origin_books)
             return f'{self.places} in use, and max_connections is {self.max_connections}'
@@ -2857,7 +3127,7 @@ class Books:
         for connection in list(self.opened):
             # If its loop is closed, its response can not end any more.
             if connection.state is IDLE or connection.loop.is_closed():
-                connection.close()
+                connection.close(self.why_closed)
 
     def leave_to_parent(self) -> None:
         """In a child process, give up what the parent goes on using: the loop, the selector, TLS.
@@ -2920,7 +3190,7 @@ class Connector:
     """What all connections of a pool are made with."""
 
     __slots__ = ('get_sock', 'get_connection', 'get_ssl_context', 'ssl_context', 'settings',
-                 'names', 'books')
+                 'names', 'books', 'acquisition_type', 'connection_type')
 
     def __init__(self, get_sock: Callable[[int], socket.socket],
                  get_connection: GetConnection | None,
@@ -2933,6 +3203,9 @@ class Connector:
         self.settings = settings
         self.names = names
         self.books = books
+        # Those that are watched are of other types.
+        self.acquisition_type: type[Acquisition] = Acquisition
+        self.connection_type: type[Connection] = Connection
 
     def __repr__(self) -> str:
         return f'<Connector with {"names" if self.get_connection is None else "get_connection"}>'
@@ -2948,16 +3221,17 @@ class Connector:
 class Acquisition:
     """Finds or makes the connection for one request."""
 
-    __slots__ = ('connector', 'loop', 'method', 'origin', 'limits', 'logger',
+    __slots__ = ('connector', 'loop', 'method', 'origin', 'head', 'limits', 'logger',
                  'get_resolver_adapter', 'deadline', 'place')
 
     def __init__(self, connector: Connector, loop: Loop, method: bytes, origin: Origin,
-                 limits: Limits, logger: Adapter | None,
+                 head: bytes, limits: Limits, logger: Adapter | None,
                  get_resolver_adapter: Callable[[], GetLoggerAdapter]) -> None:
         self.connector = connector
         self.loop = loop
         self.method = method
         self.origin = origin
+        self.head = head
         self.limits = limits
         # None if what it logs would go nowhere.
         self.logger = logger
@@ -3068,10 +3342,11 @@ class Acquisition:
         stale.failures += 1
 
     def question(self, kind: int) -> Resolving:
-        return Resolving(
-            self.loop, self.connector.names.answer(
-                self.loop, self.origin.host, kind, self.get_resolver_adapter),
-            self.limits.passed('connect'))
+        return Resolving(self.loop, self.answer(kind), self.limits.passed('connect'))
+
+    def answer(self, kind: int) -> Coroutine[Any, Any, list[Address]]:
+        return self.connector.names.answer(
+            self.loop, self.origin.host, kind, self.get_resolver_adapter)
 
     # Places
 
@@ -3095,7 +3370,7 @@ class Acquisition:
             try:
                 await self.secure(connection)
             except BaseException as cause:
-                connection.close()
+                connection.close('there is no TLS')
                 if not isinstance(cause, Exception):
                     raise
                 raise failed(
@@ -3138,7 +3413,7 @@ class Acquisition:
     def made(self, sock: socket.socket, peer: str, where: str) -> Connection:
         endpoint = Endpoint(self.origin, peer, where, self.connector.settings, self.limits)
         try:
-            return Connection(self.loop, sock, endpoint, self.place)
+            return self.connector.connection_type(self.loop, sock, endpoint, self.place)
         except BaseException:
             close_socket(sock)
             raise
@@ -3210,7 +3485,7 @@ class Race:
             return winner
         finally:
             for connection in self.attempts:
-                connection.close()
+                connection.close('another attempt has won, or the time is over')
             # They have the frames of the race in their tracebacks, so that is a cycle.
             self.failures = []
             if self.lookup is not None:
@@ -3242,7 +3517,7 @@ class Race:
     def fail(self, connection: Connection, cause: Exception) -> None:
         self.failures.append((connection.endpoint.peer, cause))
         self.attempts.remove(connection)
-        connection.close()
+        connection.close('connecting failed')
 
     def start_next(self, now: float) -> Connection | None:
         """Try the next address, or ask for more of them. A connection, if it is made at once."""
@@ -3463,11 +3738,16 @@ class Known:
     """What one pool remembers of the arguments of its requests, so that the usual ones are checked
     once. None of it holds a secret."""
 
-    __slots__ = ('http_version', 'urls', 'aliases', 'names', 'declared', 'limits')
+    __slots__ = ('end_of_line', 'urls', 'plain', 'aliases', 'names', 'declared', 'limits')
 
     def __init__(self, http_version: bytes, limits: Limits) -> None:
-        self.http_version = http_version
+        # Of the request line.
+        self.end_of_line = b' ' + http_version
         self.urls = parsed_urls()
+        # What is made of a method and a URL alone, for the URLs that are remembered.
+        self.plain: Parsed[tuple[bytes, str], tuple[Origin, bytes, Declared]] = Parsed(
+            lambda key: build_head(self, key[0], key[1], (), (), None, None),
+            lambda key, _: key[1] in self.urls)
         self.aliases = Parsed(alias_of)
         self.names = Parsed(parse_name)
         self.declared = Parsed(partial(parse_declared, http_version), is_short)
@@ -3502,19 +3782,14 @@ def build_head(
         path = checked_target(target, params)
     elif params:
         path = with_params(path, params)
-    if not headers:
-        return origin, b'%b %b %b\r\nhost: %b\r\n\r\n' % (
-            method, path, known.http_version, origin.field), NOTHING_DECLARED
-    lines, values = build_fields(known.names, headers)
-    if b'host' not in values:
-        lines.insert(0, b'host: ' + origin.field)
-    section = b'\r\n'.join(lines)
-    # Only the line ends between the lines may be control characters.
-    if len(section) - len(section.translate(None, CONTROLS)) != 2 * len(lines) - 2:
-        raise bad_value(lines)
+    pieces, values = build_fields(known.names, headers) if headers else ((), NO_VALUES)
+    host = (b'\r\nhost: ', origin.field) if b'host' not in values else ()
+    head = b''.join((method, b' ', path, known.end_of_line, *host, *pieces, b'\r\n\r\n'))
+    # Each name and each value are a piece. Only the line ends may be control characters.
+    if len(head) - len(head.translate(None, CONTROLS)) != len(pieces) + len(host) + 4:
+        raise bad_value(pieces)
     declared = known.declared[tuple(values.items())] if values else NOTHING_DECLARED
-    return origin, b'%b %b %b\r\n%b\r\n\r\n' % (
-        method, path, known.http_version, section), declared
+    return origin, head, declared
 
 
 def check_type(name: str, value: object, kind: type) -> None:
@@ -3542,12 +3817,12 @@ def checked_target(target: bytes, params: Params) -> bytes:
 
 
 def build_fields(names: Parsed[bytes, tuple[bytes, bytes]],
-                 headers: Headers) -> tuple[list[bytes], dict[bytes, bytes]]:
-    """Return the field lines, and the values of the fields that declare something.
+                 headers: Headers) -> tuple[Sequence[bytes], dict[bytes, bytes]]:
+    """Return the pieces of the field lines, and the values of the fields that declare something.
 
     The values are not checked for control characters.
     """
-    lines = []
+    pieces = []
     values: dict[bytes, bytes] = {}
     try:
         fields = iter(headers)
@@ -3558,31 +3833,35 @@ def build_fields(names: Parsed[bytes, tuple[bytes, bytes]],
             name, value = field
         except (TypeError, ValueError):
             raise bad_field(field, headers) from None
-        if not isinstance(name, bytes) or not isinstance(value, bytes):
+        # Most are bytes themselves, and that is cheaper to see.
+        if (name.__class__ is not bytes and not isinstance(name, bytes)
+                or value.__class__ is not bytes and not isinstance(value, bytes)):
             raise bad_field((name, value), headers)
         start, declaring = names[name]
-        lines.append(start + value)
+        pieces.append(start)
+        pieces.append(value)
         if declaring:
             if declaring in values:
                 if declaring in DECLARING_ONCE:
                     raise ValueError(f'headers must have at most one {declaring.decode()}')
                 value = values[declaring] + b',' + value  # RFC 9110 5.3
             values[declaring] = value
-    return lines, values
+    return pieces, values
 
 
 def parse_name(name: bytes) -> tuple[bytes, bytes]:
-    """Return what its lines begin with, and the name in lower case if it declares something."""
+    """Return what comes before its values, and the name in lower case if it declares something."""
     if not TOKEN.fullmatch(name):
         raise ValueError(f'headers must have tokens as names, got {shown(name)}')
     lower_name = name.lower()
-    return name + b': ', lower_name if lower_name in DECLARING else b''
+    return b'\r\n' + name + b': ', lower_name if lower_name in DECLARING else b''
 
 
-def bad_value(lines: list[bytes]) -> ValueError:
-    line = next(line for line in lines if line.translate(None, CONTROLS) != line)
+def bad_value(pieces: Sequence[bytes]) -> ValueError:
+    start = next(start for start, value in zip(pieces[::2], pieces[1::2], strict=True)
+                 if value.translate(None, CONTROLS) != value)
     return ValueError('headers must not have control characters but HTAB in a value: '
-                      f'see that of {shown(line.partition(b":")[0])}')
+                      f'see that of {shown(start[2:-2])}')
 
 
 def bad_field(field: object, headers: object) -> TypeError:
@@ -3626,7 +3905,8 @@ class Declared:
         return f'<Declared {" ".join(name for name in self.__slots__ if getattr(self, name))}>'
 
 
-NOTHING_DECLARED = Declared({}, b'')
+NO_VALUES: dict[bytes, bytes] = {}
+NOTHING_DECLARED = Declared(NO_VALUES, b'')
 
 
 def parse_declared(http_version: bytes, values: tuple[tuple[bytes, bytes], ...]) -> Declared:
@@ -3681,7 +3961,13 @@ def parse_url(origins: Parsed[str, Origin], url: str) -> tuple[Origin, bytes]:
         raise ValueError('url must be encodable as UTF-8, but has a lone surrogate') from cause
     if not TARGET.fullmatch(target):
         encoded = NOT_IN_TARGET.sub(lambda match: b'%%%02X' % ord(match[0]), encoded)
-    return origins[f'{scheme.lower()}://{authority}'], encoded
+    try:
+        return origins[f'{scheme.lower()}://{authority}'], encoded
+    except ValueError:
+        if '@' not in url or ':' not in authority.rpartition(']')[2]:
+            raise
+    # A password with a slash in it ends the authority, so a part of it would be shown as a port.
+    raise ValueError('url must not have userinfo (user:password@): use a header')
 
 
 class Origin:
@@ -3869,7 +4155,8 @@ async def send_with_body(
             exchange.request_sent = False
             return None
         head = b''
-    request_body = RequestBody(connection, exchange, head, body, body_args, body_kwargs)
+    request_body = connection.body_type(
+        connection, exchange, head, body, body_args, body_kwargs)
     try:
         await request_body.send()
     except GeneratorExit:
@@ -3881,7 +4168,7 @@ async def send_with_body(
         if isinstance(error, OSError) and exchange.doing is not REQUEST_BODY:
             failure = hear_out(connection, exchange, error)
         if failure is not None:
-            connection.close()
+            connection.close('the request was not sent')
         try:
             await request_body.close(error)
             if failure is not None:
@@ -3922,7 +4209,7 @@ def hear_out(connection: Connection, exchange: Exchange, error: OSError) -> Exce
     """
     try:
         while exchange.decoder is None:
-            connection.receive(connection.endpoint.recv_bufsize, exchange.feed)
+            connection.receive()
     except (OSError, EOFError, ValueError) as said:
         return said if is_alert(said) else error
     is_response = exchange.sent is SENT_SOMETHING and not exchange.is_switched and (
@@ -4017,10 +4304,15 @@ class RequestBody(Steps):
     The sending is a coroutine that is stepped, so that a response is noticed that comes while the
     generator waits, or the peer does not read. Until a response has come, `request` steps it, and
     then whoever reads the content.
+
+    A send for each small chunk would cost more than all else. So they are gathered for as long as
+    the generator does not wait. When it does, what it has yielded leaves first, and if there is no
+    room for that, then the steps wait for room before they wait for what the generator waits for.
     """
 
-    __slots__ = ('connection', 'exchange', 'head', 'chunks', 'left', 'framing', 'cancelling',
-                 'is_stopped', 'failure', 'surplus', 'peer_has_ended')
+    __slots__ = ('connection', 'exchange', 'head', 'gathered', 'size', 'chunks', 'left',
+                 'framing', 'cancelling', 'interrupted_at', 'is_blocked', 'asked', 'is_stopped',
+                 'failure', 'surplus', 'peer_has_ended')
 
     def __init__(self, connection: Connection, exchange: Exchange, head: bytes,
                  body: Body, body_args: Iterable[Any], body_kwargs: Kwargs) -> None:
@@ -4031,14 +4323,25 @@ class RequestBody(Steps):
             raise TypeError('body must be a function that returns an async iterator of bytes, as '
                             f'streamed(data) is, got {type(body).__name__}')
         self.chunks = iterator_of(body(*body_args, **dict(body_kwargs)))
-        # Empty once it has been sent.
+        # Empty once content was gathered behind it, or it was sent alone.
         self.head = head
+        # What the next send sends, and the bytes in it.
+        self.gathered: list[bytes | memoryview] = []
+        self.size = 0
+        # There is no room for it, although the generator waits, and what the generator waits for.
+        self.is_blocked = False
+        self.asked: asyncio.Future[Any] | None = None
         declared = exchange.declared
-        self.framing = SentChunks() if declared.is_coded else None
-        # How many bytes may follow. A coded body has an end of its own: this starts below 0, and
-        # falls with each of its bytes.
-        self.left = -1 if declared.is_coded else declared.length or 0
+        self.framing: SentChunks | None = None
+        # How many bytes may follow.
+        self.left = declared.length or 0
+        if declared.is_coded:
+            # It has an end of its own. `left` starts below 0, and falls with each of its bytes.
+            self.framing = SentChunks()
+            self.left = -1
         self.cancelling = current_task().cancelling()
+        # What that was when the generator was last interrupted.
+        self.interrupted_at = 0
         # Nothing more is sent, whatever the generator yields.
         self.is_stopped = False
         # Why the rest could not be sent, while the response goes on.
@@ -4065,15 +4368,12 @@ class RequestBody(Steps):
             self.step()
         except StopIteration:
             return
-        if self.head:
-            # It does not wait for the first chunk.
-            await self.send_head()
         while not (self.is_over or self.may_return()):
             if exchange.decoder is not None:
                 await connection.wait_beside(self)
             else:
                 try:
-                    await connection.read_beside(self, exchange.feed)
+                    await connection.read_beside(self)
                 except Exception as error:
                     exchange.blame_response(error)
                     raise
@@ -4106,7 +4406,7 @@ class RequestBody(Steps):
             self.abandon()
             raise
         except BaseException as error:
-            self.connection.close()
+            self.connection.close('the exchange failed')
             await self.close(error)
             raise
         if chunk:
@@ -4127,7 +4427,7 @@ class RequestBody(Steps):
                 or connection.burst >= MAX_BURST):
             return b''
         try:
-            return connection.read_at_once(exchange.feed)
+            return connection.read_at_once()
         except Exception:
             self.cancelling = current_task().cancelling()
             exchange.doing = READING
@@ -4163,7 +4463,7 @@ class RequestBody(Steps):
                 raise
             # What the peer had said before can still be read.
             self.note_failure(error)
-        return self.is_over
+        return self.is_over or self.failure is not None
 
     def note_failure(self, error: BaseException) -> None:
         """Keep it for the reader, but not the chunk that was being sent."""
@@ -4179,7 +4479,7 @@ class RequestBody(Steps):
             return b''
         if not exchange.is_received:
             try:
-                return await connection.read_beside(self, exchange.feed)
+                return await connection.read_beside(self)
             except Exception:
                 exchange.doing = READING
                 raise
@@ -4210,15 +4510,88 @@ class RequestBody(Steps):
             except StopIteration:
                 return
 
+    # As steps
+
+    def step(self) -> None:
+        if not self.is_blocked:
+            super().step()
+            return
+        room = self.unblock()
+        try:
+            room.result()
+        finally:
+            # It may have failed, and then its error has this frame.
+            del room
+        self.send_at_once()
+
+    def suspend(self, waited_for: Any) -> None:
+        super().suspend(waited_for)
+        if (self.exchange.doing is REQUEST_BODY
+                and not (self.is_stopped or self.is_ending() or self.to_throw)):
+            # It is the generator that waits, and it is to go on after that.
+            self.send_at_once()
+
+    def is_ending(self) -> bool:
+        """The generator waits while it answers a cancellation, which it has not taken back."""
+        return self.cancel_args is not None and \
+            0 < self.interrupted_at <= current_task().cancelling()
+
+    def interrupt(self, args: tuple[Any, ...] = ()) -> None:
+        task = asyncio.current_task(self.loop)
+        self.interrupted_at = 0 if task is None else task.cancelling()
+        if self.is_blocked:
+            # It is the generator that hears of it, and does not wait for room any longer.
+            self.unblock().cancel()
+            self.exchange.doing = REQUEST_BODY
+        super().interrupt(args)
+
+    def unblock(self) -> asyncio.Future[Any]:
+        """Go back to what the generator waits for. Return what has waited for room."""
+        room = self.waited_for
+        assert room is not None
+        self.waited_for, self.asked, self.is_blocked = self.asked, None, False
+        return room
+
+    def send_at_once(self) -> None:
+        """Send what the generator has yielded before it waits. If there is no room for all of it,
+        wait for that first."""
+        self.gather_head()
+        data = self.take_gathered()
+        while data:
+            count = self.connection.send_at_once(data)
+            if not count:
+                self.gather(data)
+                self.asked, self.waited_for = self.waited_for, self.connection.writer
+                self.is_blocked, self.is_bare = True, False
+                return
+            data = data[count:]
+        self.exchange.doing = REQUEST_BODY
+
+    # What is sent
+
     async def send_all(self) -> None:
-        """Send the head along with the first chunk, and then the other chunks."""
-        connection, exchange = self.connection, self.exchange
+        """Send the head along with the first chunks, and then the other chunks."""
+        try:
+            await self.send_chunks()
+            if self.is_stopped:
+                return
+            self.check_end()
+        except Exception:
+            if self.exchange.doing is REQUEST_BODY and not self.is_stopped:
+                await self.send_before_error()
+            raise
+        self.gather_head()
+        await self.send_gathered()
+
+    async def send_chunks(self) -> None:
+        connection, exchange, gathered = self.connection, self.exchange, self.gathered
         ask = self.chunks.__anext__
+        count = 0
         while True:
             try:
                 chunk = await ask()
             except StopAsyncIteration:
-                break
+                return
             # If it has been cancelled, it has gone on.
             self.cancel_args = None
             if self.is_stopped:
@@ -4228,29 +4601,60 @@ class RequestBody(Steps):
             self.left -= len(chunk)
             if self.left < 0:
                 self.check(chunk)
-            if self.head or not chunk:
-                await self.send_first(chunk)
+            if self.head and chunk:
+                self.gather_head()
+            count += 1
+            if len(chunk) < MAX_GATHERED:
+                gathered.append(chunk)
+                self.size += len(chunk)
+                if self.size < MAX_GATHERED and count < MAX_GATHERED_CHUNKS:
+                    continue
+                await self.send_gathered()
             else:
-                await connection.send(chunk)
-            exchange.doing = REQUEST_BODY
-        if not self.is_stopped:
-            self.check_end()
-            await self.send_head()
+                await self.send_long(chunk)
+            connection.burst += count * COST_OF_CALL
+            count = 0
+            if self.left and exchange.decoder is None and connection.has_come():
+                # A response may end the sending, so it is read before more is asked for.
+                await connection.take_turns()
 
-    async def send_head(self) -> None:
+    def gather(self, data: bytes | memoryview) -> None:
+        self.gathered.append(data)
+        self.size += len(data)
+
+    def gather_head(self) -> None:
         if self.head:
-            head, self.head = self.head, b''
-            await self.connection.send(head)
+            self.gather(self.head)
+            self.head = b''
+
+    def take_gathered(self) -> bytes:
+        data = b''.join(self.gathered)
+        self.gathered.clear()
+        self.size = 0
+        return data
+
+    async def send_gathered(self) -> None:
+        if self.size:
+            await self.connection.send(self.take_gathered())
             self.exchange.doing = REQUEST_BODY
 
-    async def send_first(self, chunk: bytes) -> None:
-        """Send the first chunk that has bytes, in one send with the head if it is not large."""
-        if chunk:
-            head, self.head = self.head, b''
-            await self.connection.send(head + chunk[:MAX_JOINED_CHUNK])
-            rest = memoryview(chunk)[MAX_JOINED_CHUNK:]
-            if rest:
-                await self.connection.send(rest)
+    async def send_long(self, chunk: bytes) -> None:
+        """Send a chunk that is too long to be gathered. Only its beginning is copied."""
+        rest = memoryview(chunk)
+        if self.size:
+            self.gather(rest[:MAX_GATHERED])
+            rest = rest[MAX_GATHERED:]
+            await self.send_gathered()
+        await self.connection.send(rest)
+        self.exchange.doing = REQUEST_BODY
+
+    async def send_before_error(self) -> None:
+        """Send what was yielded before. A head alone does not leave any more."""
+        if self.cancel_args is None:
+            await self.send_gathered()
+        elif self.size and self.is_cancelled():
+            # It was the sending that has waited, so this is as if that had been cancelled.
+            raise CancelledError(*self.cancel_args) from None
 
     def check(self, chunk: bytes) -> None:
         """Raise, unless the body may go on with this chunk."""
@@ -4279,7 +4683,8 @@ class RequestBody(Steps):
         """All that was declared has been sent, although the generator has not ended."""
         is_whole = self.framing.expected is NOTHING if self.framing is not None else \
             self.left == 0 and self.exchange.declared.length is not None
-        return not self.head and is_whole and self.exchange.doing is REQUEST_BODY
+        is_gathered = self.head or self.size
+        return not is_gathered and is_whole and self.exchange.doing is REQUEST_BODY
 
     async def close(self, error: BaseException | None = None) -> None:
         """Let the caller's generator clean up now. Left to itself, it would do so in a task.
@@ -4499,7 +4904,8 @@ class Parsed(dict[K, V]):
 class Head:
     """Status line and fields of a response, and what they tell of its body."""
 
-    __slots__ = ('data', 'minor', 'code', 'reason', 'fields', 'method', 'framing', 'is_last')
+    __slots__ = ('data', 'minor', 'code', 'reason', 'fields', 'method', 'make_decoder', 'size',
+                 'whole_length', 'keep_alive', 'is_last')
 
     def __init__(self, data: bytes, minor: bytes, code: bytes, reason: bytes,
                  fields: Fields) -> None:
@@ -4508,10 +4914,16 @@ class Head:
         self.code = code
         self.reason = reason
         self.fields = fields
-        # The method of the request that `framing` is for.
+        # The method of the request that the others are for, once they are known.
         self.method = b''
-        self.framing: Framing
-        # Whether the connection ends with this response, as the head says.
+        # The decoder of the body, and what that is made with.
+        self.make_decoder: Callable[[int], Decoder]
+        self.size = 0
+        # Of head and content together, if the head tells that. -1 if it does not.
+        self.whole_length = -1
+        # Seconds that the connection may idle after the response.
+        self.keep_alive: float
+        # Whether the connection ends with this response.
         self.is_last: bool
 
     def __repr__(self) -> str:
@@ -4542,30 +4954,39 @@ FIRST_CHUNK_LINE = re.compile(rb'([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n\x00]*)?\r\n
 NEXT_CHUNK_LINE = re.compile(rb'\r\n' + FIRST_CHUNK_LINE.pattern)
 
 
-def set_framing(head: Head, method: bytes, settings: Settings) -> None:
-    """Choose the decoder by the rules of RFC 9112 6.3, whose numbers are given."""
+def framed(head: Head, method: bytes, settings: Settings) -> Head:
+    """The head, for a response to that method, by the rules of RFC 9112 6.3, whose numbers are
+    given."""
+    if head.method:
+        # Exchanges with other methods may have it too.
+        head = Head(head.data, head.minor, head.code, head.reason, head.fields)
     length, codings, keep_alive = parse_framing(head, settings)
     # 2: a switched protocol has an end of its own, whatever the method. (CONNECT is never sent.)
     if head.code == b'101':
-        head.framing = SwitchedDecoder, (), 0
+        head.make_decoder, keep_alive = SwitchedDecoder, 0
     # 1: there is no body, whatever the fields say. But some servers send what a 204 declares, and
     # that would be taken for the next response.
     elif method == b'HEAD' or head.code in (b'204', b'304'):
-        may_follow = head.code == b'204' and (codings is not None or bool(length))
-        head.framing = LengthDecoder, (0,), 0 if may_follow else keep_alive
+        if head.code == b'204' and (codings is not None or length):
+            keep_alive = 0
+        head.make_decoder, head.size = LengthDecoder, 0
     # 3 and 4: chunked is stronger than a length.
     elif codings is not None:
         if codings != [b'chunked']:
             raise ValueError('bad transfer-encoding: expected chunked, got '
                              f'{shown(b", ".join(codings))}')
-        head.framing = ChunkedDecoder, (settings.max_header_length,), keep_alive
+        head.make_decoder, head.size = ChunkedDecoder, settings.max_header_length
     # 5 and 6.
     elif length is not None:
-        head.framing = LengthDecoder, (length,), keep_alive
+        head.make_decoder, head.size = LengthDecoder, length
     # 8.
     else:
-        head.framing = CloseDecoder, (), 0
+        head.make_decoder, keep_alive = CloseDecoder, 0
+    if head.make_decoder is LengthDecoder:
+        head.whole_length = len(head.data) + head.size
+    head.keep_alive = keep_alive
     head.method = method
+    return head
 
 
 def parse_framing(head: Head, settings: Settings) -> tuple[int | None, list[bytes] | None, float]:
@@ -4665,6 +5086,9 @@ class LengthDecoder(Decoder):
 
 class CloseDecoder(Decoder):
     """RFC 9112 6.3, 8: the body ends when the peer closes the connection."""
+
+    def __init__(self, _: int) -> None:
+        """There is nothing to know before."""
 
     def feed(self, data: bytes) -> bytes:
         return data
@@ -4769,7 +5193,9 @@ class ChunkedDecoder(Decoder):
             'a chunk-size line'))
 
 
-Framing = tuple[Callable[..., Decoder], tuple[int, ...], float]
+# That of all responses which have arrived whole, with their heads. Nothing is fed to it.
+WHOLE = LengthDecoder(0)
+WHOLE.is_done = True
 
 
 # ---------------------------------------------------------------------- sections of fields
@@ -4831,8 +5257,8 @@ class ReceivedBody:
     __slots__ = ('_chunk', '_connection', '_exchange', '_sending', '_error', '_is_being_read',
                  '_is_being_written', '__weakref__')
 
-    def __init__(self, connection: Connection, exchange: Exchange,
-                 sending: RequestBody | None) -> None:
+    def __init__(self, exchange: Exchange, connection: Connection | None = None,
+                 sending: RequestBody | None = None) -> None:
         self._exchange = exchange
         # What of the request has not been sent yet.
         self._sending = sending
@@ -4841,12 +5267,8 @@ class ReceivedBody:
         # What has arrived and was not asked for yet. None once all has been asked for at once.
         self._chunk: bytes | None = exchange.content
         del exchange.content
-        self._connection: Connection | None = None
-        decoder = exchange.decoder
-        if decoder is not None and decoder.is_done and sending is None:
-            connection.release()
-        else:
-            self._connection = connection
+        # None once the whole response has arrived, or has failed.
+        self._connection = connection
 
     def __repr__(self) -> str:
         state = 'failed' if self._error is not None else \
@@ -4884,54 +5306,51 @@ class ReceivedBody:
         return self
 
     async def __anext__(self) -> bytes:
-        chunk = self._chunk
+        chunk = self._chunk or b''
         if chunk:
             self._chunk = b''
         while not chunk:
-            if self._connection is None:
+            connection = self._connection
+            if connection is None:
                 if self._error is not None:
                     raise self._error
                 raise StopAsyncIteration
-            chunk = await self._read(self._connection)
-        return chunk
-
-    async def _read(self, connection: Connection) -> bytes:
-        if self._is_being_read:
-            cause = RuntimeError('the body is being read by another task')
-            raise self._exchange.error(cause, READING) from cause
-        self._is_being_read = True
-        exchange = self._exchange
-        chunk: bytes = b''
-        try:
-            if self._sending is not None and not self._sending.is_over:
-                chunk = await self._sending.read()
-            elif exchange.is_switched:
-                chunk = await connection.read_beside(None, exchange.feed)
-            elif not exchange.is_received:
-                chunk = await connection.read()
-            if exchange.is_received and self._finish():
-                return chunk
-        except BaseException as cause:
-            if exchange.is_switched and isinstance(cause, (CancelledError, GeneratorExit)):
-                # It has taken nothing, so the next one may go on.
-                raise
-            # Whoever asks again must not take what there was for the whole.
-            self._fail(cause, READING if self._sending is None else None)
-            if not isinstance(cause, Exception):
-                raise
-        finally:
-            self._is_being_read = False
-        if self._error is not None:
-            raise self._error
+            exchange = self._exchange
+            if self._is_being_read:
+                cause = RuntimeError('the body is being read by another task')
+                raise exchange.error(cause, READING) from cause
+            self._is_being_read = True
+            try:
+                if self._sending is not None and not self._sending.is_over:
+                    chunk = await self._sending.read()
+                elif exchange.is_switched:
+                    chunk = await connection.read_beside(None)
+                elif not exchange.is_received:
+                    # After a read that was filled there is most often more.
+                    chunk = connection.read_at_once() \
+                        if connection.is_filled and connection.burst < MAX_BURST else \
+                        await connection.read()
+                if exchange.is_received and self._finish():
+                    continue
+            except BaseException as cause:
+                if exchange.is_switched and isinstance(cause, (CancelledError, GeneratorExit)):
+                    # It has taken nothing, so the next one may go on.
+                    raise
+                # Whoever asks again must not take what there was for the whole.
+                self._fail(cause, READING if self._sending is None else None)
+                if not isinstance(cause, Exception):
+                    raise
+            finally:
+                self._is_being_read = False
+            if self._error is not None:
+                raise self._error
         return chunk
 
     def _finish(self) -> bool:
         """All of the response has arrived. True if its last bytes may be delivered."""
         sending, connection = self._sending, self._connection
         # It may have been closed between the arrival of the last byte and now.
-        if connection is None:
-            return False
-        if sending is None or sending.is_over:
+        if connection is not None and (sending is None or sending.is_over):
             if sending is not None and sending.failure is not None and (
                     not self._exchange.is_last
                     or self._exchange.may_be_cut_off(sending.failure)):
@@ -4940,7 +5359,7 @@ class ReceivedBody:
             else:
                 self._connection = self._sending = None
                 connection.release()
-        return True
+        return connection is not None
 
     def _fail(self, cause: BaseException, doing: Doing | None) -> None:
         """Close the connection. The first reason is what each reader gets to know."""
@@ -4951,7 +5370,7 @@ class ReceivedBody:
                 doing = SENDING
             self._error = self._exchange.error(cause, doing)
             self._error.__cause__ = cause
-            connection.close()
+            connection.close('the response failed, or was closed')
 
     async def send(self, data: bytes) -> None:
         """Send data to the peer, after 101. One task may send while another one reads.
@@ -4995,16 +5414,6 @@ class ReceivedBody:
         error.__cause__ = cause
         return error
 
-    def _take_whole(self) -> bytes | None:
-        """All that is left of the body if it has arrived, or else None."""
-        if self._connection is not None or self._error is not None:
-            return None
-        if self._chunk is None:
-            raise RuntimeError('the response body has been read: it can be read once, so keep '
-                               'what buffered() returned')
-        chunk, self._chunk = self._chunk, None
-        return chunk
-
     async def aclose(self) -> None:
         """Close the connection, unless the whole response has arrived.
 
@@ -5036,13 +5445,19 @@ class ReceivedBody:
         rest = b''
         with contextlib.suppress(OSError, EOFError, ValueError):
             for _ in range(MAX_READS_OF_REST):
-                rest = connection.read_at_once(exchange.feed) or rest
+                rest = connection.read_at_once() or rest
                 if exchange.is_received:
                     self._connection = None
                     self._chunk = self._chunk or rest
                     connection.release()
                     return True
         return False
+
+
+class ArrivingBody(ReceivedBody):
+    """One that has not arrived yet, so it has a connection, which must not be left open."""
+
+    __slots__ = ()
 
     def __del__(self) -> None:
         if self._connection is not None:
@@ -5061,6 +5476,12 @@ class ReceivedBody:
 # timeout is a deadline that each wait stores, and one timer that looks at it now and then.
 
 WANT_READ = (BlockingIOError, ssl.SSLWantReadError)
+# What a look at the socket asks for. Where the system can tell an end from data, it does so too.
+READABLE_OR_ENDED = select.POLLIN | getattr(select, 'POLLRDHUP', 0)
+
+# Why connections close, where it is said in more than one place.
+HAS_EXPIRED = 'keep_alive_timeout'
+PEER_HAS_CLOSED = 'the peer has closed it, or has sent something'
 
 
 def wake(waiter: asyncio.Future[None], _: object = None) -> None:
@@ -5081,6 +5502,96 @@ def forget_tls_error() -> None:
     """
     with contextlib.suppress(ssl.SSLError):
         ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).set_ciphers('no such cipher')
+
+
+class Arrival:
+    """What a task awaits until data has come.
+
+    It is like a future, but its result wakes the task at once. That of a future does so in the
+    next turn of the loop, which costs a tenth of a small request. So the result is only set by
+    what the loop itself calls, when that has nothing left to do: the task may do anything.
+    """
+
+    __slots__ = ('loop', 'callbacks', 'value', 'error', '_asyncio_future_blocking')
+
+    def __init__(self, loop: Loop) -> None:
+        self.loop = loop
+        # With their contexts. None once it is done.
+        self.callbacks: list[tuple[Callable[[Any], object], Context]] | None = []
+        self.value: Any
+        self.error: BaseException | None = None
+        # A task sees by it that this can be awaited, as `asyncio.isfuture` tells.
+        self._asyncio_future_blocking: bool
+
+    def __repr__(self) -> str:
+        return f'<Arrival {"done" if self.done() else "pending"}>'
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        self._asyncio_future_blocking = True
+        yield self
+        return self.result()
+
+    def get_loop(self) -> Loop:
+        return self.loop
+
+    def done(self) -> bool:
+        return self.callbacks is None
+
+    def result(self) -> Any:
+        if self.error is None:
+            return self.value
+        # The traceback will have the frames that have this, so it would be a cycle.
+        error, self.error = self.error, None
+        try:
+            raise error
+        finally:
+            del error
+
+    def add_done_callback(self, callback: Callable[[Any], object], *,
+                          context: Context | None = None) -> None:
+        if self.callbacks is None:
+            self.loop.call_soon(callback, self, context=context)
+        else:
+            # A context without variables is as good as false.
+            self.callbacks.append(
+                (callback, copy_context() if context is None else context))
+
+    def remove_done_callback(self, callback: Callable[[Any], object]) -> None:
+        if self.callbacks is not None:
+            self.callbacks = [each for each in self.callbacks if each[0] != callback]
+
+    def set_result(self, value: Any) -> None:
+        """Run the task that waits."""
+        self.value = value
+        callbacks, self.callbacks = self.callbacks, None
+        while callbacks:
+            callback, context = callbacks.pop(0)
+            context.run(callback, self)
+            # If the task has raised, the frames of its error refer to this one, where it was
+            # resumed, so that would be a cycle.
+            del callback, context
+
+    def set_exception(self, error: BaseException) -> None:
+        self.error = error
+        callbacks, self.callbacks = self.callbacks, None
+        for callback, context in callbacks or ():
+            self.loop.call_soon(callback, self, context=context)
+
+    def exception(self) -> BaseException | None:
+        return self.error
+
+    def cancelled(self) -> bool:
+        return isinstance(self.error, CancelledError)
+
+    def cancel(self, msg: Any = None) -> bool:
+        if self.done():
+            return False
+        self.set_exception(CancelledError() if msg is None else CancelledError(msg))
+        return True
+
+
+# Who gets one may do with it what can be done with a future.
+new_arrival: Callable[[Loop], asyncio.Future[Any]] = Arrival  # type: ignore[assignment]
 
 
 class TlsSession:
@@ -5141,7 +5652,11 @@ class Connection:
     __slots__ = (
         'loop', 'sock', 'fd', 'poller', 'state', 'endpoint', 'place', 'tls_session', 'exchange',
         'requests', 'reader', 'awaits', 'deadline', 'writer', 'write_deadline', 'is_reading',
-        'is_writing', 'timer', 'timer_at', 'burst', 'is_full')
+        'is_writing', 'timer', 'timer_at', 'burst', 'is_filled')
+
+    # Those of a connection that is watched are of other types.
+    exchange_type: type[Exchange] = Exchange
+    body_type = RequestBody
 
     def __init__(self, loop: Loop, sock: socket.socket, endpoint: Endpoint,
                  place: OriginBooks) -> None:
@@ -5151,7 +5666,7 @@ class Connection:
         self.fd = sock.fileno()
         # A look through it is a third of the price of a read that finds nothing.
         self.poller = select.poll()
-        self.poller.register(self.fd, select.POLLIN)
+        self.poller.register(self.fd, READABLE_OR_ENDED)
         self.state = CONNECTING
         self.endpoint = endpoint
         # The books that count it.
@@ -5176,8 +5691,8 @@ class Connection:
         self.timer_at = inf
         # Bytes moved since the loop had its last turn.
         self.burst = 0
-        # The last read gave as much as was asked for.
-        self.is_full = False
+        # The last read gave as much as was asked for, so there may be more.
+        self.is_filled = False
         place.books.opened.add(self)
 
     def __repr__(self) -> str:
@@ -5194,7 +5709,7 @@ class Connection:
             # loop: whoever tries again and again would leave no turn to others.
             self.poller.register(self.fd, select.POLLOUT)
             events = self.poller.poll(0)
-            self.poller.register(self.fd, select.POLLIN)
+            self.poller.register(self.fd, READABLE_OR_ENDED)
             if events != [(self.fd, select.POLLOUT)]:
                 self.start_writing()
                 return False
@@ -5238,51 +5753,50 @@ class Connection:
 
     # One exchange
 
-    def start_exchange(self, method: bytes, declared: Declared, limits: Limits) -> Exchange:
-        assert self.state is OPEN
-        self.endpoint.limits = limits
-        self.requests += 1
-        self.exchange = exchange = Exchange(
-            self.endpoint, self.place.books, method, declared, self.requests)
-        return exchange
-
-    async def send(self, data: bytes | memoryview) -> None:
+    async def send(self, data: Buffer) -> None:
         """Hand all of it to the kernel. Each progress starts the time anew."""
+        while data:
+            count = self.send_at_once(data)
+            if not count:
+                assert self.writer is not None
+                await self.writer
+                self.burst = 0
+            elif self.burst >= MAX_BURST:
+                await self.take_turns()
+            if count == len(data):
+                return
+            data = memoryview(data)[count:]
+
+    def send_at_once(self, data: Buffer) -> int:
+        """Hand to the kernel what there is room for. Return how many bytes that was. If it was
+        none, `writer` waits for room."""
         exchange = self.exchange
         exchange.doing = SENDING
-        # The time goes on until a send has made progress. What arrives is no progress, because
-        # then a peer that sends and never reads could hold us for ever.
-        goes_on = False
-        while True:
-            try:
-                count = self.sock.send(data)
-            except (BlockingIOError, ssl.SSLWantWriteError) as blocked:
-                if isinstance(blocked, ssl.SSLError):
-                    exchange.note_tls_write()
-                await self.wait_writable(self.write_time(goes_on))
-                self.burst = 0
-                # There was room, although it may not have been enough for a TLS record.
-                goes_on = False
-            except ssl.SSLWantReadError:
+        if (len(data) > MAX_SEND and exchange.sent is SENT_SOMETHING
+                and not isinstance(self.sock, ssl.SSLSocket)):
+            data = memoryview(data)[:MAX_SEND]
+        try:
+            count = self.sock.send(data)
+        except (BlockingIOError, ssl.SSLWantWriteError) as blocked:
+            if isinstance(blocked, ssl.SSLError):
                 exchange.note_tls_write()
-                if not self.is_reading:
-                    self.start_reading()
-                await self.wait_to_write(self.write_time(goes_on))
-                goes_on = True
-            except OSError:
-                if isinstance(self.sock, ssl.SSLSocket):
-                    exchange.note_tls_write()
-                    forget_tls_error()
-                raise
-            else:
-                exchange.sent = SENT_SOMETHING
-                self.burst += count + COST_OF_CALL
-                if self.burst >= MAX_BURST:
-                    await self.take_turns()
-                if count == len(data):
-                    return
-                goes_on = False
-                data = memoryview(data)[count:]
+            self.wait_writable(self.write_time())
+            return 0
+        except ssl.SSLWantReadError:
+            exchange.note_tls_write()
+            if not self.is_reading:
+                self.start_reading()
+            self.wait_to_write(self.write_time())
+            return 0
+        except OSError:
+            if isinstance(self.sock, ssl.SSLSocket):
+                exchange.note_tls_write()
+                forget_tls_error()
+            raise
+        exchange.sent = SENT_SOMETHING
+        self.write_deadline = inf
+        self.burst += count + COST_OF_CALL
+        return count
 
     async def read(self, deadline: float | None = None) -> Any:
         """What the exchange makes of what is there, or of what comes first."""
@@ -5291,7 +5805,7 @@ class Connection:
         is_blocked = False
         if self.may_read():
             try:
-                return self.receive(self.endpoint.recv_bufsize, self.exchange.feed)
+                return self.receive()
             except WANT_READ:
                 pass
             except ssl.SSLWantWriteError:
@@ -5301,9 +5815,10 @@ class Connection:
             self.read_when_writable()
         return await reader
 
-    async def read_beside(self, steps: Steps | None, feed: Callable[[bytes], Any]) -> Any:
-        """What `feed` makes of what is there. If nothing is, wait for that, or for the next step,
-        and return no bytes.
+    async def read_beside(self, steps: Steps | None,
+                          feed: Callable[[bytes], Any] | None = None) -> Any:
+        """What the exchange, or `feed`, makes of what is there. If nothing is, wait for that, or
+        for the next step, and return no bytes.
 
         The time is not bounded. Whoever is cancelled here has taken nothing.
         """
@@ -5312,7 +5827,7 @@ class Connection:
         is_blocked = False
         if self.may_read():
             try:
-                return self.receive(self.endpoint.recv_bufsize, feed)
+                return self.receive(feed)
             except WANT_READ:
                 pass
             except ssl.SSLWantWriteError:
@@ -5330,11 +5845,11 @@ class Connection:
         self.burst = 0
         return b''
 
-    def read_at_once(self, feed: Callable[[bytes], Any]) -> Any:
-        """What `feed` makes of what is there. No bytes if nothing is."""
+    def read_at_once(self) -> Any:
+        """What the exchange makes of what is there. No bytes if nothing is."""
         if self.may_read():
             try:
-                return self.receive(self.endpoint.recv_bufsize, feed)
+                return self.receive()
             except (*WANT_READ, ssl.SSLWantWriteError):
                 # Whoever waits meets this again.
                 pass
@@ -5360,15 +5875,23 @@ class Connection:
     def may_read(self) -> bool:
         if self.state is CLOSED:
             raise ConnectionAbortedError('the connection was closed meanwhile')
-        # TLS may hold bytes that no look at the socket sees.
-        return bool(self.poller.poll(0)
+        # A look costs as much as a read that finds nothing, which is rare after one that was
+        # filled. TLS may hold bytes that no look at the socket sees.
+        return bool(self.is_filled or self.poller.poll(0)
                     or isinstance(self.sock, ssl.SSLSocket) and self.sock.pending())
 
-    def receive(self, size: int, feed: Callable[[bytes], Any]) -> Any:
-        data = self.sock.recv(size)
-        self.is_full = len(data) == size
-        self.burst += len(data) + COST_OF_CALL
-        return feed(data)
+    def has_come(self) -> bool:
+        """Something has come, but not the end, which a sending meets as a failure."""
+        return self.poller.poll(0) == [(self.fd, select.POLLIN)]
+
+    def receive(self, feed: Callable[[bytes], Any] | None = None) -> Any:
+        endpoint = self.endpoint
+        self.is_filled = False
+        data = self.sock.recv(endpoint.recv_bufsize)
+        length = len(data)
+        self.is_filled = length >= endpoint.full_read
+        self.burst += length + COST_OF_CALL
+        return self.exchange.feed(data) if feed is None else feed(data)
 
     async def take_turns(self) -> None:
         """Let other tasks run: this one has moved many bytes without waiting."""
@@ -5383,20 +5906,20 @@ class Connection:
         exchange = self.exchange
         # The exchange may hold secrets, and the connection may idle for a long time.
         del self.exchange
-        if exchange.may_reuse() and not (self.is_full and not self.is_quiet()):
-            self.deadline = deadline = self.loop.time() + exchange.keep_alive
+        if exchange.may_reuse() and not (self.is_filled and not self.is_quiet()):
+            self.deadline = deadline = self.loop.time() + exchange.head.keep_alive
             if deadline < self.timer_at:
                 self.start_timer(deadline)
             if not self.is_reading:
                 self.start_reading()
             self.place.books.return_connection(self)
         else:
-            self.close()
+            self.close('it may not be used again')
 
     def return_unused(self) -> None:
         """A request was given this connection but did not use it."""
         if self.loop.is_closed() or self.state is CLOSED:
-            self.close()
+            self.close('the loop is closed')
         else:
             self.start_reading()
             # Its time to idle goes on. The timer may have been due meanwhile.
@@ -5451,7 +5974,8 @@ class Connection:
             self.start_timer(deadline)
         self.deadline = deadline
         self.awaits = awaits
-        self.reader = reader = self.loop.create_future()
+        self.reader = reader = \
+            new_arrival(self.loop) if awaits is DATA else self.loop.create_future()
         return reader
 
     def wait_writable(self, deadline: float) -> asyncio.Future[None]:
@@ -5473,9 +5997,10 @@ class Connection:
             self.start_timer(deadline)
         self.write_deadline = deadline
 
-    def write_time(self, goes_on: bool) -> float:
-        """When the time to write is over. It does not go on from before a pause of the reader."""
-        return self.write_deadline if goes_on and self.write_deadline < inf else self.write_end()
+    def write_time(self) -> float:
+        """When the time to write is over. It goes on until there was room. What arrives is no
+        progress, because then a peer that sends and never reads could hold us for ever."""
+        return self.write_deadline if self.write_deadline < inf else self.write_end()
 
     def restart_write_time(self) -> None:
         if self.writer is not None:
@@ -5522,43 +6047,44 @@ class Connection:
         self.is_writing = False
 
     def on_readable(self) -> None:
-        # No variable of this frame has the waiter. Its error may refer to the frame, which would
-        # make that a cycle.
-        if self.reader is not None:
-            if self.awaits is DATA:
-                self.deliver(self.reader)
+        reader = self.reader
+        if reader is not None and self.awaits is DATA:
+            # Read for the reader. Until it runs, the loop would find the same bytes again.
+            self.burst = 0
+            try:
+                received = self.receive()
+            except WANT_READ:
+                pass
+            except ssl.SSLWantWriteError:
+                self.read_when_writable()
+            except Exception as error:
+                if not reader.done():
+                    reader.set_exception(error)
+                # The reader has the error, whose traceback has this frame, so that is a cycle.
+                del reader
+                self.reader = None
             else:
-                self.wake_reader(self.reader)
+                self.reader = None
+                if self.writer is not None:
+                    self.wake_writer_to_read()
+                if not reader.done():
+                    # Its task runs, and may do anything with this connection.
+                    reader.set_result(received)
+                return
+        elif reader is not None:
+            self.wake_reader(reader)
         elif self.state is not IDLE:
             # There is nobody to read for. The loop need not look until somebody reads again.
             self.stop_reading()
         elif not self.is_quiet():
-            self.close()
+            self.close(PEER_HAS_CLOSED)
         if self.writer is not None:
             self.wake_writer_to_read()
 
-    def deliver(self, reader: asyncio.Future[Any]) -> None:
-        """Read for the reader. Until it runs, the loop would find the same bytes again."""
-        self.burst = 0
-        try:
-            received = self.receive(self.endpoint.recv_bufsize, self.exchange.feed)
-        except WANT_READ:
-            return
-        except ssl.SSLWantWriteError:
-            self.read_when_writable()
-            return
-        except Exception as error:
-            if not reader.done():
-                reader.set_exception(error)
-            # The reader has the error, whose traceback has this frame, so that is a cycle.
-            del reader
-        else:
-            if not reader.done():
-                reader.set_result(received)
-        self.reader = None
-
     def on_writable(self) -> None:
         self.stop_writing()
+        # There was room, although it may not have been enough for a TLS record.
+        self.write_deadline = inf
         if self.reader is not None and not self.is_reading and self.awaits is not STEPS:
             self.start_reading()
             self.on_readable()
@@ -5577,7 +6103,7 @@ class Connection:
         now, self.timer, self.timer_at = self.timer_at, None, inf
         if self.deadline <= now:
             if self.state is IDLE:
-                self.close()
+                self.close(HAS_EXPIRED)
                 return
             reader, self.reader = self.reader, None
             self.fail_late(reader, 'read')
@@ -5595,7 +6121,8 @@ class Connection:
 
     # Closing
 
-    def close(self) -> None:
+    def close(self, why: str) -> None:
+        """Close, and leave nothing in the loop. `why` is for those who watch."""
         if self.state is CLOSED:
             return
         state, books = self.state, self.place.books
@@ -5640,8 +6167,16 @@ class Connection:
     def close_but_keep_place(self) -> OriginBooks:
         """Close it, and return its place, for another connection."""
         self.state = CONNECTING
-        self.close()
+        self.close('it can not be used again')
         return self.place
+
+    def give_away(self) -> socket.socket:
+        """The socket, which belongs to the caller from now on. Nobody waits for it."""
+        assert self.timer is None, 'it has not waited for its peer'
+        self.state = CLOSED
+        self.place.books.opened.discard(self)
+        self.place.return_place()
+        return self.sock
 
     def close_from_anywhere(self, sending: RequestBody | None) -> None:
         """Close, as a finalizer has to: in any thread, whether or not the loop runs."""
@@ -5654,9 +6189,374 @@ class Connection:
                 self.loop.call_soon_threadsafe(self.drop, sending)
 
     def drop(self, sending: RequestBody | None) -> None:
-        self.close()
+        self.close('the exchange failed, or was dropped')
         if sending is not None:
             sending.abandon()
+
+
+# -------------------------------------------------------------------------------- watching
+#
+# Tells `on_event` of a pool what happens. The parts above know nothing of it. Where something
+# happens that is an event, a watched pool has a subclass that tells it, so other pools do no work
+# for it.
+#
+# A `Trail` follows one request. It is told of by its acquisition, and then by its exchange. The
+# trail makes sure that a request has one end, which is that of its response or of `request`.
+
+class Watch:
+    """Who watches a pool, and the numbers of its requests and connections."""
+
+    __slots__ = ('on_event', 'requests', 'connections', 'loop', 'trail')
+
+    def __init__(self, on_event: Callable[[Event], object]) -> None:
+        if not callable(on_event):
+            raise TypeError('on_event must be a function of an event, got '
+                            f'{type(on_event).__name__}')
+        self.on_event = on_event
+        self.requests = itertools.count(1)
+        self.connections = itertools.count(1)
+        # Once there has been a request.
+        self.loop: Loop
+        # Of the request that is about to begin.
+        self.trail: Trail
+
+    def __repr__(self) -> str:
+        return f'<Watch by {self.on_event!r}>'
+
+    def watched(self, request: Request) -> Request:
+        """Return a function that also tells what `request` raises."""
+        @wraps(request)
+        async def watched_request(*args: Any, **kwargs: Any) -> Response:
+            # There is no turn of the loop before the acquisition takes it.
+            self.trail = trail = Trail(self)
+            try:
+                return await request(*args, **kwargs)
+            except BaseException as error:
+                trail.end(RequestFailed, error)
+                raise
+
+        return watched_request
+
+    def tell(self, event: Event) -> None:
+        try:
+            self.on_event(event)
+        # A result that it asks for may have been cancelled, which is not what the request was.
+        except (Exception, CancelledError) as error:
+            self.loop.call_exception_handler({
+                'message': f'on_event of a pool has raised at {type(event).__name__}',
+                'exception': error})
+
+
+class Trail:
+    """What is told of one request."""
+
+    __slots__ = ('watch', 'number', 'is_over')
+
+    def __init__(self, watch: Watch) -> None:
+        self.watch = watch
+        # 0 until it has started. One that is refused has no events.
+        self.number = 0
+        self.is_over = False
+
+    def __repr__(self) -> str:
+        return f'<Trail of request {self.number}>'
+
+    def start(self, loop: Loop, method: bytes, origin: Origin, head: bytes) -> None:
+        self.watch.loop = loop
+        self.number = next(self.watch.requests)
+        self.tell(RequestStarted, method, origin.name, head.split(b' ', 2)[1])
+
+    def tell(self, kind: Callable[..., Event], *facts: Any) -> None:
+        if not self.is_over:
+            self.watch.tell(kind(monotonic(), self.number, *facts))
+
+    def end(self, kind: Callable[..., Event], *facts: Any) -> None:
+        if self.number:
+            self.tell(kind, *facts)
+            # What goes on in the caller's code after that is not told.
+            self.is_over = True
+
+
+class WatchedConnector(Connector):
+    __slots__ = ('watch',)
+
+    def __init__(self, watch: Watch, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.watch = watch
+        self.acquisition_type = WatchedAcquisition
+        self.connection_type = WatchedConnection
+
+    def take_idle(self, origin: Origin, now: float) -> None:
+        """Leave that to the acquisition, because it tells of the request."""
+
+
+class WatchedAcquisition(Acquisition):
+    __slots__ = ('trail',)
+
+    connector: WatchedConnector
+
+    async def run(self) -> Connection:
+        self.trail = self.connector.watch.trail
+        self.trail.start(self.loop, self.method, self.origin, self.head)
+        connection = await super().run()
+        assert isinstance(connection, WatchedConnection)
+        connection.trail = self.trail
+        self.trail.tell(ConnectionTaken, connection.number, connection.requests + 1,
+                        connection.endpoint.facts)
+        return connection
+
+    async def await_place(self, why: str) -> OriginBooks | Connection:
+        started = monotonic()
+        try:
+            given = await super().await_place(why)
+        except BaseException as error:
+            self.trail.tell(PlaceAwaited, started, error)
+            raise
+        self.trail.tell(PlaceAwaited, started, None)
+        return given
+
+    async def look_up(self, now: float) -> Peers:
+        started = monotonic()
+        try:
+            peers = await super().look_up(now)
+        except BaseException as error:
+            self.trail.tell(NameResolved, started, self.origin.host, (), error)
+            raise
+        self.trail.tell(NameResolved, started, self.origin.host, tuple(peers.addresses), None)
+        return peers
+
+    async def answer(self, kind: int) -> list[Address]:
+        """The lookup of further addresses while connecting."""
+        started = monotonic()
+        try:
+            addresses = await super().answer(kind)
+        except BaseException as error:
+            self.trail.tell(NameResolved, started, self.origin.host, (), error)
+            raise
+        self.trail.tell(NameResolved, started, self.origin.host, tuple(map(str, addresses)), None)
+        return addresses
+
+    async def connect_elsewhere(self) -> Connection:
+        started = monotonic()
+        try:
+            connection = await super().connect_elsewhere()
+        except BaseException as error:
+            self.trail.tell(ConnectionAttempted, started, '', None, error)
+            raise
+        assert isinstance(connection, WatchedConnection)
+        connection.started = started
+        connection.note_made()
+        return connection
+
+    def open_socket(self, address: Address) -> Connection:
+        started = monotonic()
+        try:
+            return super().open_socket(address)
+        except Exception as error:
+            where = shown_address(str(address), self.origin.port)
+            self.trail.tell(ConnectionAttempted, started, where, None, error)
+            raise
+
+    def made(self, sock: socket.socket, peer: str, where: str) -> Connection:
+        connection = super().made(sock, peer, where)
+        assert isinstance(connection, WatchedConnection)
+        connection.trail = self.trail
+        connection.where = where
+        return connection
+
+    async def secure(self, connection: Connection) -> None:
+        assert isinstance(connection, WatchedConnection)
+        started = monotonic()
+        try:
+            await super().secure(connection)
+        except BaseException as error:
+            self.trail.tell(TlsNegotiated, started, connection.number, None, None, False, error)
+            raise
+        sock = connection.sock
+        assert isinstance(sock, ssl.SSLSocket)
+        cipher = sock.cipher()
+        self.trail.tell(TlsNegotiated, started, connection.number, sock.version(),
+                        cipher and cipher[0], bool(sock.session_reused), None)
+
+
+class WatchedExchange(Exchange):
+    __slots__ = ('trail', 'sent_size', 'head_size', 'received', 'failure', 'is_cut')
+
+    def __init__(self, connection: WatchedConnection, *request: Any) -> None:
+        super().__init__(connection, *request)
+        self.trail = connection.trail
+        # Bytes of the request that were sent, of its head, and of content that were received.
+        self.sent_size = self.head_size = 0
+        self.received = 0
+        # The last error that was made, and whether the connection has closed before the end of
+        # the response. Either can come first, and then the response has ended.
+        self.failure: HttpError | None = None
+        self.is_cut = False
+
+    @property
+    def is_returned(self) -> bool:
+        """`request` has returned the response, so what fails is the reading of it."""
+        return not hasattr(self, 'books')
+
+    def note_sent(self, data: Buffer, count: int) -> None:
+        if not self.head_size:
+            self.head_size = bytes(data).index(b'\r\n\r\n') + 4
+        is_head = self.sent_size < self.head_size
+        self.sent_size += count
+        if is_head and self.sent_size >= self.head_size:
+            self.trail.tell(HeadSent, self.head_size)
+
+    def feed(self, data: bytes) -> bytes:
+        if data and not self.has_started:
+            self.trail.tell(ResponseStarted)
+        had_head = self.decoder is not None
+        content = super().feed(data)
+        if not had_head and self.decoder is not None:
+            head = self.head
+            self.received = len(self.content)
+            self.trail.tell(HeadReceived, head.code, b'HTTP/1.' + head.minor, head.fields,
+                            len(head.data))
+        self.received += len(content)
+        return content
+
+    def why_last(self) -> str:
+        """Why the connection is not used again, although the response has ended."""
+        settings = self.endpoint.settings
+        return ('connection: close in the request' if self.declared.close else
+                'the request was not sent whole' if not self.request_sent else
+                'keep_alive_timeout is 0' if not settings.keep_alive_timeout else
+                'the response is the last of its connection' if self.head.keep_alive <= 0 else
+                'max_requests_per_connection' if self.number >= settings.max_requests else
+                'more has come than the response')
+
+    def error(self, cause: BaseException, doing: Doing | None = None) -> HttpError:
+        error = super().error(cause, doing)
+        if self.is_returned:
+            error.__cause__ = cause
+            self.failure = error
+            if self.is_cut:
+                self.end()
+        return error
+
+    def note_drop(self) -> None:
+        if self.is_returned:
+            self.error(ConnectionAbortedError('the response body was dropped before its end'),
+                       READING)
+
+    def cut(self) -> None:
+        self.is_cut = True
+        if self.failure is not None:
+            self.end()
+
+    def end(self) -> None:
+        # It has the frames of the reader in its traceback, so that is a cycle.
+        failure, self.failure = self.failure, None
+        self.trail.end(BodyEnded, self.received, failure)
+
+
+class WatchedRequestBody(RequestBody):
+    __slots__ = ()
+
+    async def send_all(self) -> None:
+        await super().send_all()
+        exchange = self.exchange
+        assert isinstance(exchange, WatchedExchange)
+        if not self.is_stopped:
+            exchange.trail.tell(BodySent, exchange.sent_size - exchange.head_size)
+
+
+class WatchedConnection(Connection):
+    __slots__ = ('trail', 'where', 'started', 'opened', 'number', 'is_attempted', 'reason')
+
+    exchange: WatchedExchange
+    exchange_type: type[Exchange] = WatchedExchange
+    body_type = WatchedRequestBody
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        # Of the request that opens it, or uses it.
+        self.trail: Trail
+        # The address and port of the peer.
+        self.where: str
+        self.started = monotonic()
+        # When it was made, and its number. 0 if it was not made.
+        self.opened: float
+        self.number = 0
+        # The end of the attempt to connect has been told.
+        self.is_attempted = False
+        # Why it closes, where that is known before.
+        self.reason = ''
+
+    def start_connecting(self, address: tuple[Any, ...]) -> bool:
+        try:
+            is_made = super().start_connecting(address)
+        except Exception as error:
+            self.note_attempt(error)
+            raise
+        if is_made:
+            self.note_made()
+        return is_made
+
+    def check_connected(self) -> None:
+        try:
+            super().check_connected()
+        except OSError as error:
+            self.note_attempt(error)
+            raise
+        self.note_made()
+
+    def note_made(self) -> None:
+        self.opened = monotonic()
+        self.number = next(self.trail.watch.connections)
+        self.note_attempt(None)
+
+    def note_attempt(self, error: Exception | None) -> None:
+        self.is_attempted = True
+        self.trail.tell(ConnectionAttempted, self.started, self.where, self.number or None, error)
+
+    def send_at_once(self, data: Buffer) -> int:
+        count = super().send_at_once(data)
+        self.exchange.note_sent(data, count)
+        return count
+
+    def is_reusable(self, peers: Peers | None, now: float) -> bool:
+        if super().is_reusable(peers, now):
+            return True
+        self.reason = HAS_EXPIRED if now >= self.deadline else \
+            PEER_HAS_CLOSED if not self.is_quiet() else \
+            'its address is no longer one of the host'
+        return False
+
+    def release(self) -> None:
+        exchange = self.exchange
+        exchange.trail.end(BodyEnded, exchange.received, None)
+        if not exchange.may_reuse():
+            self.reason = exchange.why_last()
+        super().release()
+        if self.state is not CLOSED:
+            self.tell(ConnectionReleased)
+
+    def drop(self, sending: RequestBody | None) -> None:
+        if self.state is OPEN:
+            self.exchange.note_drop()
+        super().drop(sending)
+
+    def close(self, why: str) -> None:
+        if self.state is CLOSED:
+            return
+        super().close(why)
+        if hasattr(self, 'exchange'):
+            if self.loop.is_closed():
+                # No one will read the response any more.
+                self.exchange.note_drop()
+            self.exchange.cut()
+        if not self.is_attempted:
+            self.note_attempt(None)
+        elif self.number:
+            self.tell(ConnectionClosed, self.opened, self.requests, self.reason or why)
+
+    def tell(self, kind: Callable[..., Event], *facts: Any) -> None:
+        self.trail.watch.tell(kind(monotonic(), self.number, self.endpoint.origin.name, *facts))
 
 
 # ----------------------------------------------------------------------- what errors show

@@ -15,13 +15,23 @@ __version__: str
 __all__ = [
     'Address',
     'Body',
+    'BodyEnded',
+    'BodySent',
     'Close',
+    'ConnectionAttempted',
+    'ConnectionClosed',
     'ConnectionFacts',
+    'ConnectionReleased',
+    'ConnectionTaken',
+    'Dialer',
+    'Event',
     'Fields',
     'GetConnection',
     'GetLoggerAdapter',
     'GetResolver',
     'GetResolverLoggerAdapter',
+    'HeadReceived',
+    'HeadSent',
     'Headers',
     'HttpConnectionClosedError',
     'HttpConnectionError',
@@ -31,19 +41,27 @@ __all__ = [
     'HttpHeaderTooLong',
     'HttpLoggerAdapter',
     'HttpTlsError',
+    'NameResolved',
     'Params',
     'Phase',
+    'PlaceAwaited',
     'Pool',
     'Request',
+    'RequestFailed',
+    'RequestStarted',
     'Resolve',
     'Response',
     'ResponseBody',
+    'ResponseStarted',
     'Timeouts',
+    'TlsNegotiated',
     'buffered',
     'canonical_host',
     'empty_async_iterator',
     'encode_params',
     'get_dns_resolver_default',
+    'get_ssl_context_default',
+    'has_arrived',
     'repeatable',
     'streamed',
     'timeout',
@@ -97,6 +115,8 @@ def repeatable(
 
 async def buffered(body: AsyncIterator[bytes]) -> bytes: ...
 
+def has_arrived(body: AsyncIterator[bytes]) -> bool: ...
+
 @contextlib.contextmanager
 def timeout(loop: Loop, seconds: float) -> Iterator[Callable[[], None]]: ...
 
@@ -141,6 +161,100 @@ class ResponseBody(Protocol):
 
 Response = tuple[bytes, Fields, ResponseBody]
 
+class RequestStarted(NamedTuple):
+    time: float
+    request: int
+    method: bytes
+    origin: str
+    target: bytes
+
+class PlaceAwaited(NamedTuple):
+    time: float
+    request: int
+    started: float
+    error: BaseException | None
+
+class NameResolved(NamedTuple):
+    time: float
+    request: int
+    started: float
+    host: str
+    addresses: tuple[str, ...]
+    error: BaseException | None
+
+class ConnectionAttempted(NamedTuple):
+    time: float
+    request: int
+    started: float
+    peer: str
+    connection: int | None
+    error: BaseException | None
+
+class TlsNegotiated(NamedTuple):
+    time: float
+    request: int
+    started: float
+    connection: int
+    version: str | None
+    cipher: str | None
+    is_resumed: bool
+    error: BaseException | None
+
+class ConnectionTaken(NamedTuple):
+    time: float
+    request: int
+    connection: int
+    number: int
+    facts: ConnectionFacts
+
+class HeadSent(NamedTuple):
+    time: float
+    request: int
+    size: int
+
+class BodySent(NamedTuple):
+    time: float
+    request: int
+    size: int
+
+class ResponseStarted(NamedTuple):
+    time: float
+    request: int
+
+class HeadReceived(NamedTuple):
+    time: float
+    request: int
+    code: bytes
+    http_version: bytes
+    headers: Fields
+    size: int
+
+class BodyEnded(NamedTuple):
+    time: float
+    request: int
+    size: int
+    error: BaseException | None
+
+class RequestFailed(NamedTuple):
+    time: float
+    request: int
+    error: BaseException
+
+class ConnectionReleased(NamedTuple):
+    time: float
+    connection: int
+    origin: str
+
+class ConnectionClosed(NamedTuple):
+    time: float
+    connection: int
+    origin: str
+    opened: float
+    requests: int
+    reason: str
+
+Event = RequestStarted | PlaceAwaited | NameResolved | ConnectionAttempted | TlsNegotiated | ConnectionTaken | HeadSent | BodySent | ResponseStarted | HeadReceived | BodyEnded | RequestFailed | ConnectionReleased | ConnectionClosed
+
 class Request(Protocol):
     def __call__(
         self,
@@ -174,6 +288,8 @@ def get_dns_resolver_default(
     port: int = 53,
 ) -> Resolver: ...
 
+def get_ssl_context_default() -> ssl.SSLContext: ...
+
 def Pool(
     *,
     get_dns_resolver: GetResolver = ...,
@@ -194,10 +310,23 @@ def Pool(
     max_stale: float = 30,
     max_grace: float = 60,
     max_lookups: int = 100,
+    on_event: Callable[[Event], object] | None = None,
     get_logger_adapter: GetLoggerAdapter = ...,
     get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
 ) -> tuple[Request, Close]: ...
 
+def Dialer(
+    *,
+    get_dns_resolver: GetResolver = ...,
+    get_sock: Callable[[int], socket.socket] = ...,
+    min_ttl: float = 1,
+    max_stale: float = 30,
+    max_lookups: int = 100,
+    get_resolver_logger_adapter: GetResolverLoggerAdapter = ...,
+) -> tuple[Callable[[str, int], Coroutine[Any, Any, socket.socket]], Callable[[str], Coroutine[Any, Any, tuple[Address, ...]]], Callable[[], Coroutine[Any, Any, None]]]: ...
+
 def canonical_host(host: str) -> str: ...
 
 def encode_params(params: Params, **options: Any) -> str: ...
+
+def reason(cause: BaseException) -> str: ...
