@@ -1,0 +1,7 @@
+"""`python -m lowhaio_waterfall`"""
+
+import sys
+
+from .command import main
+
+sys.exit(main())
