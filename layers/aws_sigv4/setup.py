@@ -17,6 +17,10 @@ setup(
     install_requires=[
         'lowhaio>=0.1',
     ],
+    extras_require={
+        # Signature Version 4A is made by keys of elliptic curves.
+        'regions': ['cryptography'],
+    },
     classifiers=[
         'Framework :: AsyncIO',
         'Intended Audience :: Developers',
