@@ -1,4 +1,4 @@
-"""Stacks all layers around requests to a server that it starts on the loopback interface.
+"""Stacks layers around requests to a server that it starts on the loopback interface.
 
     python layers/stacked.py
 
@@ -8,6 +8,7 @@ the credentials and the cookie. This is printed, once for each kind of credentia
 import asyncio
 import gzip
 import threading
+from functools import partial
 from http.cookiejar import CookieJar
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -19,6 +20,7 @@ from lowhaio_compression import compressed, decompressed
 from lowhaio_cookies import with_cookies
 from lowhaio_redirect import redirectable
 from lowhaio_retry import retry
+from lowhaio_session import compose
 
 from lowhaio import Pool, buffered
 
@@ -65,11 +67,9 @@ async def get_credentials():
 
 async def put(origin, authorized, body, *headers):
     request, close = Pool()
-    request = authorized(request)
-    request = with_cookies(request, CookieJar())
-    request = retry(request, code_intervals=((b'503', (0,)),))
-    request = redirectable(request)
-    request = decompressed(request)
+    request = compose(
+        request, decompressed, redirectable, partial(retry, code_intervals=((b'503', (0,)),)),
+        partial(with_cookies, jar=CookieJar()), authorized)
     code, _, response_body = await request(
         b'PUT', origin, headers=((b'content-encoding', b'gzip'), *headers), body=body)
     print(code.decode(), (await buffered(response_body)).decode())

@@ -4,18 +4,24 @@ What a layer makes of a target or of a server's name is tested beside that layer
 """
 
 import gzip
+from functools import partial
 from http.cookiejar import CookieJar
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 
+import lowhaio_aws_sigv4_streaming
 import lowhaio_aws_sigv4_unsigned_payload
 from lowhaio import HttpDataError, buffered
 from lowhaio_auth import basic, bearer, digest
 from lowhaio_aws_sigv4 import signed
+from lowhaio_aws_sigv4_streaming import checked
 from lowhaio_compression import decompressed
 from lowhaio_cookies import with_cookies
+from lowhaio_opentelemetry import Telemetry, counted
 from lowhaio_redirect import redirectable
 from lowhaio_retry import retry
+from lowhaio_session import Session, compose
 from tests.harness import (
     OK,
     Answering,
@@ -43,9 +49,10 @@ async def get_credentials():
 
 
 def all_of_them(request):
-    request = basic(request, 'user', 'password')
-    request = with_cookies(request, CookieJar())
-    return decompressed(redirectable(retry(request, ())))
+    return compose(
+        request, counted, decompressed, redirectable, partial(retry, exception_intervals=()),
+        Telemetry(TracerProvider()).traced, partial(with_cookies, jar=CookieJar()),
+        partial(basic, username='user', password='password'))
 
 
 LAYERS = {
@@ -55,11 +62,17 @@ LAYERS = {
     'sigv4': lambda request: signed(request, get_credentials, 's3', 'eu-west-2'),
     'unsigned payload': lambda request: lowhaio_aws_sigv4_unsigned_payload.signed(
         request, get_credentials, 's3', 'eu-west-2'),
+    'streaming': lambda request: lowhaio_aws_sigv4_streaming.signed(
+        request, get_credentials, 's3', 'eu-west-2'),
+    'checked': checked,
     'decompressed': decompressed,
     'cookies': lambda request: with_cookies(request, CookieJar()),
     'redirect': redirectable,
     'retry': lambda request: retry(request, ()),
     'retry, buffered': lambda request: retry(request, (), max_buffered=1000),
+    'traced': Telemetry(TracerProvider()).traced,
+    'counted': counted,
+    'session': lambda request: Session(request=request, retries=0).low_level,
     'all of them': all_of_them,
 }
 around = pytest.mark.parametrize('layer', LAYERS.values(), ids=LAYERS)
@@ -111,8 +124,11 @@ CODES = {'bearer': 401}
 @on_loops
 async def test_what_the_body_tells_is_that_of_the_pool(name):
     content = gzip.compress(b'ok')
-    last = b'HTTP/1.1 %d Fine\r\ncontent-encoding: gzip\r\ncontent-length: %d\r\n\r\n%b' % (
-        CODES.get(name, 200), len(content), content)
+    checksum = lowhaio_aws_sigv4_streaming.checksum('crc32')
+    checksum.update(content)
+    last = (b'HTTP/1.1 %d Fine\r\ncontent-encoding: gzip\r\nx-amz-checksum-crc32: %b\r\n'
+            b'content-length: %d\r\n\r\n%b') % (
+        CODES.get(name, 200), checksum.base64(), len(content), content)
     async with Server(Answering(*FIRST.get(name, []), last)) as server, pool() as request:
         _, _, body = await LAYERS[name](request)(b'GET', server.url)
         await buffered(body)

@@ -9,11 +9,11 @@ import inspect
 import itertools
 import pathlib
 import re
-from datetime import UTC, datetime
 from http.cookiejar import CookieJar
 from urllib.parse import unquote
 
 import pytest
+from opentelemetry.sdk.trace import TracerProvider
 
 import lowhaio_auth
 import lowhaio_aws_sigv4
@@ -25,8 +25,10 @@ from lowhaio_aws_sigv4 import aws_sigv4_headers, signed
 from lowhaio_chunked import chunked
 from lowhaio_compression import compressed, decompressed
 from lowhaio_cookies import with_cookies
+from lowhaio_opentelemetry import Telemetry
 from lowhaio_redirect import redirectable
 from lowhaio_retry import retry
+from lowhaio_session import compose
 from tests.harness import (
     OK,
     Answering,
@@ -66,6 +68,7 @@ LAYERS = {
     'basic, bearer': lambda request: bearer(request, get_token, origin='http://a.example'),
     'digest': lambda request: digest(request, 'user', 'password', origin='http://a.example'),
     'sigv4': lambda request: signed(request, get_credentials, 's3', 'eu-west-2'),
+    'traced': Telemetry(TracerProvider()).traced,
 }
 CREDENTIALS = ('basic, bearer', 'digest', 'sigv4')
 
@@ -85,8 +88,15 @@ def cells(line):
 
 
 TABLE = table()
+RECOMMENDED = ('decompressed', 'redirect', 'retry', 'cookies')
+RECOMMENDED_ORDERS = [
+    (*RECOMMENDED, 'basic, bearer'), (*RECOMMENDED, 'sigv4'),
+    ('decompressed', 'redirect', 'retry', 'digest', 'cookies')]
+# All orders but those with `traced`, which is tried in each place of those that are recommended.
 ORDERS = [order for credentials in CREDENTIALS for order in itertools.permutations(
-    [name for name in LAYERS if name not in CREDENTIALS] + [credentials])]
+    [name for name in LAYERS if name not in (*CREDENTIALS, 'traced')] + [credentials])]
+ORDERS += [(*order[:place], 'traced', *order[place:])
+           for order in RECOMMENDED_ORDERS for place in range(len(order) + 1)]
 
 
 def is_allowed(order):
@@ -95,15 +105,14 @@ def is_allowed(order):
 
 
 def stacked(request, order):
-    for name in reversed(order):
-        request = LAYERS[name](request)
-    return request
+    return compose(request, *(LAYERS[name] for name in order))
 
 
 def test_the_table_has_all_layers():
     assert set(TABLE) == set(itertools.permutations(LAYERS, 2))
     assert set(TABLE.values()) == {'yes', 'no'}
     modules = {path.stem for path in README.parent.glob('*/lowhaio_*.py')}
+    modules |= {path.parent.name for path in README.parent.glob('*/lowhaio_*/__init__.py')}
     links = set(re.findall(r'^\| \[(lowhaio-[a-z0-9-]+)\]\(\w+/README\.md\)', README.read_text(),
                            re.MULTILINE))
     assert {link.replace('-', '_') for link in links} == modules
@@ -207,12 +216,7 @@ ROWS = b'row 0\nrow 1\nrow 2\n'
 
 
 async def is_arriving(order, monkeypatch):
-    class Now(datetime):
-        @classmethod
-        def now(cls, tz=None):
-            return datetime(2026, 11, 1, tzinfo=UTC)
-
-    monkeypatch.setattr(lowhaio_aws_sigv4, 'datetime', Now)
+    monkeypatch.setattr(lowhaio_aws_sigv4, 'time', lambda: 1_790_000_000)
     framing = () if 'sigv4' in order else ((b'transfer-encoding', b'chunked'),)
     body = compressed(rows, b'gzip')
     script = Answering(Site(order[-1] if order[-1] in CREDENTIALS else next(
@@ -274,15 +278,13 @@ async def test_two_credentials_for_one_origin_are_one_too_many(outer, inner):
     assert TABLE[outer, inner] == 'no'
 
 
-RECOMMENDED = ('decompressed', 'redirect', 'retry', 'cookies')
-
-
-@pytest.mark.parametrize('order', [
-    (*RECOMMENDED, 'basic, bearer'), (*RECOMMENDED, 'sigv4'),
-    ('decompressed', 'redirect', 'retry', 'digest', 'cookies')], ids='-'.join)
-def test_the_recommended_order_is_that_of_the_example(order):
+@pytest.mark.parametrize('order', RECOMMENDED_ORDERS, ids='-'.join)
+def test_the_recommended_order_is_that_of_the_examples(order):
     made = re.findall(r'request = (\w+)\(', BLOCKS[0])
     assert made == ['basic', 'with_cookies', 'retry', 'redirectable', 'decompressed']
+    # `compose` names them the other way round.
+    [composed] = re.findall(r'compose\((.*?)\n    code', BLOCKS[1], re.DOTALL)
+    assert re.findall('|'.join(made), composed) == made[::-1]
     assert is_allowed(order)
 
 
@@ -291,10 +293,13 @@ def test_what_the_example_needs_is_what_one_is_told_to_install():
     assert names.split(',') == re.findall(r'^from lowhaio_(\w+) import', BLOCKS[0], re.MULTILINE)
 
 
-@pytest.mark.parametrize('readme', sorted(README.parent.glob('*/README.md')),
-                         ids=lambda path: path.parent.name)
+each_readme = pytest.mark.parametrize(
+    'readme', sorted(README.parent.glob('*/README.md')), ids=lambda path: path.parent.name)
+
+
+@each_readme
 def test_a_package_index_can_show_the_readme_of_a_layer(readme):
-    """All links are absolute. Those to the repository lead to files that exist."""
+    """All links are absolute. Those to the repository lead to files and headings that exist."""
     text = re.sub('(?ms)^```.*?^```$', '', readme.read_text())
     targets = dict(re.findall(r'(?m)^\[(.*)\]: (.*)$', text))
     used = re.findall(r'\[([\w-]+)\](?![:(])', text)
@@ -302,7 +307,55 @@ def test_a_package_index_can_show_the_readme_of_a_layer(readme):
     for link in [*targets.values(), *re.findall(r'\]\((.*?)\)', text)]:
         assert link.startswith('https://')
         _, is_here, path = link.partition('/lowhaio/blob/HEAD/')
+        path, _, fragment = path.partition('#')
         assert not is_here or (README.parent.parent / path).is_file()
+        assert not fragment or f'## {fragment.replace("-", " ")}\n' in (
+            README.parent.parent / path).read_text().lower()
+
+
+HEADINGS = [
+    'What it does', 'Errors', 'With other layers', 'What it does not do', 'Installing']
+
+
+@each_readme
+def test_all_readmes_have_the_same_headings(readme):
+    """So whoever knows one of them knows where to look in the others."""
+    text = re.sub('(?ms)^```.*?^```$', '', readme.read_text())
+    assert re.findall('(?m)^# (.*)$', text) == [
+        f'lowhaio-{readme.parent.name.replace("_", "-")}']
+    assert re.findall('(?m)^## (.*)$', text) == HEADINGS
+    introduction, *parts = re.split('(?m)^##+ .*$', readme.read_text())
+    assert re.search('(?m)^```python$', introduction)
+    # Each part says something, unless the next heading below it does at once.
+    assert all(part.strip() for part in parts[1:])
+
+
+INSTALLING = re.compile(r"""
+From a checkout of the repository, with all other layers and what they need:
+
+```shell
+pip install \. "\./layers\[all\]"
+```
+
+Or this layer alone:
+
+```shell
+pip install \. (.*)
+```
+
+Install one of the two and not both, since both have this module\. Under these names, the package
+index has other code, or nothing\. \[Installing\] tells more, and how to install from a git URL\.
+""")
+
+
+@each_readme
+def test_all_readmes_tell_the_same_of_how_to_install(readme):
+    [folders] = INSTALLING.match(readme.read_text().partition('## Installing\n')[2]).groups()
+    named = re.findall(r'\./layers/(\w+)', folders)
+    assert named[-1] == readme.parent.name
+    needed = re.findall(r"^ +'lowhaio-([\w-]+)>=", readme.with_name('setup.py').read_text(),
+                        re.MULTILINE)
+    assert {name.replace('-', '_') for name in needed} <= set(named)
 
 
 def test_what_each_layer_has_a_copy_of_is_the_same_in_all():
@@ -470,15 +523,16 @@ async def test_a_cancelled_request_closes_its_connection(order):
 
 @pytest.mark.parametrize('block, shown', [
     pytest.param(BLOCKS[0], "b'200' b'Hello'\n", id='stack'),
-    pytest.param(BLOCKS[1], "b'200' b'Hello'\n", id='user-agent'),
-    pytest.param(BLOCKS[2], '5\n', id='counted'),
+    pytest.param(BLOCKS[1], "b'200' b'Hello'\n", id='compose'),
+    pytest.param(BLOCKS[2], "b'200' b'Hello'\n", id='user-agent'),
+    pytest.param(BLOCKS[3], '5\n', id='counted'),
 ])
 def test_a_block_of_the_readme_runs_as_it_stands(block, shown, capsys):
     script = Answering(response(200, b'Hello'))
     with internet(script):
         run_block(block)
     assert capsys.readouterr().out == shown
-    assert len(BLOCKS) == 3
+    assert len(BLOCKS) == 4
     if 'user_agent' in block:
         assert value(script.heads[0], b'user-agent') == b'example/1.0'
     if 'rows' in block:

@@ -36,7 +36,7 @@ from lowhaio import (
     repeatable,
 )
 
-__all__ = ['basic', 'bearer', 'digest']
+__all__ = ['Challenge', 'basic', 'bearer', 'best_challenge', 'digest']
 
 # How many bytes of a 401's own body are read so that its connection can be used again. Each chunk
 # counts as 1 KiB more than it holds, because even the smallest read takes time.
@@ -82,7 +82,7 @@ def basic(request: AnyRequest, username: str, password: str,
     name, secret = checked_credentials(username, password)
     if b':' in name:
         raise ValueError('username must not have a colon')
-    value = b'Basic ' + b64encode(name + b':' + secret)
+    field = (b'authorization', b'Basic ' + b64encode(name + b':' + secret))
 
     check_callable(request)
     is_for_us = bound_to(origin)
@@ -91,12 +91,18 @@ def basic(request: AnyRequest, username: str, password: str,
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        headers = reiterable(headers)
-        if is_for_us(url, kwargs.get('target')) and not has_authorization(headers):
-            headers = (*headers, (b'authorization', value))
-        return await request(
+        # The same check as in `reiterable`, without the call of it.
+        if type(headers) is not tuple:
+            headers = reiterable(headers)
+        if is_for_us(url, kwargs.get('target')) and not (headers and has_authorization(headers)):
+            headers = (*headers, field)
+        # Most requests have no other keywords, and a call with ** takes longer.
+        return await (request(
             method, url, params=params, headers=headers, body=body, body_args=body_args,
-            body_kwargs=body_kwargs, **kwargs)
+            body_kwargs=body_kwargs, **kwargs,
+        ) if kwargs else request(
+            method, url, params=params, headers=headers, body=body, body_args=body_args,
+            body_kwargs=body_kwargs))
 
     return cast(AnyRequest, basic_request)
 
@@ -129,19 +135,26 @@ def with_token(request: AnyRequest, tokens: Tokens, is_for_us: IsForUs) -> AnyRe
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        headers, body_args, body_kwargs = (
-            reiterable(headers), reiterable(body_args), reiterable(body_kwargs))
-        if not is_for_us(url, kwargs.get('target')) or has_authorization(headers):
+        # The same check as in `reiterable`, without the call of it.
+        if type(headers) is not tuple:
+            headers = reiterable(headers)
+        if not is_for_us(url, kwargs.get('target')) or headers and has_authorization(headers):
             return await request(
                 method, url, params=params, headers=headers, body=body, body_args=body_args,
                 body_kwargs=body_kwargs, **kwargs)
-        body = repeatable(body)
+        if body is not empty_async_iterator:
+            body = repeatable(body)
+            body_args, body_kwargs = reiterable(body_args), reiterable(body_kwargs)
 
-        async def request_with(token: str) -> Response:
-            return await request(
-                method, url, params=params, body=body, body_args=body_args,
-                headers=(*headers, (b'authorization', b'Bearer ' + token.encode())),
-                body_kwargs=body_kwargs, **kwargs)
+        def request_with(token: str) -> Awaitable[Response]:
+            sent = (*headers, (b'authorization', b'Bearer ' + token.encode()))
+            # Most requests have no other keywords, and a call with ** takes longer.
+            return request(
+                method, url, params=params, headers=sent, body=body, body_args=body_args,
+                body_kwargs=body_kwargs, **kwargs,
+            ) if kwargs else request(
+                method, url, params=params, headers=sent, body=body, body_args=body_args,
+                body_kwargs=body_kwargs)
 
         renewals = tokens.renewals
         try:
@@ -167,6 +180,10 @@ def with_token(request: AnyRequest, tokens: Tokens, is_for_us: IsForUs) -> AnyRe
     return cast(AnyRequest, bearer_request)
 
 
+# The grammar of a token (RFC 6750 2.1).
+TOKEN = re.compile(r'[A-Za-z0-9\-._~+/]+=*')
+
+
 class Tokens:
     """Gets tokens, and remembers the one that took the place of the last refused token."""
 
@@ -188,8 +205,8 @@ class Tokens:
 
     async def get(self) -> str:
         given = self.get_token()
-        token = await given if inspect.isawaitable(given) else given
-        if not re.fullmatch(r'[A-Za-z0-9\-._~+/]+=*', token):
+        token = given if isinstance(given, str) or not inspect.isawaitable(given) else await given
+        if TOKEN.fullmatch(token) is None:
             raise ValueError('get_token must return a token without spaces or the like')
         return token
 
@@ -294,11 +311,14 @@ def with_proof(request: AnyRequest, login: Login, is_for_us: IsForUs) -> AnyRequ
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        headers, body_args, body_kwargs = (
-            reiterable(headers), reiterable(body_args), reiterable(body_kwargs))
-        body = repeatable(body)
+        # The same check as in `reiterable`, without the call of it.
+        if type(headers) is not tuple:
+            headers = reiterable(headers)
+        if body is not empty_async_iterator:
+            body = repeatable(body)
+            body_args, body_kwargs = reiterable(body_args), reiterable(body_kwargs)
         target = kwargs.get('target')
-        if not is_for_us(url, target) or has_authorization(headers):
+        if not is_for_us(url, target) or headers and has_authorization(headers):
             return await request(
                 method, url, params=params, headers=headers, body=body, body_args=body_args,
                 body_kwargs=body_kwargs, **kwargs)
@@ -413,17 +433,17 @@ class Challenge:
     def __init__(self, parameters: dict[bytes, bytes]) -> None:
         self.parameters = parameters
         name = parameters.get(b'algorithm', b'MD5').decode('latin-1').upper()
-        self.algorithm = name.removesuffix('-SESS')
-        self.is_session = name != self.algorithm
+        self.algorithm: str = name.removesuffix('-SESS')
+        self.is_session: bool = name != self.algorithm
         offered = re.findall(rb'[^ \t,]+', parameters.get(b'qop', b'').lower())
         # Empty if the server offers none, as in RFC 2069, and None if it offers only unknown ones.
         # auth-int comes last: the body is read once more for it, and TLS protects it anyway.
-        self.qop = next((qop for qop in (b'auth', b'auth-int') if qop in offered),
-                        None if offered else b'')
-        self.nonce = parameters.get(b'nonce', b'')
-        self.cnonce = secrets.token_hex(16).encode()
+        self.qop: bytes | None = next(
+            (qop for qop in (b'auth', b'auth-int') if qop in offered), None if offered else b'')
+        self.nonce: bytes = parameters.get(b'nonce', b'')
+        self.cnonce: bytes = secrets.token_hex(16).encode()
         # How often the nonce has been used.
-        self.count = 0
+        self.count: int = 0
         # The hash of user name, realm and password, once it has been asked for.
         self.secret: bytes | None = None
 
@@ -531,10 +551,16 @@ async def with_answer(challenge: Challenge, login: Login, method: bytes, target:
             'headers': (*headers, (b'authorization', answer))}
 
 
-def best_challenge(headers: Fields, accepted: tuple[str, ...]) -> Challenge | None:
-    """The challenge with the most preferred algorithm, or None if none can be answered."""
-    challenges = [Challenge(parameters) for name, value in headers
-                  if name == b'www-authenticate' for parameters in digest_parameters(value)]
+def best_challenge(headers: Fields, accepted: Iterable[str] = tuple(HASHES),
+                   name: bytes = b'www-authenticate') -> Challenge | None:
+    """The challenge with the most preferred algorithm, or None if none can be answered.
+
+    `name` is that of the fields that have the challenges, such as `b'proxy-authenticate'`. This is
+    public for other layers.
+    """
+    accepted = tuple(filter(is_available, accepted))
+    challenges = [Challenge(parameters) for field, value in headers
+                  if field == name for parameters in digest_parameters(value)]
     ranked = [(challenge.rank(accepted), challenge) for challenge in challenges]
     usable = [item for item in ranked if item[0] >= 0]
     return min(usable, key=lambda item: item[0])[1] if usable else None
@@ -576,6 +602,7 @@ def quoted(value: bytes) -> bytes:
 # --------------------------------------------------------------------------------------- URLs
 
 URL = re.compile(r'(https?)://([^/?#]*)([^#]*)', re.IGNORECASE)
+BEGINNING = re.compile('[^/]*//[^/?#]*/')
 AUTHORITY = re.compile(r'(\[[^\[\]@]+\]|[^:\[\]@]+)(?::([0-9]*))?')
 
 # What may not stand in a target (RFC 3986 3.3, 3.4). Control characters are not encoded, so that
@@ -614,14 +641,24 @@ def bound_to(origin: str | None) -> IsForUs:
         bound = origin_of(origin)
         if bound is None or not re.fullmatch('[^/]*//[^/?#]*/?', origin):
             raise ValueError("origin must be a scheme and a host, like 'https://example.com'")
+    # How a URL of that origin began, up to the slash that ends its authority. Most begin in the
+    # same way, and need not be taken apart.
+    beginning: str | None = None
 
     def is_for_us(url: str, target: Any) -> bool:
-        nonlocal bound
+        nonlocal bound, beginning
+        if beginning is not None and target is None and isinstance(url, str) and (
+                url.startswith(beginning)):
+            return True
         asked = origin_of(url)
         if target is not None and not is_at(target, asked):
             return False
         bound = bound or asked
-        return asked is not None and asked == bound
+        if asked is None or asked != bound:
+            return False
+        match = BEGINNING.match(url)
+        beginning = None if match is None else match[0]
+        return True
 
     return is_for_us
 
@@ -677,9 +714,12 @@ def has_authorization(headers: Any) -> bool:
     refuses them.
     """
     try:
-        return any(name.lower() == b'authorization' for name, _ in headers)
+        for name, _ in headers:
+            if name.lower() == b'authorization':
+                return True
     except (AttributeError, TypeError, ValueError):
         return True
+    return False
 
 
 def checked_algorithms(algorithms: Iterable[str]) -> tuple[str, ...]:

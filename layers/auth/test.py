@@ -633,7 +633,9 @@ async def test_no_repr_shows_the_password_or_the_proof():
 async def test_another_client_proves_it_to_the_server_of_these_tests(algorithm, qop):
     realm = Realm(algorithm, qop=qop)
     async with Server(Answering(realm)) as server:
-        async with httpx.AsyncClient(auth=httpx.DigestAuth('user', 'password')) as client:
+        # Without `verify`, it reads all certificates of authorities, for nothing.
+        async with httpx.AsyncClient(
+                auth=httpx.DigestAuth('user', 'password'), verify=False) as client:
             for _ in range(2):
                 answer = await client.post(server.url, params={'a': 'b'}, content=b'abc')
                 assert answer.content == b'ok'
@@ -1409,3 +1411,24 @@ async def test_the_token_of_the_readme_is_fetched_again_when_it_is_refused(good,
         request = bearer(pooled, get_token, on_refused=forget, origin='http://a.example')
         assert [(await get(request, URL))[0] for _ in range(2)] == [b'200'] * 2
     assert len(script.heads) == requests
+
+
+@pytest.mark.parametrize('url, is_sent', [
+    ('http://a.example/other', True),
+    ('http://a.example?query', True),
+    ('http://A.example:80/', True),
+    ('http://a.example.other.example/', False),
+    ('http://a.example:81/', False),
+    ('https://a.example/', False),
+])
+@on_one_loop
+async def test_a_url_that_begins_like_the_last_one_is_known_by_its_whole_authority(url, is_sent):
+    async def answer(method, url, headers=(), **kwargs):
+        sent.append([name for name, _ in headers])
+        return b'200', (), None
+
+    sent = []
+    request = basic(answer, 'user', 'password')
+    for each in 'http://a.example/', url, 'http://a.example/', url:
+        await request(b'GET', each)
+    assert sent == [[b'authorization'], [b'authorization'] * is_sent] * 2

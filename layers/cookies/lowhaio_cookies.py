@@ -21,15 +21,15 @@ from datetime import UTC, datetime
 from functools import cache, lru_cache
 from http.cookiejar import Cookie, CookieJar
 from itertools import count
-from operator import methodcaller
+from math import inf
+from operator import itemgetter, methodcaller
 from typing import Any, TypeVar, cast
 from urllib.parse import quote
 from urllib.request import Request
 
 from publicsuffixlist import PublicSuffixList
 
-import lowhaio
-from lowhaio import Fields, Headers, empty_async_iterator
+from lowhaio import Fields, Headers, canonical_host, empty_async_iterator
 
 __all__ = ['with_cookies']
 
@@ -48,9 +48,14 @@ CREATED = count(1)
 
 URL = re.compile(r'(https?)://(\[[^\[\]/?#@]*\]|[^:\[\]/?#@]+)(?::[0-9]*)?(?![^/?#])([^?#]*)',
                  re.IGNORECASE)
+SLASH = re.compile('/')
 # What lowhaio percent-encodes in a path before it sends it.
 NOT_IN_PATH = re.compile(r"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*+,;=:@/%]")
 LOOPBACK = re.compile(r'(?:.+\.)?localhost|127(?:\.[0-9]{1,3}){3}|::1')
+
+SET_COOKIE = b'set-cookie'
+# The name of a field. Mapped, it takes half the time of a loop, and most responses need no more.
+NAME = itemgetter(0)
 
 # A set-cookie that has one of these is ignored (RFC 6265bis 5.6).
 CONTROL = re.compile(r'[\x00-\x08\x0a-\x1f\x7f]')
@@ -100,53 +105,82 @@ def with_cookies(request: AnyRequest, jar: CookieJar, *,
             method: bytes, url: str, params: Any = (), headers: Headers = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        place = None
-        sent = headers
-        try:
-            sent = tuple(headers)
-            has_cookie = any(name.lower() == b'cookie' for name, _ in sent)
-            place = Place(url, kwargs.get('target'), loopback_is_secure)
-        except (TypeError, ValueError, AttributeError):
-            # The URL or the headers are malformed, and lowhaio refuses them and says why. Or the
-            # target is for another host, of which this layer knows nothing.
-            pass
-        else:
-            if not has_cookie:
-                sent += store.cookie_field(place)
-        code, fields, response_body = await request(
+        sent, place = headers, None
+        # While the jar is empty, it does not matter where the request goes.
+        if store.domains:
+            try:
+                sent = tuple(headers)
+                if not sent or not has_cookie(sent):
+                    place = Place(url, kwargs.get('target'), loopback_is_secure)
+            except MALFORMED:
+                pass  # lowhaio refuses the arguments, and says why
+            if place is not None:
+                sent = (*sent, *store.cookie_field(place))
+        # Most requests have no other keywords, and a call with ** takes longer.
+        response = await (request(
             method, url, params=params, headers=sent, body=body, body_args=body_args,
-            body_kwargs=body_kwargs, **kwargs)
-        set_cookies = [value for name, value in fields if name == b'set-cookie']
-        if set_cookies and place is not None:
-            store.keep(place, set_cookies[-MAX_PER_DOMAIN:])
-        return code, fields, response_body
+            body_kwargs=body_kwargs, **kwargs,
+        ) if kwargs else request(
+            method, url, params=params, headers=sent, body=body, body_args=body_args,
+            body_kwargs=body_kwargs))
+        fields = response[1]
+        if SET_COOKIE in map(NAME, fields):
+            place = place or place_of(url, kwargs.get('target'), loopback_is_secure)
+            if place is not None:
+                store.keep(place, [
+                    value for name, value in fields if name == SET_COOKIE][-MAX_PER_DOMAIN:])
+        return response
 
     return cast(AnyRequest, request_with_cookies)
 
 
+def has_cookie(headers: Fields) -> bool:
+    return b'cookie' in [name.lower() for name, _ in headers]
+
+
 # ---------------------------------------------------------------------- where a request goes
+
+# What arguments raise that lowhaio refuses.
+MALFORMED = (TypeError, ValueError, AttributeError)
+
+
+def place_of(url: str, target: bytes | None, loopback_is_secure: bool) -> Place | None:
+    """Where a request goes, or None if lowhaio refuses the URL and says why.
+
+    It is also None if the target is for another host, of which this layer knows nothing.
+    """
+    try:
+        return Place(url, target, loopback_is_secure)
+    except MALFORMED:
+        return None
+
 
 class Place:
     """The parts of a URL, and of a request target, that decide which cookies are for it.
 
-    `host` is canonical, `path` is the path as it is sent, and `is_secure` tells whether `Secure`
-    cookies may go there.
+    `host` is canonical, `domains` are those whose cookies are for it, `path` is the path as it is
+    sent, and `is_secure` tells whether `Secure` cookies may go there.
     """
 
-    __slots__ = ('is_tls', 'is_secure', 'host', 'path')
+    __slots__ = ('url', 'is_tls', 'is_secure', 'host', 'domains', 'sent_path')
 
     def __init__(self, url: str, target: bytes | None = None,
                  loopback_is_secure: bool = False) -> None:
-        match = URL.match(url)
-        if match is None:
-            raise ValueError('no http:// or https://, or no host')
-        scheme, host, path = match.groups()
-        self.is_tls = scheme.lower() == 'https'
-        self.host = canonical_host(host)
-        self.is_secure = self.is_tls or (
-            loopback_is_secure and LOOPBACK.fullmatch(self.host) is not None)
-        self.path = self.path_of(target) if target is not None else \
-            NOT_IN_PATH.sub(lambda match: quote(match[0]), path) or '/'
+        # The first slash that is not of the scheme ends the authority.
+        end = url.find('/', len('https://'))
+        self.url = url
+        self.is_tls, self.is_secure, self.host, self.domains = server_of(
+            url[:end] if end > 0 else url, loopback_is_secure)
+        self.sent_path = None if target is None else self.path_of(target)
+
+    @property
+    def path(self) -> str:
+        # Made when it is needed: most cookies are for all paths.
+        if self.sent_path is None:
+            match = cast(re.Match[str], URL.match(self.url))
+            self.sent_path = NOT_IN_PATH.sub(
+                lambda match: quote(match[0], errors='replace'), match[3]) or '/'
+        return self.sent_path
 
     def path_of(self, target: bytes) -> str:
         """The path in a request target. `*` stands for that of the whole server.
@@ -181,8 +215,18 @@ class Place:
         return Request(f'{scheme}://{host}{self.path}')
 
 
-# This has IPv6 addresses without brackets, as curl has them in its files.
-canonical_host = lru_cache(maxsize=256)(lowhaio.canonical_host)
+@lru_cache(maxsize=256)
+def server_of(beginning: str, loopback_is_secure: bool,
+              ) -> tuple[bool, bool, str, tuple[str, ...]]:
+    """What a URL up to its path tells: `is_tls`, `is_secure`, `host` and `domains` of a place."""
+    match = URL.match(beginning)
+    if match is None:
+        raise ValueError('no http:// or https://, or no host')
+    is_tls = match[1].lower() == 'https'
+    # This has IPv6 addresses without brackets, as curl has them in its files.
+    host = canonical_host(match[2])
+    is_secure = is_tls or loopback_is_secure and LOOPBACK.fullmatch(host) is not None
+    return is_tls, is_secure, host, tuple(domains_of(host))
 
 
 def is_address(host: str) -> bool:
@@ -201,6 +245,20 @@ def domains_of(host: str) -> Iterator[str]:
             yield domain
             _, dot, parent = domain[1:].partition('.')
             domain = dot + parent
+
+
+def matching(place: Place, paths: Paths) -> list[str]:
+    """Those of a domain's paths whose cookies are for a request to this place."""
+    if len(paths) == 1 and '/' in paths:
+        return ['/']
+    path = place.path
+    if len(paths) <= path.count('/'):
+        return [each for each in list(paths) if path_matches(path, each)]
+    # So many are not looked through, since those that match are beginnings of the request's path.
+    beginnings = {path}
+    for match in SLASH.finditer(path):
+        beginnings |= {path[:match.start()], path[:match.end()]}
+    return [each for each in beginnings if each in paths]
 
 
 def path_matches(path: str, cookie_path: str) -> bool:
@@ -351,7 +409,8 @@ def created(cookie: Cookie) -> int:
 
     It is 0 for cookies that others have put into the jar, so these come first.
     """
-    return cast(int, vars(cookie).get('created', 0))
+    number: int = getattr(cookie, 'created', 0)
+    return number
 
 
 def number_of(paths: Paths) -> int:
@@ -363,7 +422,7 @@ def is_expired(cookie: Cookie, now: float) -> bool:
 
     In the files of curl and of browsers, an expiry of 0 stands for the end of the session.
     """
-    return bool(cookie.expires) and cast(int, cookie.expires) <= now
+    return (cookie.expires or inf) <= now
 
 
 def pair_of(cookie: Cookie) -> str:
@@ -411,20 +470,34 @@ class Store:
 
     def cookie_field(self, place: Place) -> Fields:
         """The `cookie` field for a request, or nothing if it has no cookies (RFC 6265 5.4)."""
-        cookies = list(self.cookies_for(place, time.time()))
-        cookies.sort(key=lambda cookie: (-len(cookie.path), created(cookie)))
-        pairs = [pair for pair in map(pair_of, cookies) if PAIR.fullmatch(pair)]
-        return ((b'cookie', '; '.join(pairs).encode('latin-1')),) if pairs else ()
+        cookies = self.cookies_for(place, time.time())
+        if not cookies:
+            return ()
+        if len(cookies) > 1:
+            cookies.sort(key=lambda cookie: (-len(cookie.path), created(cookie)))
+        text = '; '.join(map(pair_of, cookies))
+        # Nearly all cookies are printable, and then it is enough to look at all of them at once.
+        if not (text.isascii() and text.isprintable() and text.count(';') < len(cookies)):
+            text = '; '.join(filter(PAIR.fullmatch, map(pair_of, cookies)))
+        return ((b'cookie', text.encode('latin-1')),) if text else ()
 
-    def cookies_for(self, place: Place, now: float) -> Iterator[Cookie]:
-        for domain in domains_of(place.host):
-            if domain in self.domains:
-                if domain in self.used:
-                    self.use(domain)
-                for path in list(self.domains[domain]):
-                    if path_matches(place.path, path):
-                        yield from (cookie for cookie in self.live_at(domain, path, now).values()
-                                    if place.is_secure or not cookie.secure)
+    def cookies_for(self, place: Place, now: float) -> list[Cookie]:
+        """The cookies for a request. Those that have expired are removed."""
+        cookies: list[Cookie] = []
+        domains = self.domains
+        for domain in place.domains:
+            paths = domains.get(domain)
+            if paths is None:
+                continue
+            if domain in self.used:
+                self.use(domain, paths)
+            for path in matching(place, paths):
+                for cookie in list(paths[path].values()):
+                    if is_expired(cookie, now):
+                        self.forget(domain, path, cookie.name)
+                    elif place.is_secure or not cookie.secure:
+                        cookies.append(cookie)
+        return cookies
 
     def live_at(self, domain: str, path: str, now: float) -> dict[str, Cookie]:
         """The cookies of a domain and path by name. Those that have expired are removed."""
@@ -519,16 +592,16 @@ class Store:
         for domain in dict.fromkeys(grown):
             if domain in self.domains:
                 self.thin_out(domain)
-                self.use(domain)
+                self.use(domain, self.domains[domain])
         while self.number > MAX_COOKIES:
             unused = next(iter(self.used))
             self.number -= self.used.pop(unused)
             if unused in self.domains:
                 self.jar.clear(unused)
 
-    def use(self, domain: str) -> None:
+    def use(self, domain: str, paths: Paths) -> None:
         """Note that the domain is in use, and how many cookies it has now."""
-        number = number_of(self.domains[domain])
+        number = number_of(paths)
         self.number += number - self.used.pop(domain, 0)
         self.used[domain] = number
 

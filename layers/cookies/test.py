@@ -33,7 +33,7 @@ from tests.harness import (
 )
 
 # Thousands of them take a minute: 200 are a share, the same in each run.
-EXAMPLES = int(os.environ.get('LOWHAIO_EXAMPLES', '200'))
+EXAMPLES = int(os.environ.get('LOWHAIO_EXAMPLES', '60'))
 
 HOSTS = ('example.com', '*.example.com', '*.b.example.com', 'other.com', '*.co.uk', '127.0.0.1')
 
@@ -240,6 +240,26 @@ async def test_the_longest_path_is_sent_first_and_then_the_oldest():
                     'e=5; Path=/a; Domain=example.com', 'f=6; Path=/a')
         await visit(URL, 'b=7; Path=/a')
         assert await visit(URL) == b'c=3; b=7; d=4; e=5; f=6; a=1'
+
+
+# With many paths in the jar, those that match are not found in the same way as with few.
+@pytest.mark.parametrize('others', [(), tuple(f'/other{number}' for number in range(100))])
+@on_one_loop
+async def test_how_many_paths_the_jar_has_does_not_matter(others):
+    jar = CookieJar()
+    for path in ('/', '/a/', '/a/b', '/a/b/', '/a/b//c', '/a/b/c', '/a/bc', '/b', *others):
+        jar.set_cookie(cookie_of('x', path, path=path))
+    jar.set_cookie(cookie_of('y', '/a/b', '.example.com', '/a/b'))
+    async with web(jar) as visit:
+        for url, sent in (
+                ('/a/b//c', b'x=/a/b//c; x=/a/b/; x=/a/b; y=/a/b; x=/a/; x=/'),
+                ('/a/b/c/d/e/f/g/h/i', b'x=/a/b/c; x=/a/b/; x=/a/b; y=/a/b; x=/a/; x=/'),
+                ('/a/b?/a/bc', b'x=/a/b; y=/a/b; x=/a/; x=/'),
+                ('/a', b'x=/'),
+                ('?/b', b'x=/'),
+                ('#/b', b'x=/'),
+                ('', b'x=/')):
+            assert await visit(f'http://www.example.com{url}') == sent
 
 
 @on_loops
@@ -979,3 +999,29 @@ def test_the_example_of_the_readme(capsys):
     assert capsys.readouterr().out == (
         "[('session', 'www.example.com')]\n200 b'The content'\n")
     assert value(script.heads[1], b'cookie') == b'session=1'
+
+
+@on_loops
+async def test_an_empty_jar_that_others_fill_counts_from_the_next_request_on():
+    jar, filled = CookieJar(), CookieJar()
+    async with web(filled) as visit:
+        await visit(URL, 'a=1; Path=/')
+    async with web(jar) as visit:
+        assert await visit(URL) is None
+        for cookie in filled:
+            jar.set_cookie(cookie)
+        assert await visit(URL) == b'a=1'
+        jar.clear()
+        assert await visit(URL) is None
+        assert await visit(URL, 'b=2') is None
+        assert await visit(URL) == b'b=2'
+
+
+@on_loops
+async def test_a_url_that_is_none_is_refused_by_lowhaio_also_if_the_jar_has_cookies():
+    jar = CookieJar()
+    async with web(jar) as visit:
+        await visit(URL, 'a=1')
+        with pytest.raises(HttpConnectionError, match='refused: url must'):
+            await visit('ftp://www.example.com/')
+        assert await visit(URL) == b'a=1'

@@ -246,25 +246,35 @@ def redirectable(
 
 
 def following(request: AnyRequest, rules: Rules) -> AnyRequest:
+    transforms = rules.transforms
+
     async def redirectable_request(
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        headers, body_args, body_kwargs = (
-            reiterable(headers), reiterable(body_args), reiterable(body_kwargs))
-        body = repeatable(body)
+        # The same check as in `reiterable`, without the call of it.
+        if type(headers) is not tuple:
+            headers = reiterable(headers)
+        if body is not empty_async_iterator:
+            body = repeatable(body)
+            body_args, body_kwargs = reiterable(body_args), reiterable(body_kwargs)
         followed: tuple[Hop, ...] = ()
         while True:
             try:
-                response = await request(
+                # Most requests have no other keywords, and a call with ** takes longer than all
+                # else that is done for one that is not redirected.
+                response = await (request(
                     method, url, params=params, headers=headers, body=body,
-                    body_args=body_args, body_kwargs=body_kwargs, **kwargs)
+                    body_args=body_args, body_kwargs=body_kwargs, **kwargs,
+                ) if kwargs else request(
+                    method, url, params=params, headers=headers, body=body,
+                    body_args=body_args, body_kwargs=body_kwargs))
             except HttpError as error:
                 if followed:
                     raise_as_answered(error, followed)
                 raise
             code, response_headers, response_body = response
-            location = rules.location(code, response_headers)
+            location = rules.location(response_headers) if code in transforms else None
             base = None if location is None else base_of(
                 followed[-1].url if followed else url, kwargs.get('target'))
             if location is None or base is None:
@@ -308,12 +318,12 @@ class Rules:
                 raise ValueError(f'redirects must be for codes of three digits, got {code!r}')
         if not isinstance(max_redirects, int) or max_redirects < 0:
             raise ValueError(f'max_redirects must be a number, 0 or more, got {max_redirects!r}')
+        if not max_redirects:
+            self.transforms = {}
         self.transform_headers = keeping(keep, transform_headers)
 
-    def location(self, code: bytes, headers: Fields) -> str | None:
+    def location(self, headers: Fields) -> str | None:
         """Where a response redirects to, or None if it is to be returned."""
-        if code not in self.transforms or not self.max_redirects:
-            return None
         # Some servers and proxies send the same location twice. Different ones are ambiguous.
         locations = {value for name, value in headers if name == b'location'}
         return decoded(locations.pop()) if len(locations) == 1 else None

@@ -20,7 +20,7 @@ import re
 import time
 from asyncio import sleep
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Container, Iterable, Iterator
 from datetime import UTC, datetime
 from random import uniform
 from typing import Any, TypeVar, cast
@@ -34,10 +34,12 @@ from lowhaio import (
     HttpHeaderTooLong,
     Phase,
     empty_async_iterator,
+    has_arrived,
     repeatable,
 )
 
-__all__ = ['DEFAULT_INTERVALS', 'always', 'if_idempotent', 'if_stale', 'is_lasting', 'retry']
+__all__ = ['DEFAULT_INTERVALS', 'always', 'if_idempotent', 'if_stale', 'is_lasting', 'retry',
+           'retry_after']
 
 # How many bytes of the body of a response that is not returned are read so that its connection can
 # be used again. Each chunk counts as 1 KiB more than it holds, because even the smallest read
@@ -155,7 +157,8 @@ def retry(
     - `exception_intervals`: pairs of a class of exceptions and the times to wait after each such
       exception. The first pair whose class fits counts. The last exception is raised as it came,
       with one change: an `HttpConnectionError` becomes an `HttpDataError` if an earlier attempt
-      may have been sent. After an exception that `is_lasting`, nothing is tried again.
+      may have been sent. After an exception that `is_lasting`, nothing is tried again. One with
+      an attribute `retry_after` counts as a response with that field.
     - `code_intervals`: pairs of a status code, as bytes, and the times to wait after each such
       response. If its `retry-after` is longer, that counts. The last response is returned.
     - `should_retry(method, error)`: whether a request may be made again. The error is None after
@@ -180,27 +183,38 @@ def retry(
 
 
 def retrying(request: AnyRequest, options: Options) -> AnyRequest:
-    by_code = options.by_code
-    is_plain = options.max_total is None and options.max_buffered is None
+    by_code, max_buffered, max_total = options.by_code, options.max_buffered, options.max_total
 
     async def retrying_request(
             method: bytes, url: str, params: Any = (), headers: Any = (),
             body: Any = empty_async_iterator, body_args: Any = (), body_kwargs: Any = (),
             **kwargs: Any) -> Response:
-        headers = reiterable(headers)
+        # The same check as in `reiterable`, without the call of it.
+        if type(headers) is not tuple:
+            headers = reiterable(headers)
         if body is not empty_async_iterator:
             body = repeatable(body)
             body_args, body_kwargs = reiterable(body_args), reiterable(body_kwargs)
-        deadline = math.inf if options.max_total is None else now() + options.max_total
+        deadline = math.inf if max_total is None else now() + max_total
         # Made at the first failure, so that a request that succeeds at once does not pay for it.
         attempts: Attempts | None = None
+        raised: Exception | None = None
         try:
             while True:
                 try:
+                    # Most requests have no other keywords, and a call with ** takes longer than
+                    # all else that is done for one that succeeds at once.
                     made = request(
                         method, url, params=params, headers=headers, body=body,
-                        body_args=body_args, body_kwargs=body_kwargs, **kwargs)
-                    response = await (made if is_plain else in_time(made, deadline, options))
+                        body_args=body_args, body_kwargs=body_kwargs, **kwargs,
+                    ) if kwargs else request(
+                        method, url, params=params, headers=headers, body=body,
+                        body_args=body_args, body_kwargs=body_kwargs)
+                    if max_buffered is not None:
+                        made = begun(made, max_buffered, by_code)
+                    if max_total is not None:
+                        made = in_time(made, deadline)
+                    response = await made
                     if response[0] not in by_code:
                         return response
                 except Exception as error:
@@ -219,7 +233,8 @@ def retrying(request: AnyRequest, options: Options) -> AnyRequest:
                     await drain(response[2])
                 await attempts.wait(seconds)
         finally:
-            # The exception in it refers to this frame, and the frame to it.
+            # The exceptions in these refer to this frame, and the frame to them.
+            raised = None
             if attempts is not None:
                 attempts.last = None
 
@@ -300,13 +315,17 @@ class Attempts:
     def wait_after_error(self, error: Exception) -> float | None:
         """The seconds to wait before the next attempt, or None if there must not be one."""
         self.count += 1
-        kind = next((kind for kind in self.options.by_class if isinstance(error, kind)), None)
+        options = self.options
+        kind = next((kind for kind in options.by_class if isinstance(error, kind)), None)
         seconds = next(self.intervals.get(kind, iter(())), None)
-        if seconds is None or is_lasting(error) or not self.options.should_retry(
-                self.method, error):
+        # Of a layer that makes errors of responses.
+        asked = getattr(error, 'retry_after', 0)
+        if (seconds is None or asked > options.max_retry_after or is_lasting(error)
+                or not options.should_retry(self.method, error)):
             return None
         is_sent = not isinstance(error, HttpConnectionError)
-        return self.decide(seconds, error, is_sent, 0 if is_sent else CONNECTION_JITTER)
+        return self.decide(max(seconds, asked), error, is_sent,
+                           0 if is_sent else CONNECTION_JITTER)
 
     def wait_after_response(self, response: Response) -> float | None:
         """The seconds to wait before the next attempt, or None if there must not be one."""
@@ -390,24 +409,42 @@ class OutOfTime(Exception):
     is_lasting = True
 
 
-async def in_time(made: Awaitable[Response], deadline: float, options: Options) -> Response:
-    """The response of an attempt, with the beginning of its body if `max_buffered` asks for it.
-
-    Raises `OutOfTime` at the deadline.
-    """
-    scope = asyncio.timeout_at(None if deadline == math.inf else deadline)
+async def in_time(made: Awaitable[Response], deadline: float) -> Response:
+    """The response of an attempt. Raises `OutOfTime` at the deadline."""
+    scope = asyncio.timeout_at(deadline)
     try:
         async with scope:
-            code, headers, body = await made
-            # What follows a 101 is no content, but a protocol of its own.
-            if options.max_buffered is not None and code != b'101' and code not in options.by_code:
-                body = BegunBody(body)
-                await body.begin(options.max_buffered)
-            return code, headers, body
+            return await made
     except TimeoutError as cause:
         if scope.expired():
             raise OutOfTime from cause
         raise
+
+
+async def begun(made: Awaitable[Response], max_length: int,
+                by_code: Container[bytes]) -> Response:
+    """The response of an attempt, after its body has ended or more than `max_length` bytes came.
+
+    Those with a code in `by_code` are left as they are.
+    """
+    response = code, headers, body = await made
+    # What follows a 101 is no content, but a protocol of its own. Most small bodies came whole
+    # with their heads, and need not be read before they are returned.
+    if code in by_code or code == b'101' or has_arrived(body):
+        return response
+    chunks: deque[bytes] = deque()
+    has_ended = True
+    try:
+        async for chunk in body:
+            chunks.append(chunk)
+            max_length -= len(chunk)
+            if max_length < 0:
+                has_ended = False
+                break
+    except BaseException:
+        await body.aclose()
+        raise
+    return code, headers, BegunBody(body, chunks, has_ended)
 
 
 class BegunBody:
@@ -416,29 +453,17 @@ class BegunBody:
     It passes on all other attributes of the body that it reads from.
     """
 
-    __slots__ = ('_body', '_chunks', '_error', '__weakref__')
+    __slots__ = ('_body', '_chunks', '_has_ended', '_error', '__weakref__')
 
-    def __init__(self, body: Any) -> None:
+    def __init__(self, body: Any, chunks: deque[bytes], has_ended: bool) -> None:
         self._body = body
-        # What has been read, and not handed out yet.
-        self._chunks: deque[bytes] = deque()
+        # What has been read, and not handed out yet, and whether that is all there is.
+        self._chunks = chunks
+        self._has_ended = has_ended
         self._error: HttpDataError | None = None
 
     def __repr__(self) -> str:
         return f'<BegunBody {sum(map(len, self._chunks))} bytes held of {self._body!r}>'
-
-    async def begin(self, max_length: int) -> None:
-        """Read until the body ends, or more than `max_length` bytes are held."""
-        try:
-            length = 0
-            async for chunk in self._body:
-                self._chunks.append(chunk)
-                length += len(chunk)
-                if length > max_length:
-                    break
-        except BaseException:
-            await self._body.aclose()
-            raise
 
     def __aiter__(self) -> BegunBody:
         return self
@@ -448,6 +473,8 @@ class BegunBody:
             raise self._error
         if self._chunks:
             return self._chunks.popleft()
+        if self._has_ended:
+            raise StopAsyncIteration
         chunk: bytes = await anext(self._body)
         return chunk
 

@@ -46,6 +46,7 @@ from tests.harness import (
     response,
     run_block,
     turns,
+    values_of,
 )
 
 NOW = 1_800_000_000
@@ -263,6 +264,14 @@ async def test_the_body_function_is_called_anew(slept):
 
 
 @on_loops
+async def test_iterators_are_good_for_each_attempt_also_beside_other_keywords(slept):
+    async with retried(None, None, OK, OK) as (request, script):
+        for others in {}, {'timeouts': {'read': 5}}:
+            await request(headers=iter([(b'x-a', b'1'), (b'x-b', b'2')]), **others)
+    assert [values_of(head, b'x-b') for head in script.heads] == [[b'2']] * 4
+
+
+@on_loops
 async def test_a_body_that_can_be_made_once_is_not_sent_empty(slept):
     chunks = streamed(b'abc')()
     async with retried(None, OK) as (request, script):
@@ -287,6 +296,25 @@ async def test_an_exception_is_freed_as_soon_as_the_request_has_ended(slept):
     try:
         assert await retry(request)(b'GET', 'http://a/') == ANSWER
         assert raised[0]() is None
+    finally:
+        gc.enable()
+
+
+@on_loops
+async def test_an_exception_that_is_raised_is_freed_by_who_caught_it(slept):
+    class Watched(Exception):
+        pass
+
+    async def request(method, url, **kwargs):
+        raise Watched
+
+    gc.disable()
+    try:
+        try:
+            await retry(request)(b'GET', 'http://a/')
+        except Watched as error:
+            held = weakref.ref(error)
+        assert held() is None
     finally:
         gc.enable()
 
@@ -572,6 +600,18 @@ async def test_an_exception_may_say_itself_that_it_lasts(slept):
     with pytest.raises(HttpDataError):
         await retry(request)(b'GET', 'http://a/')
     assert len(made) == 1
+
+
+@pytest.mark.parametrize('asked, waited', [(7, [7]), (0.5, [1]), (120.5, [])])
+@on_loops
+async def test_an_exception_may_say_itself_how_long_to_wait(slept, asked, waited):
+    error = HttpDataError('text')
+    error.retry_after = asked
+    request, made = failing(error, error)
+    with pytest.raises(HttpDataError):
+        await retry(request, ((HttpDataError, (1,)),))(b'GET', 'http://a/')
+    assert slept == waited
+    assert len(made) == 1 + len(waited)
 
 
 @on_loops

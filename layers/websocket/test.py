@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import functools
 import gc
 import hashlib
 import importlib.util
@@ -52,12 +53,17 @@ from tests.harness import (
     python_blocks,
     response,
     run_block,
+    small_sock,
     trusting,
     turns,
     until,
     value,
     values_of,
 )
+
+# More than what buffers hold between a client with such a socket and a server that does not read.
+HUGE = bytes(10_000_000)
+narrow_sock = functools.partial(small_sock, size=2 ** 18)
 
 TEXT, BINARY, CONTINUATION, CLOSE, PING, PONG = 0x81, 0x82, 0x80, 0x88, 0x89, 0x8a
 FIN, COMPRESSED, MASKED = 0x80, 0x40, 0x80
@@ -979,13 +985,13 @@ async def test_a_peer_that_sends_much_before_it_reads_is_read_from():
     """It would wait for us as we wait for it."""
     async def script(wire):
         await wire.send(frame(PING, b'busy') + frame(BINARY, bytes(900_000)))
-        assert await wire.frame() == (BINARY, bytes(20_000_000))
+        assert await wire.frame() == (BINARY, HUGE)
         assert await wire.frame() == (PONG, b'busy')
         await wire.send(NORMAL)
 
-    async with serving(script) as (request, url, _):
+    async with serving(script, get_sock=narrow_sock) as (request, url, _):
         async with websocket(request, url) as ws:
-            await ws.send(bytes(20_000_000))
+            await ws.send(HUGE)
             assert [len(message) async for message in ws] == [900_000]
 
 
@@ -1137,11 +1143,11 @@ async def test_a_send_that_waits_beside_a_receive_that_began_before_it(cancelled
         await wire.echo()
 
     event, frames = asyncio.Event(), []
-    async with serving(script) as (request, url, _):
+    async with serving(script, get_sock=narrow_sock) as (request, url, _):
         async with websocket(request, url) as ws:
             tasks = {'receive': asyncio.ensure_future(ws.receive())}
             await turns(3)
-            tasks['send'] = asyncio.ensure_future(ws.send(bytes(30_000_000)))
+            tasks['send'] = asyncio.ensure_future(ws.send(HUGE))
             await turns(3)
             if cancelled is not None:
                 task = tasks.pop(cancelled)
@@ -1153,7 +1159,7 @@ async def test_a_send_that_waits_beside_a_receive_that_began_before_it(cancelled
             assert await ws.receive() == 'second'
             if 'send' in tasks:
                 await tasks['send']
-    assert frames == [(BINARY, bytes(30_000_000)), (PONG, b'a')]
+    assert frames == [(BINARY, HUGE), (PONG, b'a')]
 
 
 @on_loops
@@ -1199,16 +1205,16 @@ async def test_a_cancelled_send_is_finished_by_what_is_called_next():
         await wire.echo()
 
     event, frames = asyncio.Event(), []
-    async with serving(script) as (request, url, _):
+    async with serving(script, get_sock=narrow_sock) as (request, url, _):
         async with websocket(request, url) as ws:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
-                    await ws.send(bytes(30_000_000))
+                    await ws.send(HUGE)
             event.set()
             next_one = asyncio.ensure_future(ws.send('next'))
             assert await ws.receive() == 'thanks'
             await next_one
-    assert frames == [(BINARY, bytes(30_000_000)), (TEXT, b'next')]
+    assert frames == [(BINARY, HUGE), (TEXT, b'next')]
 
 
 @on_loops
@@ -1220,16 +1226,16 @@ async def test_who_receives_goes_on_with_a_send_that_was_cancelled():
         await wire.echo()
 
     event, frames = asyncio.Event(), []
-    async with serving(script) as (request, url, _):
+    async with serving(script, get_sock=narrow_sock) as (request, url, _):
         async with websocket(request, url) as ws:
             receiving = asyncio.ensure_future(ws.receive())
             await turns(3)
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.05):
-                    await ws.send(bytes(30_000_000))
+                    await ws.send(HUGE)
             event.set()
             assert await receiving == 'thanks'
-    assert frames == [(BINARY, bytes(30_000_000))]
+    assert frames == [(BINARY, HUGE)]
 
 
 @on_loops
@@ -1243,9 +1249,9 @@ async def test_of_the_pongs_that_wait_the_last_one_is_sent():
         await wire.echo()
 
     event, frames = asyncio.Event(), []
-    async with serving(script) as (request, url, _):
+    async with serving(script, get_sock=narrow_sock) as (request, url, _):
         async with websocket(request, url) as ws:
-            sending = asyncio.ensure_future(ws.send(bytes(30_000_000)))
+            sending = asyncio.ensure_future(ws.send(HUGE))
             await turns(10)
             event.set()
             assert await ws.receive() == 'go'
@@ -1754,9 +1760,9 @@ async def test_a_close_behind_a_send_that_the_peer_does_not_take():
     async def script(wire):
         await forever()
 
-    async with serving(script) as (request, url, _):
+    async with serving(script, get_sock=narrow_sock) as (request, url, _):
         async with websocket(request, url, close_timeout=0.05) as ws:
-            sending = asyncio.ensure_future(ws.send(bytes(30_000_000)))
+            sending = asyncio.ensure_future(ws.send(HUGE))
             await turns(5)
         with pytest.raises(WebSocketClosedError, match='the WebSocket was closed: 1000'):
             await sending
@@ -1767,9 +1773,9 @@ async def test_a_peer_that_takes_nothing_is_a_lost_connection():
     async def script(wire):
         await forever()
 
-    async with serving(script) as (request, url, _):
+    async with serving(script, get_sock=narrow_sock) as (request, url, _):
         async with websocket(request, url) as ws:
-            sending = asyncio.ensure_future(ws.send(bytes(30_000_000)))
+            sending = asyncio.ensure_future(ws.send(HUGE))
             receiving = asyncio.ensure_future(ws.receive())
             await passing(10.5)
             for task in sending, receiving:

@@ -4,7 +4,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, TypeVar
 from lowhaio import Fields, HttpConnectionError, HttpDataError
 
-__all__ = ['DEFAULT_INTERVALS', 'always', 'if_idempotent', 'if_stale', 'is_lasting', 'retry']
+__all__ = [
+    'DEFAULT_INTERVALS',
+    'always',
+    'if_idempotent',
+    'if_stale',
+    'is_lasting',
+    'retry',
+    'retry_after',
+]
 Response = tuple[bytes, Fields, Any]
 AnyRequest = TypeVar('AnyRequest', bound=Callable[..., Awaitable[Response]])
 ShouldRetry = Callable[[bytes, Exception | None], bool]
@@ -34,3 +42,5 @@ def retry(
     max_buffered: int | None = None,
     on_retry: OnRetry | None = None,
 ) -> AnyRequest: ...
+
+def retry_after(headers: Fields) -> float: ...
