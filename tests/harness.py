@@ -34,6 +34,7 @@ import threading
 import time
 import tomllib
 import types
+import warnings
 from collections.abc import Awaitable, Callable
 
 import aiodnsresolver
@@ -60,9 +61,22 @@ except ImportError:
 
 LOOPS = {'asyncio': asyncio.SelectorEventLoop}
 
-if uvloop is not None and os.environ.get('LOWHAIO_TEST_LOOP') != 'asyncio':
-    LOOPS['uvloop'] = uvloop.new_event_loop
-    uvloop.new_event_loop().close()  # the first one opens descriptors that stay
+if uvloop is not None:
+    class UvLoop(uvloop.Loop):
+        """One that says what was left open when it is closed.
+
+        It warns of each handle that is still open. Where warnings are errors it does not close
+        such a handle then, and waits for its end for ever.
+        """
+
+        def close(self):
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter('always')
+                super().close()
+            assert [str(warning.message) for warning in caught] == []
+
+    LOOPS['uvloop'] = UvLoop
+    UvLoop().close()  # the first one opens descriptors that stay
 
 
 class StandingClock:
@@ -140,7 +154,7 @@ async def settling(is_over: Callable[[], object] = lambda: False) -> None:
 
 CLOCKED = {name: type(f'StandingClock on {name}', (StandingClock, kind), {})
            for name, kind in {'asyncio': asyncio.SelectorEventLoop,
-                              'uvloop': uvloop and uvloop.Loop}.items() if name in LOOPS}
+                              'uvloop': LOOPS.get('uvloop')}.items() if name in LOOPS}
 
 SCHEMES = pytest.mark.parametrize('scheme', ['http', 'https'])
 
@@ -275,6 +289,19 @@ async def until(condition: Callable[[], object]) -> None:
         await (settling(condition) if clock_stands else asyncio.sleep(0.001))
 
 
+async def until_idle() -> None:
+    """Wait until this thread uses nearly no CPU for a moment, although the loop may be woken.
+
+    Whatever looks at the same thing again and again never lets it come to that. What is left to
+    do on a slow machine only delays it.
+    """
+    share = 1.0
+    while share > 0.2:
+        cpu, started = time.thread_time(), time.monotonic()
+        await asyncio.sleep(0.1)
+        share = (time.thread_time() - cpu) / (time.monotonic() - started)
+
+
 async def forever():
     """Wait for what never comes."""
     await asyncio.Event().wait()
@@ -311,6 +338,29 @@ def row(name):
     except BaseException as error:
         error.add_note(f'in the row: {name}')
         raise
+
+
+def run_rows(rows, tmp_path_factory):
+    """Run functions, each with the name of its row, its arguments and the names of its fixtures.
+
+    All are run, so all failures are told. A row that was skipped is told if none has failed.
+    """
+    failures = []
+    skipped = []
+    for name, function, kwargs, fixtures in rows:
+        try:
+            with row(name), pytest.MonkeyPatch.context() as monkeypatch:
+                made = {'monkeypatch': monkeypatch, 'tmp_path': 'tmp_path' in fixtures
+                        and tmp_path_factory.mktemp('row')}
+                function(**kwargs, **{name: made[name] for name in fixtures})
+        except pytest.skip.Exception as error:
+            skipped.append(error)
+        except (Exception, pytest.fail.Exception) as error:
+            failures.append(error)
+    if len(failures) > 1:
+        raise BaseExceptionGroup(f'{len(failures)} of {len(rows)} rows failed', failures)
+    for error in failures + skipped:
+        raise error
 
 
 def run_script(script, *args, **kwargs):
@@ -399,14 +449,17 @@ async def failed(awaitable, kind, cause, message=None):
     return error
 
 
-async def measured(awaitable):
+async def measured(awaitable, has_begun=lambda: True):
     """How many seconds it takes, and the task that has ended.
 
-    For a loop whose clock stands. Time passes only when nothing else happens any more.
+    For a loop whose clock stands. Time passes only when nothing else happens any more. Where what
+    a kernel does last, such as to take more of what is sent, begins the time anew, only this is
+    exact: see `ends_after`.
     """
     loop = asyncio.get_running_loop()
     begin = loop.now
     task = asyncio.ensure_future(awaitable)
+    await until(has_begun)
     while True:
         for _ in range(2):
             if not task.done():
@@ -421,7 +474,8 @@ async def measured(awaitable):
 async def ends_after(seconds, awaitable, has_begun=lambda: True):
     """A task that ends when so much time has passed since it began to wait, and no sooner.
 
-    For a loop whose clock stands.
+    For a loop whose clock stands. What it waits for must not move on its own in between: a kernel
+    may acknowledge what was sent up to 0.2 s later, and make room for more.
     """
     task = asyncio.ensure_future(awaitable)
     await until(has_begun)
@@ -698,6 +752,8 @@ class Peer:
     async def send(self, *pieces: bytes) -> None:
         """Send each piece so that the client, on the same loop, sees one after the other."""
         for piece in pieces:
+            if self.writer.transport.is_closing():
+                raise ConnectionResetError('the client has closed the connection')
             self.writer.write(piece)
             await self.writer.drain()
             await turns(4)
@@ -922,8 +978,8 @@ async def unix_streams(streams, tmp_path):
     """A server on a unix socket. Yields a `get_connection`, and the peer that errors name."""
     path = str(tmp_path / 's')
     server = await asyncio.start_unix_server(streams, path, ssl=streams.context)
-    yield through_unix_socket(path), f' (peer {path})'
-    server.close()
+    with contextlib.closing(server):
+        yield through_unix_socket(path), f' (peer {path})'
 
 
 @contextlib.asynccontextmanager
@@ -936,8 +992,8 @@ async def listening(script, host='127.0.0.1'):
         await script(reader, writer)
 
     server = await asyncio.start_server(serve, host, 0)
-    yield server.sockets[0].getsockname()
-    server.close()
+    with contextlib.closing(server):
+        yield server.sockets[0].getsockname()
     await asyncio.gather(*started)
 
 
@@ -1203,7 +1259,7 @@ class WebServer(http.server.ThreadingHTTPServer):
 @contextlib.contextmanager
 def serving(server):
     """Run a web server in a thread."""
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread = threading.Thread(target=server.serve_forever, args=(0.001,))
     thread.start()
     yield server
     server.shutdown()
@@ -1843,13 +1899,21 @@ ROOT = pathlib.Path(__file__).parent.parent
 def recipe(page):
     """The program of a page of docs/recipes/, as a module. Only imports, constants and definitions
     are run."""
-    tree = ast.parse(python_blocks(ROOT / 'docs' / 'recipes' / f'{page}.md')[0])
-    tree.body = [node for node in tree.body if isinstance(
-        node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-        or isinstance(node, ast.Assign) and node.targets[0].id.isupper()]
     module = types.ModuleType(page)
-    exec(compile(tree, page, 'exec'), vars(module))
+    with COMPILING:
+        tree = ast.parse(python_blocks(ROOT / 'docs' / 'recipes' / f'{page}.md')[0])
+        tree.body = [node for node in tree.body if isinstance(
+            node,
+            ast.Import | ast.ImportFrom | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            or isinstance(node, ast.Assign) and node.targets[0].id.isupper()]
+        code = compile(tree, page, 'exec')
+    exec(code, vars(module))
     return module
+
+
+# CPython 3.11 counts the depth of a tree for all threads together, and raises a SystemError if
+# another one has made a tree meanwhile.
+COMPILING = threading.Lock()
 
 
 def as_printed(error):

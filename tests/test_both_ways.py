@@ -22,6 +22,7 @@ from lowhaio import (
     Pool,
     buffered,
 )
+from lowhaio_proxy import proxied_pool
 from tests.harness import (
     AS_CHUNKS,
     BLOCKING,
@@ -63,7 +64,6 @@ from tests.harness import (
     receive_end,
     receive_exactly,
     receive_head,
-    recipe,
     row,
     run_until,
     say_goodbye,
@@ -195,15 +195,15 @@ def echoing(size):
 
 @SCHEMES
 @on_loops
-async def test_an_echo_of_20_megabytes_comes_through_small_buffers(scheme):
+async def test_an_echo_of_8_megabytes_comes_through_small_buffers(scheme):
     async def body():
-        for number in range(320):
-            chunk = bytes([number % 256]) * 62500
+        for number in range(128):
+            chunk = bytes([number]) * 62500
             sent.update(chunk)
             yield chunk
 
     sent, received = hashlib.sha256(), hashlib.sha256()
-    size = 20_000_000
+    size = 8_000_000
     with ThreadServer(echoing(size), context_of(scheme)) as server:
         async with pool(get_ssl_context=trusting, get_sock=small_but_fast) as request:
             code, _, response = await uploading(request, server, body, length=size)
@@ -427,9 +427,13 @@ async def test_a_reading_gives_what_comes_while_the_body_waits_and_sends_while_n
 async def test_a_long_response_and_a_long_request_take_turns(scheme):
     """Neither waits until the other has come to its end, and the loop has its turns."""
     marks = []
+    has_begun = False
 
     async def body():
-        for _ in range(200):
+        for number in range(200):
+            # The server answers once it has the head, whenever its thread gets a turn.
+            if number == 100:
+                await until(lambda: has_begun)
             marks.append('sent')
             yield bytes(50_000)
 
@@ -459,7 +463,7 @@ async def test_a_long_response_and_a_long_request_take_turns(scheme):
                       context_of(scheme)) as server:
         async with pool(get_ssl_context=trusting) as request:
             _, _, response = await uploading(request, server, body, length=10_000_000)
-            begun = len(marks)
+            has_begun = True
             other = asyncio.create_task(beside())
             length = 0
             async for chunk in response:
@@ -467,7 +471,6 @@ async def test_a_long_response_and_a_long_request_take_turns(scheme):
                 length += len(chunk)
             other.cancel()
             assert (length, response.request_sent) == (10_000_000, True)
-    assert begun < 100
     # Each has done something while the other one was not at its end.
     assert 'read' in marks[:len(marks) - 1 - marks[::-1].index('sent')]
     assert count >= 5
@@ -1052,7 +1055,7 @@ class Gone:
     def __init__(self, raw, leave):
         self.raw = raw
         self.leave = leave
-        self.is_gone = threading.Event()
+        self.is_asked, self.is_gone = threading.Event(), threading.Event()
         self.go_on = asyncio.Event()
 
     def __call__(self, sock):
@@ -1062,6 +1065,7 @@ class Gone:
         begin = self.raw.index(b'\r\n\r\n') + 4
         sock.sendall(self.raw[:begin])
         assert sock.recv(1) == b'a'
+        assert self.is_asked.wait(PATIENCE)
         sock.sendall(self.raw[begin:])
         self.leave(sock)
         self.is_gone.set()
@@ -1069,6 +1073,9 @@ class Gone:
     async def body(self):
         await self.go_on.wait()
         yield b'a'
+        # So that it leaves.
+        await asyncio.sleep(0)
+        self.is_asked.set()
         assert self.is_gone.wait(PATIENCE)
         while True:
             yield b'b'
@@ -2150,11 +2157,9 @@ async def test_after_101_through_an_http_proxy(scheme):
                 await writer.drain()
         writer.close()
 
-    through_http_proxy = recipe('http-proxy').through_http_proxy
     async with (Server(after_101(echo, b'hello'), context_of(scheme)) as server,
-                listening(proxy) as address,
-                pool(get_connection=through_http_proxy(url_of_proxy(address)),
-                     get_ssl_context=trusting) as request):
+                listening(proxy) as address):
+        request, close = proxied_pool(url_of_proxy(address), get_ssl_context=trusting)
         _, _, stream = await request(b'GET', f'{scheme}://name.test/', headers=UPGRADE)
         assert await anext(stream) == b'hello'
         for data in b'a', b'b' * 1000:
@@ -2164,6 +2169,7 @@ async def test_after_101_through_an_http_proxy(scheme):
                 received += await anext(stream)
             assert received == data
         await stream.aclose()
+        await close()
 
 
 @SCHEMES

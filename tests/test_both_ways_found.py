@@ -62,6 +62,7 @@ async def test_a_reset_that_sending_meets_is_no_end_of_a_content_without_length(
 async def test_nor_is_a_reset_that_sending_meets_before_the_response_has_been_read(code):
     def script(sock):
         receive_head(sock)
+        assert is_asked.wait(PATIENCE)
         sock.sendall(b'HTTP/1.0 %b Some reason\r\n\r\nsome of it' % code)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))
         sock.close()
@@ -69,11 +70,14 @@ async def test_nor_is_a_reset_that_sending_meets_before_the_response_has_been_re
 
     async def body():
         yield b'a'
+        # So that it leaves.
+        await asyncio.sleep(0)
         # All of this comes while the loop can not look.
+        is_asked.set()
         assert is_reset.wait(PATIENCE)
         yield b'b'
 
-    is_reset = threading.Event()
+    is_asked, is_reset = threading.Event(), threading.Event()
     with ThreadServer(script) as server:
         async with pool() as request:
             with pytest.raises(HttpConnectionClosedError) as caught:
@@ -121,18 +125,22 @@ async def test_a_generator_cleans_up_at_once_when_its_response_is_dropped_in_a_c
 async def test_a_last_response_that_a_failed_sending_finds_may_be_longer_than_one_read(length):
     def script(sock):
         receive_head(sock)
+        assert is_asked.wait(PATIENCE)
         sock.sendall(b'HTTP/1.0 200 OK\r\ncontent-length: %d\r\n\r\n' % length + bytes(5000))
         sock.close()
         has_closed.set()
 
     async def body():
         yield b'a'
+        # So that it leaves.
+        await asyncio.sleep(0)
         # All of this comes while the loop can not look.
+        is_asked.set()
         assert has_closed.wait(PATIENCE)
         while True:
             yield b'b'
 
-    has_closed = threading.Event()
+    is_asked, has_closed = threading.Event(), threading.Event()
     with ThreadServer(script) as server:
         async with pool(recv_bufsize=1000) as request:
             code, _, response = await request(

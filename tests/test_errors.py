@@ -132,6 +132,8 @@ async def test_a_request_of_which_bytes_were_sent_is_not():
 
     async def body():
         yield b'o'
+        # It is sent before the generator goes on.
+        await asyncio.sleep(0)
         socks[0].shutdown(socket.SHUT_WR)
         yield b'k'
 

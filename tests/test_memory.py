@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import tracemalloc
 import weakref
 
@@ -21,11 +22,13 @@ from tests.harness import (
     ROOT,
     Answering,
     Server,
+    ThreadServer,
     get,
     head,
     on_loops,
     on_one_loop,
     pool,
+    receive_head,
     until,
 )
 
@@ -55,22 +58,24 @@ SECRET_IN = {
 KEPT_WITH_THE_POOL = {'the path', 'a trailer', 'a repeated field'}
 
 KEEPING = """
-import asyncio, contextlib, gc, json, socket, sys
+import asyncio, contextlib, gc, json, re, socket, sys
 from lowhaio import HttpError, Pool, buffered
 
-def holders(backwards):
-    # Nothing else than what lowhaio keeps has the secret forwards
+def holders():
+    # The secret of each row ends in the row's number, so one look at all objects finds those of
+    # all rows. Nothing else than what lowhaio keeps has a secret with its number
     gc.collect()
-    text = backwards[::-1]
-    data = text.encode()
-    found = set()
+    in_text = re.compile('secret([0-9][0-9])').findall
+    in_data = re.compile(b'secret([0-9][0-9])').findall
+    found = {}
     for holder in gc.get_objects():
         # What a module refers to is in its dictionary. In CPython 3.12, that of asyncio also tells
         # of futures that were freed, and to touch those breaks the next collection
         for held in () if type(holder) is type(gc) else gc.get_referents(holder):
-            if isinstance(held, str) and text in held or isinstance(held, bytes) and data in held:
-                found.add(type(holder).__name__)
-    return sorted(found)
+            if isinstance(held, (str, bytes)):
+                for number in in_text(held) if isinstance(held, str) else in_data(held):
+                    found.setdefault(int(number), set()).add(type(holder).__name__)
+    return {number: sorted(kinds) for number, kinds in found.items()}
 
 async def main(secret_in):
     ends = []
@@ -90,30 +95,31 @@ async def main(secret_in):
         end.send(b'HTTP/1.1 200' + start + (b'' if start else b'\\r\\n' + line) + (
             b'' if b'chunked' in line else b'\\r\\ncontent-length: 0') + b'\\r\\n\\r\\n')
 
-    async def exchange(request, path, line, backwards):
-        asking = request(b'GET', 'http://name.test' + path.replace('SECRET', backwards[::-1]))
+    async def exchange(request, path, line, number):
+        secret = f'secret{number:02}'
+        asking = request(b'GET', 'http://name.test' + path.replace('SECRET', secret))
         task = asyncio.ensure_future(asking)
         for _ in range(5):
             await asyncio.sleep(0)
         if not task.done():
-            answer(line.encode().replace(b'SECRET', backwards[::-1].encode()))
+            answer(line.encode().replace(b'SECRET', secret.encode()))
         with contextlib.suppress(HttpError):
             await buffered((await task)[2])
         del task
         # The loop lets go of the task in its next turn
         await asyncio.sleep(0)
 
-    kept = {}
-    for number, (name, (path, line)) in enumerate(secret_in.items()):
-        backwards = f'{number:02}terces'
-        request, close = Pool(get_connection=get_connection)
+    pools = []
+    for number, (path, line) in enumerate(secret_in.values()):
+        pools.append(Pool(get_connection=get_connection))
         for _ in range(3):
-            await exchange(request, path, line, backwards)
-        with_pool = holders(backwards)
-        await close()
-        del request, close
-        kept[name] = with_pool, holders(backwards)
-    return kept
+            await exchange(pools[-1][0], path, line, number)
+    with_pools = holders()
+    while pools:
+        await pools.pop()[1]()
+    without = holders()
+    return {name: (with_pools.get(number, []), without.get(number, []))
+            for number, name in enumerate(secret_in)}
 
 if sys.argv[1] == 'uvloop':
     from uvloop import new_event_loop
@@ -181,6 +187,46 @@ async def test_what_is_remembered_is_bounded_in_bytes():
             tracemalloc.stop()
     # 512 of each: URLs, status lines and field lines, each 256 bytes at most and some overhead.
     assert sum(statistic.size for statistic in taken.statistics('filename')) < 1_500_000
+
+
+# ------------------------------------------------------------------------------------------ bodies
+
+
+@on_loops
+async def test_an_iterated_body_holds_no_more_than_three_chunks():
+    size = 32 * 1024
+    taken, sent = threading.Event(), threading.Event()
+    chunk = b'x' * size
+
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(head(b'content-length: %d' % (5 * size)))
+        for pieces in (1, 4):
+            assert taken.wait(PATIENCE)
+            taken.clear()
+            for _ in range(pieces):
+                sock.sendall(chunk)
+        sent.set()
+
+    with ThreadServer(script) as server:
+        async with pool(recv_bufsize=size) as request:
+            _, _, body = await request(b'GET', server.url)
+            received = 0
+            tracemalloc.start()
+            try:
+                asyncio.get_running_loop().call_soon(taken.set)
+                async for piece in body:
+                    received += len(piece)
+                    if received == size:
+                        taken.set()
+                        assert sent.wait(PATIENCE)
+                _, most = tracemalloc.get_traced_memory()
+            finally:
+                tracemalloc.stop()
+    assert received == 5 * size
+    # That of whoever iterates, that which is being received, and that which the loop has woken the
+    # task with, until the task waits again.
+    assert most < 3.5 * size
 
 
 # -------------------------------------------------------------------------------- idle connections

@@ -252,15 +252,17 @@ async def test_a_lookup_ends_after_socket_timeout(silent_address):
             '0.05 seconds, passed')
 
 
-@on_loops
+@on_clock
 async def test_socket_timeout_bounds_all_of_a_lookup_with_many_timeouts_in_it(silent_address):
-    started = time.monotonic()
     nameservers = [(0.03, silent_address)] * 100
     options = {'get_dns_resolver': asking(*nameservers), 'socket_timeout': 0.1}
     async with pool(**options) as request:
-        error = await failed(request(b'GET', 'http://name.test/'), HttpDnsError, TimeoutError)
-    assert 'socket_timeout, 0.1 seconds, passed' in str(error)
-    assert time.monotonic() - started < 2
+        seconds, task = await measured(request(b'GET', 'http://name.test/'))
+        await failed(
+            task, HttpDnsError, TimeoutError,
+            'GET http://name.test:80: resolving name.test failed: TimeoutError: socket_timeout, '
+            '0.1 seconds, passed')
+    assert seconds == 0.1
 
 
 @on_loops
@@ -294,14 +296,15 @@ async def test_a_task_that_was_cancelled_before_is_left_as_it_was(silent_address
     await asyncio.create_task(request_after_a_cancellation())
 
 
-# A timer of a lookup is at 0.005 seconds. The loop, blocked for 0.015, finds both timers due.
-SAME_TICK = {'cancelled before': 0.001, 'cancelled after': 0.01}
+# A timer of a lookup is at 0.03 seconds. The loop, blocked for 0.09, finds both timers due. They
+# are so far apart that a busy machine does not stop between them.
+SAME_TICK = {'cancelled before': 0.006, 'cancelled after': 0.06}
 
 TIMERS = {
-    'of the only nameserver': ([0.005], 10),
-    'of the first nameserver': ([0.005, 0.005], 10),
-    'of socket_timeout': ([60], 0.005),
-    'of both': ([0.005, 60], 0.005),
+    'of the only nameserver': ([0.03], 10),
+    'of the first nameserver': ([0.03, 0.03], 10),
+    'of socket_timeout': ([60], 0.03),
+    'of both': ([0.03, 60], 0.03),
 }
 
 
@@ -315,7 +318,7 @@ async def test_a_cancellation_in_the_tick_of_a_timeout_of_the_lookup_wins(silent
 
     def cancel_and_block(task, seconds):
         loop.call_later(seconds, task.cancel)
-        time.sleep(0.015)
+        time.sleep(0.09)
 
     for name, seconds in SAME_TICK.items():
         with row(name):
@@ -328,7 +331,7 @@ async def test_a_cancellation_in_the_tick_of_a_timeout_of_the_lookup_wins(silent
                 assert task.cancelling() == 1
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(seconds):
-                        loop.call_soon(time.sleep, 0.015)
+                        loop.call_soon(time.sleep, 0.09)
                         await request(b'GET', 'http://name.test/')
                 assert asyncio.current_task().cancelling() == 0
 

@@ -5,6 +5,7 @@ tells of its connection, and the phases of errors.
 import asyncio
 import collections
 import contextlib
+import contextvars
 import ipaddress
 import select
 import socket
@@ -51,6 +52,7 @@ from tests.harness import (
     on_clock,
     on_loops,
     on_one_loop,
+    measured,
     passing,
     pool,
     receive_end,
@@ -140,6 +142,8 @@ async def test_the_time_of_an_earlier_wait_does_not_end_the_sending(scheme):
 
     async def body():
         yield b'a'
+        # It is sent before the generator goes on.
+        await asyncio.sleep(0)
         is_there.wait(PATIENCE)
         yield b'b'
         await asyncio.sleep(100)
@@ -201,10 +205,11 @@ async def test_a_request_has_its_own_time_to_write(scheme):
             uploading = request(
                 b'PUT', server.url, headers=of_length(len(UPLOAD)), body=streamed(UPLOAD),
                 timeouts={'write': 5, 'read': 1})
+            seconds, task = await measured(uploading, is_there.is_set)
             error = await failed(
-                await ends_after(5, uploading, is_there.is_set), HttpDataError, TimeoutError,
+                task, HttpDataError, TimeoutError,
                 f'{where(server, "PUT")}sending the request: {passed("write")}')
-            assert error.phase is Phase.SEND
+            assert (error.phase, seconds) == (Phase.SEND, 5)
             is_over.set()
 
 
@@ -868,3 +873,92 @@ def yielding_too_much():
 
 def yielding_too_little():
     return yielding(b'a')
+
+
+@on_loops
+async def test_what_a_request_waits_for_is_like_a_future():
+    """Whoever steps the coroutine of a request, as a task does, may ask what a future tells."""
+    async with Server(Answering(OK)) as server, pool() as request:
+        await get(request, server.url)
+        coroutine = request(b'GET', server.url)
+        waited_for = coroutine.send(None)
+        assert asyncio.isfuture(waited_for)
+        assert waited_for.get_loop() is asyncio.get_running_loop()
+        assert not waited_for.done()
+        assert repr(waited_for) == '<Arrival pending>'
+        seen = []
+        waited_for.add_done_callback(seen.append)
+        waited_for.add_done_callback(print)
+        waited_for.remove_done_callback(print)
+        await until(lambda: seen)
+        assert seen == [waited_for]
+        assert waited_for.done()
+        assert waited_for.exception() is None
+        assert repr(waited_for) == '<Arrival done>'
+        # As with a future, it is too late to cancel it, but not to hear of it.
+        assert not waited_for.cancel()
+        assert not waited_for.cancelled()
+        waited_for.remove_done_callback(seen.append)
+        waited_for.add_done_callback(seen.append)
+        assert seen == [waited_for]
+        await until(lambda: len(seen) == 2)
+        with pytest.raises(StopIteration) as stopped:
+            coroutine.send(None)
+        code, _, body = stopped.value.value
+        assert (code, await buffered(body)) == (b'200', b'ok')
+
+
+@on_loops
+async def test_a_task_keeps_its_context_after_a_request():
+    """The context of a program is empty until it sets its first variable."""
+    name = contextvars.ContextVar('name')
+
+    async def ask(request, url):
+        await get(request, url)
+        token = name.set('mine')
+        await asyncio.sleep(0)
+        value = name.get(None)
+        name.reset(token)
+        return value
+
+    async with Server(Answering(OK)) as server, pool() as request:
+        context = contextvars.Context()
+        task = asyncio.create_task(ask(request, server.url), context=context)
+        assert await task == 'mine'
+        assert name not in context
+
+
+@on_loops
+async def test_a_response_is_there_for_its_task_in_the_turn_in_which_it_comes():
+    """Each turn of the loop would cost a tenth of a request."""
+    turn = 0
+    finished = None
+
+    async def count():
+        nonlocal turn
+        while finished is None:
+            turn += 1
+            await asyncio.sleep(0)
+
+    async with pool() as request:
+        with socket.create_server(('127.0.0.1', 0)) as listener:
+            url = f'http://127.0.0.1:{listener.getsockname()[1]}/'
+
+            async def ask():
+                nonlocal finished
+                response = await get(request, url)
+                finished = turn
+                return response
+
+            task = asyncio.create_task(ask())
+            await turns(5)
+            sock, _ = listener.accept()
+            with sock:
+                receive_head(sock)
+                counting = asyncio.create_task(count())
+                await turns(3)
+                sock.sendall(OK)
+                sent = turn
+                await task
+                await counting
+            assert finished - sent <= 1

@@ -1,18 +1,15 @@
 """The recipes for connections, with servers and proxies that are scripted."""
 
 import asyncio
-import base64
 import contextlib
 import ipaddress
-import re
 
 import aiodnsresolver
 import pytest
 
-from lowhaio import HttpConnectionError, HttpDnsError, HttpError, HttpTlsError
+from lowhaio import HttpConnectionError, HttpDnsError
 from tests.harness import (
     OK,
-    PATIENCE,
     SCHEMES,
     Answering,
     Server,
@@ -22,9 +19,7 @@ from tests.harness import (
     context_of,
     failed,
     get,
-    listening,
     on_loops,
-    on_loops_at_once,
     pool,
     recipe,
     row,
@@ -33,46 +28,7 @@ from tests.harness import (
     turns,
     unix_streams,
     unwanted,
-    url_of_proxy,
 )
-
-
-async def copy(reader, writer):
-    with contextlib.suppress(OSError):
-        while data := await reader.read(65536):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
-
-
-async def tunnel(reader, writer, port, first=b''):
-    """Pass on what comes from each side to the other, after some bytes of the proxy's own."""
-    server_reader, server_writer = await asyncio.open_connection('127.0.0.1', port)
-    writer.write(first)
-    await asyncio.gather(copy(reader, server_writer), copy(server_reader, writer))
-
-
-class Proxy:
-    """An HTTP proxy: whatever it is asked for is a port of its own machine."""
-
-    def __init__(self, port, *responses):
-        self.port = port
-        self.responses = responses  # in place of a tunnel
-        self.heads = []
-        self.ends = 0
-
-    async def __call__(self, reader, writer):
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            self.heads.append(await reader.readuntil(b'\r\n\r\n'))
-            if self.responses:
-                writer.write(self.responses[len(self.heads) - 1])
-                assert await reader.read() == b''
-            else:
-                await tunnel(reader, writer, self.port,
-                             b'HTTP/1.1 100 Continue\r\n\r\n'
-                             b'HTTP/1.1 200 Connection established\r\ncontent-length: 5\r\n\r\n')
-        self.ends += 1
-        writer.close()
 
 
 @SCHEMES
@@ -91,238 +47,6 @@ async def test_recipe_through_a_unix_socket(scheme, tmp_path):
             request(b'GET', 'http://name.test/'), HttpConnectionError, FileNotFoundError)
         assert str(error).startswith('GET http://name.test:80: get_connection failed: '
                                      'FileNotFoundError: [Errno 2]')
-
-
-@SCHEMES
-@on_loops
-async def test_recipe_through_an_http_proxy(scheme):
-    through_http_proxy = recipe('http-proxy').through_http_proxy
-    fields = ((b'proxy-authorization', b'Bearer a'),)
-    async with Server(Answering(OK), context_of(scheme)) as server:
-        proxy = Proxy(server.port)
-        async with listening(proxy) as address:
-            async with pool(get_connection=through_http_proxy(url_of_proxy(address), fields),
-                            get_ssl_context=trusting, get_dns_resolver=unwanted) as request:
-                for host in ('name.test', '127.0.0.1:81', 'name.test'):
-                    assert (await get(request, f'{scheme}://{host}/'))[2] == b'ok'
-            async with pool(get_connection=through_http_proxy(
-                    url_of_proxy(address) + '/')) as request:
-                with contextlib.suppress(HttpError):
-                    await get(request, f'{scheme}://[2001:DB8::1]/')
-    port = 443 if scheme == 'https' else 80
-    assert proxy.heads == [
-        b'CONNECT name.test:%d HTTP/1.1\r\nhost: name.test:%d\r\n'
-        b'proxy-authorization: Bearer a\r\n\r\n' % (port, port),
-        b'CONNECT 127.0.0.1:81 HTTP/1.1\r\nhost: 127.0.0.1:81\r\n'
-        b'proxy-authorization: Bearer a\r\n\r\n',
-        b'CONNECT [2001:db8::1]:%d HTTP/1.1\r\nhost: [2001:db8::1]:%d\r\n\r\n' % (port, port)]
-
-
-@pytest.mark.parametrize('host, user, sent', [
-    ('127.0.0.1', '', None),
-    ('127.0.0.1', 'u:p@', b'u:p'),
-    ('127.0.0.1', 'u@', b'u:'),
-    ('127.0.0.1', ':p@', b':p'),
-    ('127.0.0.1', 'u:p:q@', b'u:p:q'),
-    ('127.0.0.1', '%C3%A9%40x:%3A%2F%25%20@', 'é@x::/% '.encode()),
-    ('::1', '', None),
-    ('::1', 'u:p@', b'u:p'),
-])
-@on_loops
-async def test_recipe_an_http_proxy_by_its_url(host, user, sent):
-    through_http_proxy = recipe('http-proxy').through_http_proxy
-    async with Server(Answering(OK)) as server:
-        proxy = Proxy(server.port)
-        async with listening(proxy, host) as address:
-            url = url_of_proxy(address, user)
-            async with pool(get_connection=through_http_proxy(url)) as request:
-                assert (await get(request, 'http://name.test/'))[2] == b'ok'
-    [head] = proxy.heads
-    credentials = re.findall(rb'\r\nproxy-authorization: Basic (.*)\r\n', head)
-    assert credentials == ([] if sent is None else [base64.b64encode(sent)])
-    assert head.count(b'\r\n') == 3 + len(credentials)
-
-
-@pytest.mark.parametrize('url', [
-    '', 'name.test:1', 'https://name.test', 'http://', 'http://u:secret/@name.test',
-    'http://u:secret@', 'http://u:secr@et@name.test', 'http://u:secret@name.test:x',
-    'http://u:secret@name.test/path', 'http://u:secret@::1', 'http://[::1'])
-def test_recipe_an_http_proxy_whose_url_is_none(url):
-    with pytest.raises(ValueError, match='must be like http://user:password@192.0.2.1') as caught:
-        recipe('http-proxy').through_http_proxy(url)
-    assert 'secr' not in str(caught.value)
-
-
-@on_loops
-async def test_recipe_through_an_http_proxy_that_refuses():
-    module = recipe('http-proxy')
-    through_http_proxy, ProxyError = module.through_http_proxy, module.ProxyError
-    said = 'GET https://name.test:443: get_connection failed: ProxyError: the proxy answered '
-    refusal = (b'HTTP/1.1 407 Proxy Authentication Required\r\n'
-               b'Proxy-Authenticate: Basic realm="a: b"\r\ncontent-length: 0\r\n\r\n')
-    answers = {
-        b'HTTP/1.0 502\r\n\r\n<p>No such\x1b host</p>\r\nmore':
-            "b'HTTP/1.0 502': b'<p>No such\\x1b host</p>'",
-        b'HTTP/1.1 403 No\ncontent-length: 9\n\n\n <p>\nb': "b'HTTP/1.1 403 No': b'<p>'",
-        b'HTTP/1.1 403 No\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\n\r\n':
-            "b'HTTP/1.1 403 No': b'abc'",
-        b'HTTP/1.1 503 \r\n\r\n' + b'a' * 20_000: f"b'HTTP/1.1 503': {b'a' * 200!r}",
-        b'SSH-2.0-a\r\n\r\n\r\n': "b'SSH-2.0-a'",
-        b'HTTP/1.1 2000\r\ncontent-length: 0\r\n\r\n': "b'HTTP/1.1 2000'",
-        b'HTTP/2 200\r\ncontent-length: 0\r\n\r\n': "b'HTTP/2 200'",
-        bytes(20_000): repr(bytes(60)),
-    }
-    proxy = Proxy(0, refusal, *answers)
-    async with listening(proxy) as address:
-        url = url_of_proxy(address, 'user:secret@')
-        async with pool(get_connection=through_http_proxy(url)) as request:
-            error = await failed(
-                request(b'GET', 'https://name.test/'), HttpConnectionError, ProxyError,
-                said + "b'HTTP/1.1 407 Proxy Authentication Required'")
-            assert (error.__cause__.code, error.__cause__.is_lasting) == (b'407', True)
-            assert error.__cause__.headers == (
-                (b'proxy-authenticate', b'Basic realm="a: b"'), (b'content-length', b'0'))
-            for shown in answers.values():
-                await failed(request(b'GET', 'https://name.test/'), HttpConnectionError,
-                             ProxyError, said + shown)
-    assert proxy.ends == len(proxy.heads) == 1 + len(answers)
-    async with listening(hanging_up) as address:
-        async with pool(get_connection=through_http_proxy(url_of_proxy(address))) as request:
-            await failed(request(b'GET', 'https://name.test/'), HttpConnectionError, ProxyError,
-                         said + "b''")
-
-
-@on_loops_at_once
-async def test_recipe_an_http_proxy_that_refuses_without_saying_why():
-    """Its connection stays open, so that the end of what it says does not show."""
-    module = recipe('http-proxy')
-    async with listening(Proxy(0, b'HTTP/1.1 403 No\r\n\r\n')) as address:
-        get_connection = module.through_http_proxy(url_of_proxy(address))
-        async with pool(get_connection=get_connection, socket_timeout=PATIENCE) as request:
-            await failed(
-                request(b'GET', 'http://name.test/'), HttpConnectionError, module.ProxyError,
-                "GET http://name.test:80: get_connection failed: ProxyError: the proxy answered "
-                "b'HTTP/1.1 403 No'")
-    assert asyncio.current_task().cancelling() == 0
-
-
-async def hanging_up(reader, writer):
-    await reader.read(1)
-    writer.write_eof()
-    await reader.read()
-    writer.close()
-
-
-@pytest.mark.parametrize('head', [
-    b'HTTP/1.1 200 \r\n\r\n', b'HTTP/1.0 200 OK\n\n', b'HTTP/1.1 200\na: b\r\n\n',
-    b'HTTP/1.1 299 OK\r\na: b\n\r\n', b'HTTP/1.1 100 Continue\n\nHTTP/1.1 200 OK\n\n'])
-@on_loops
-async def test_recipe_through_an_http_proxy_takes_no_byte_of_the_server(head):
-    """A response that comes at once is one to no request."""
-    async def script(reader, writer):
-        await reader.readuntil(b'\r\n\r\n')
-        writer.write(head + OK)
-        await reader.read()
-        writer.close()
-
-    async with listening(script) as address:
-        through_http_proxy = recipe('http-proxy').through_http_proxy
-        get_connection = through_http_proxy(url_of_proxy(address))
-        with await get_connection('http', 'name.test', 80) as sock:
-            assert await asyncio.get_running_loop().sock_recv(sock, 100) == OK
-
-
-class SocksProxy:
-    """A SOCKS5 proxy: whatever it is asked for is a port of its own machine."""
-
-    def __init__(self, port, method=0, code=0, bound=b'\1\0\0\0\0'):
-        self.port = port
-        self.method = method
-        self.code = code
-        self.bound = bound
-        self.asked = []
-
-    async def __call__(self, reader, writer):
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
-            assert (await reader.readexactly(1)) == b'\5'
-            methods = await reader.readexactly((await reader.readexactly(1))[0])
-            assert methods == b'\0'
-            writer.write(bytes((5, self.method)))
-            assert (await reader.readexactly(3)) == b'\5\1\0'
-            kind = (await reader.readexactly(1))[0]
-            length = {1: 4, 4: 16}.get(kind) or (await reader.readexactly(1))[0]
-            host = await reader.readexactly(length)
-            port = int.from_bytes(await reader.readexactly(2), 'big')
-            self.asked.append((kind, host, port))
-            answer = bytes((5, self.code, 0)) + self.bound + b'\0\0'
-            if self.code:
-                writer.write(answer)
-                assert await reader.read() == b''
-            else:
-                await tunnel(reader, writer, self.port, answer)
-        writer.close()
-
-
-@SCHEMES
-@on_loops
-async def test_recipe_through_a_socks_proxy(scheme):
-    through_socks_proxy = recipe('socks-proxy').through_socks_proxy
-    async with Server(Answering(OK), context_of(scheme)) as server:
-        for bound, at in ((b'\1\0\0\0\0', '127.0.0.1'), (b'\4' + bytes(16), '::1'),
-                          (b'\3\4name', '127.0.0.1')):
-            proxy = SocksProxy(server.port, bound=bound)
-            async with listening(proxy, at) as address:
-                async with pool(get_connection=through_socks_proxy(address[:2]),
-                                get_ssl_context=trusting, get_dns_resolver=unwanted) as request:
-                    for host in ('name.test', '127.0.0.1:81', 'name.test'):
-                        assert (await get(request, f'{scheme}://{host}/'))[2] == b'ok'
-                    with contextlib.suppress(HttpTlsError):
-                        await get(request, f'{scheme}://[::1]:82/')
-            port = 443 if scheme == 'https' else 80
-            assert proxy.asked == [
-                (3, b'name.test', port), (1, b'\x7f\0\0\1', 81), (4, bytes(15) + b'\1', 82)]
-
-
-@on_loops
-async def test_recipe_through_a_socks_proxy_that_refuses():
-    async def check(proxy, cause, text):
-        async with listening(proxy) as address:
-            get_connection = recipe('socks-proxy').through_socks_proxy(address)
-            async with pool(get_connection=get_connection) as request:
-                await failed(request(b'GET', 'http://name.test/'), HttpConnectionError, cause,
-                             'GET http://name.test:80: get_connection failed: ' + text)
-
-    await check(SocksProxy(0, code=2), ConnectionError, 'ConnectionError: the proxy answered 2')
-    await check(SocksProxy(0, method=255), ConnectionError,
-                'ConnectionError: the proxy wants authentication')
-    await check(hanging_up, EOFError, 'the proxy closed the connection')
-
-
-@pytest.mark.parametrize('page, name', [
-    ('http-proxy', 'through_http_proxy'), ('socks-proxy', 'through_socks_proxy')])
-@on_loops_at_once
-async def test_recipe_a_proxy_that_says_nothing_is_left_in_time(page, name):
-    async def silent(reader, writer):
-        started.set()
-        await reader.read()
-        ended.append(True)
-        writer.close()
-
-    started, ended = asyncio.Event(), []
-    async with listening(silent) as address:
-        proxy = address if 'socks' in name else url_of_proxy(address)
-        get_connection = getattr(recipe(page), name)(proxy)
-        async with pool(get_connection=get_connection, socket_timeout=0.1) as request:
-            await failed(
-                request(b'GET', 'http://name.test/'), HttpConnectionError, TimeoutError)
-        async with pool(get_connection=get_connection) as request:
-            started.clear()
-            task = asyncio.create_task(request(b'GET', 'http://name.test/'))
-            await started.wait()
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-    assert ended == [True, True]
 
 
 @on_loops

@@ -79,6 +79,13 @@ class UnhashableStr(str):
     __hash__ = None
 
 
+# What Python says, which differs from version to version.
+try:
+    {}[UnhashableStr()]
+except TypeError as error:
+    UNHASHABLE = str(error)
+
+
 @pytest.mark.parametrize('name', REFUSED)
 def test_a_request_is_refused_before_any_dns_query_or_byte(name):
     row = REFUSED[name]
@@ -116,7 +123,7 @@ def test_a_request_is_refused_before_any_dns_query_or_byte(name):
     pytest.param({'url': None}, TypeError,
                  UNNAMED + 'url must be a str, got NoneType', id='url-none'),
     pytest.param({'url': UnhashableStr('http://example.com/')}, TypeError,
-                 UNNAMED + "unhashable type: 'UnhashableStr'", id='url-unhashable'),
+                 UNNAMED + UNHASHABLE, id='url-unhashable'),
     pytest.param({'url': ['http://example.com/']}, TypeError,
                  UNNAMED + 'url must be a str, got list', id='url-list'),
     pytest.param({'url': 'http://example.com/SE\ud800CRET'}, ValueError,
@@ -257,6 +264,18 @@ def test_the_refusal_of_a_host_has_the_reason_in_its_causes(authority, kind, tex
     reason = refusal(method=b'GET', url=f'http://{authority}/').__cause__.__cause__
     assert isinstance(reason, kind)
     assert text in (None, str(reason))
+
+
+@pytest.mark.parametrize('rest', [
+    ':se/CRET@example.com/', ':se?CRET@example.com/', ':se#CRET@example.com/',
+    ':99999/CRET@example.com/'])
+def test_the_beginning_of_a_password_that_is_not_encoded_is_not_shown(rest):
+    error = refusal(method=b'GET', url=f'http://user{rest}')
+    assert str(error) == (
+        'GET, refused: url must not have userinfo (user:password@): use a header')
+    assert error.__cause__.__context__ is None or error.__cause__.__suppress_context__
+    error = refusal(method=b'GET', url='http://[::g]/a@b')
+    assert str(error).endswith("got '[::g]'")
 
 
 def test_a_control_character_anywhere_in_a_url_is_refused():

@@ -24,6 +24,7 @@ from tests.harness import (
     AnsweringInThreads,
     Server,
     ThreadServer,
+    certified,
     context_of,
     ends_after,
     failed,
@@ -374,8 +375,7 @@ class RawTls:
     def __init__(self, sock, version):
         self.sock = sock
         self.incoming, self.outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        context = server_context()
-        context.minimum_version = context.maximum_version = version
+        context = certified('127.0.0.1', version=version)
         context.num_tickets = 0  # which would come after the handshake
         self.tls = context.wrap_bio(self.incoming, self.outgoing, server_side=True)
 
@@ -497,7 +497,7 @@ async def test_a_forged_response_that_came_before_its_request_is_not_delivered()
                     break
                 assert type(result) is HttpDataError
                 listener.accept()[0].close()
-        assert ahead >= 2
+        assert ahead >= 1
 
 
 @on_loops

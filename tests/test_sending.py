@@ -7,6 +7,7 @@ import functools
 import re
 import socket
 import ssl
+import threading
 import types
 
 import pytest
@@ -16,9 +17,11 @@ from tests.harness import (
     AS_CHUNKS,
     LARGE,
     OK,
+    PATIENCE,
     Answering,
     Body,
     Server,
+    ThreadServer,
     Uploads,
     at,
     bound_to,
@@ -32,6 +35,7 @@ from tests.harness import (
     on_loops,
     on_loops_at_once,
     pool,
+    receive_head,
     run_until,
     small_sock,
     turns,
@@ -597,11 +601,22 @@ READS = {
     'no-body': ((), [b'H']),
     'one-chunk': ((b'abc',), [b'Habc']),
     'after-an-empty-chunk': ((b'', b'abc'), [b'Habc']),
-    'two-chunks': ((b'abc', b'def'), [b'Habc', b'def']),
+    'two-chunks': ((b'abc', b'def'), [b'Habcdef']),
+    'an-empty-chunk-between': ((b'abc', b'', b'def'), [b'Habcdef']),
     'a-wait-between': ((bytearray(b'abc'), None, b'def'), [b'Habc', b'def']),
+    'waits-between-several': (
+        (b'a', b'b', None, None, b'c', b'', b'd', None, b'e', b'f'), [b'Hab', b'cd', b'ef']),
     'a-wait-before': ((None, b'abc'), [b'H', b'abc']),
+    'a-wait-at-the-end': ((b'abc', b'def', None), [b'Habcdef']),
+    'just-less-than-64-kib': ((b'x' * 65535, None, b'y'), [b'H' + b'x' * 65535, b'y']),
     '64-kib': ((b'x' * 65536,), [b'H' + b'x' * 65536]),
     'more-than-64-kib': ((b'x' * 65537,), [b'H' + b'x' * 65536, b'x']),
+    '64-kib-in-chunks': ((*[b'x' * 1024] * 64, b'y'), [b'H' + b'x' * 65536, b'y']),
+    'tiny-chunks': ((b'x',) * 300, [b'H' + b'x' * 256, b'x' * 44]),
+    'a-chunk-that-makes-it-more-than-64-kib': (
+        (b'abc', b'x' * 65535, b'd'), [b'Habc' + b'x' * 65535, b'd']),
+    'a-large-chunk-behind-others': (
+        (b'abc', b'x' * 65537, b'd'), [b'Habc' + b'x' * 65536, b'x', b'd']),
 }
 
 
@@ -669,10 +684,246 @@ async def test_the_head_and_a_first_chunk_that_is_there_arrive_in_one_record_of_
             assert lengths[0] > len(script.heads[-1]) + 3
             await request(b'PUT', url, headers=of_length(3), body=lambda: yielding(None, b'abc'))
             assert len(lengths) == 3
-            assert script.bodies == [b'', b'abc', b'abc']
-            assert script.connections == [0, 0, 0]
+            await request(b'PUT', url, headers=of_length(3),
+                          body=lambda: yielding(b'a', b'b', b'c'))
+            assert len(lengths) == 4
+            # They leave with the head, in as few records as there can be.
+            await request(b'PUT', url, headers=of_length(65536),
+                          body=lambda: yielding(*[b'x' * 1024] * 64))
+            assert len(lengths) == 4 + 5
+            assert script.bodies == [b'', b'abc', b'abc', b'abc', b'x' * 65536]
+            assert script.connections == [0] * 5
     finally:
         client_context.maximum_version = ssl.TLSVersion.MAXIMUM_SUPPORTED
+
+
+# What leaves in one send before the error, and the error.
+UNTIL_AN_ERROR = {
+    'it-raises': ((b'a', b'b', LookupError('why')), of_length(3), b'ab', 'LookupError: why'),
+    'it-waits-and-raises': (
+        (b'a', None, b'b', LookupError('why')), of_length(3), b'b', 'LookupError: why'),
+    'no-bytes': ((b'a', b'b', 5), of_length(3), b'ab',
+                 'TypeError: the body must yield bytes, got int'),
+    'too-many-bytes': ((b'a', b'b', b'cd'), of_length(3), b'ab',
+                       'the body yielded more than its content-length of 3'),
+    'too-few-bytes': ((b'a', b'b'), of_length(3), b'ab',
+                      'the body ended 1 bytes short of its content-length of 3'),
+    'no-chunk': ((b'1\r\na\r\n', b'1\r\nb\r\n', b'z'), AS_CHUNKS, b'1\r\na\r\n1\r\nb\r\n',
+                 'the body must be encoded as transfer-encoding chunked says: expected a '
+                 'chunk-size line, but it yielded something else'),
+}
+
+
+@pytest.mark.parametrize('name', UNTIL_AN_ERROR)
+@on_loops_at_once
+async def test_what_was_yielded_before_an_error_of_the_body_leaves_before_it_in_one_send(name):
+    chunks, headers, expected, text = UNTIL_AN_ERROR[name]
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with theirs, Connected(fileno=ours.detach()) as sock:
+        async with pool(get_sock=lambda family: sock) as request:
+            with pytest.raises(HttpDataError) as caught:
+                await request(b'PUT', 'http://192.0.2.1/', headers=headers, body=yielding,
+                              body_args=chunks)
+        theirs.setblocking(False)
+        reads = []
+        with contextlib.suppress(OSError):
+            while read := theirs.recv(2 ** 20):
+                reads.append(read)
+    assert str(caught.value).endswith(f', the request body: {text}')
+    head, end, first = reads[0].partition(b'\r\n\r\n')
+    assert (head[:3], end, [first, *reads[1:]][-1]) == (b'PUT', b'\r\n\r\n', expected)
+    assert len(reads) == 1 + chunks.count(None)
+
+
+@on_loops
+async def test_chunks_of_the_chunked_coding_arrive_in_one_read_as_they_were_yielded():
+    chunks = (b'1\r\na\r\n', b'2\r\nbc\r\n', b'0\r\n\r\n')
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    theirs.setblocking(False)
+    loop = asyncio.get_running_loop()
+
+    async def server():
+        received = await loop.sock_recv(theirs, 2 ** 20)
+        await loop.sock_sendall(theirs, OK)
+        return received
+
+    with theirs, Connected(fileno=ours.detach()) as sock:
+        async with pool(get_sock=lambda family: sock) as request:
+            received, _ = await asyncio.gather(server(), request(
+                b'PUT', 'http://192.0.2.1/', headers=AS_CHUNKS, body=yielding, body_args=chunks))
+    assert received.partition(b'\r\n\r\n')[2] == b''.join(chunks)
+
+
+@on_loops_at_once
+async def test_64_kib_of_small_chunks_leave_before_the_body_is_asked_again():
+    def script(sock):
+        receive_head(sock)
+        left = 65536
+        while left:
+            left -= len(sock.recv(left))
+        arrived.set()
+        assert sock.recv(1) == b'y'
+        sock.sendall(OK)
+
+    async def body():
+        for _ in range(64):
+            yield b'x' * 1024
+        # This keeps the loop from its turns.
+        assert arrived.wait(PATIENCE)
+        yield b'y'
+
+    arrived = threading.Event()
+    with ThreadServer(script) as server:
+        async with pool() as request:
+            code, _, _ = await request(b'PUT', server.url, headers=of_length(65537), body=body)
+    assert code == b'200'
+
+
+@pytest.mark.parametrize('size', [1024, 1025, 65536, 10])
+@on_loops_at_once
+async def test_a_body_is_not_asked_for_more_than_64_kib_once_a_final_response_has_come(size):
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(b'HTTP/1.1 413 No\r\ncontent-length: 0\r\n\r\n')
+        answered.set()
+        while sock.recv(65536):
+            pass
+
+    async def body():
+        nonlocal asked_for
+        yield b'x'
+        await asyncio.sleep(0)
+        # This keeps the loop from its turns, so the response is seen later.
+        go_on.set()
+        assert answered.wait(PATIENCE)
+        while True:
+            asked_for += size
+            yield b'x' * size
+
+    asked_for = 0
+    go_on, answered = threading.Event(), threading.Event()
+
+    def script_that_waits(sock):
+        assert go_on.wait(PATIENCE)
+        script(sock)
+
+    with ThreadServer(script_that_waits) as server:
+        async with pool() as request:
+            code, _, response = await request(
+                b'PUT', server.url, headers=of_length(10 ** 8), body=body)
+    assert (code, response.request_sent) == (b'413', False)
+    assert 0 < asked_for < 65536 + size
+
+
+class Full:
+    """The server's end of a connection that has no room for more until it is read."""
+
+    async def get_connection(self, *_):
+        ours, self.theirs = socket.socketpair()
+        ours.setblocking(False)
+        self.theirs.setblocking(False)
+        self.sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                self.sent += ours.send(bytes(65536))
+        return ours
+
+    async def body(self, length):
+        """Read a request whose body has that length, and answer it."""
+        loop = asyncio.get_running_loop()
+        data = b''
+        while len(data.partition(b'\r\n\r\n')[2]) < length:
+            data += (await loop.sock_recv(self.theirs, 65536)).lstrip(b'\0')
+        await loop.sock_sendall(self.theirs, OK)
+        return data.partition(b'\r\n\r\n')[2]
+
+
+@on_loops
+async def test_a_body_that_waits_while_there_is_no_room_may_have_time_outs_of_its_own():
+    async def body():
+        yield b'a'
+        for _ in range(3):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(0.001):
+                    await forever()
+        late.set()
+        yield b'b'
+        await asyncio.sleep(0)
+        yield b'c'
+
+    full, late = Full(), asyncio.Event()
+    async with pool(get_connection=full.get_connection) as request:
+        task = asyncio.create_task(request(
+            b'PUT', 'http://a.test/', headers=of_length(3), body=body))
+        await late.wait()
+        assert await full.body(3) == b'abc'
+        code, _, _ = await task
+        assert (code, task.cancelling()) == (b'200', 0)
+        full.theirs.close()
+
+
+@on_loops
+async def test_a_body_that_only_takes_turns_waits_for_room():
+    async def body():
+        nonlocal taken
+        yield b'a'
+        for _ in range(5):
+            await asyncio.sleep(0)
+            taken += 1
+        yield b'b'
+
+    full, taken = Full(), 0
+    async with pool(get_connection=full.get_connection) as request:
+        task = asyncio.create_task(request(
+            b'PUT', 'http://a.test/', headers=of_length(2), body=body))
+        await turns(20)
+        assert taken == 0
+        assert await full.body(2) == b'ab'
+        assert (await task)[0] == b'200'
+        full.theirs.close()
+
+
+@pytest.mark.parametrize('ending', ['times-out', 'is-cancelled', 'fails'])
+@on_loops
+async def test_what_was_yielded_may_have_no_room_while_the_body_waits(ending):
+    full, body = Full(), Body(b'a', b'b', forever)
+    async with pool(get_connection=full.get_connection,
+                    socket_timeout=0.05 if ending == 'times-out' else 10) as request:
+        task = asyncio.create_task(request(
+            b'PUT', 'http://a.test/', headers=of_length(3), body=body))
+        await body.waits.wait()
+        await turns(3)
+        if ending == 'is-cancelled':
+            task.cancel('why')
+            with pytest.raises(asyncio.CancelledError) as cancelled:
+                await task
+            assert cancelled.value.args == ('why',)
+        else:
+            if ending == 'fails':
+                full.theirs.close()
+            with pytest.raises(HttpConnectionError) as caught:
+                await task
+            assert ', sending the request: ' in str(caught.value)
+        assert body.events == [asyncio.CancelledError, True, 'cleaned up']
+        full.theirs.close()
+
+
+@on_loops
+async def test_a_body_that_waits_for_nothing_that_can_be_awaited_may_go_on():
+    class Nothing:
+        def __await__(self):
+            yield 5
+
+    async def body():
+        yield b'a'
+        with contextlib.suppress(RuntimeError):
+            await Nothing()
+        yield b'b'
+
+    script = Answering(OK)
+    async with Server(script) as server, pool() as request:
+        await request(b'PUT', server.url, headers=of_length(2), body=body)
+    assert script.bodies == [b'ab']
 
 
 @on_loops

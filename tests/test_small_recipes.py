@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 
-from lowhaio import HttpConnectionClosedError, HttpConnectionError, HttpDataError, buffered
+from lowhaio import HttpConnectionError, HttpDataError, buffered
 from tests.harness import (
     OK,
     PATIENCE,
@@ -18,6 +18,7 @@ from tests.harness import (
     head,
     holding,
     on_loops,
+    on_loops_at_once,
     pool,
     python_blocks,
     recipe,
@@ -43,11 +44,11 @@ def response(code, content=b'', *lines):
 
 
 @on_loops
-async def test_a_base_url_takes_paths_only_and_headers_replace_defaults():
-    with_base = recipe('base-url').with_base
+async def test_a_base_url_takes_paths_only():
+    with_base = functions_of('def with_base(request, base_url, defaults=()):')['with_base']
     async with answered(OK) as (request, server, script):
-        request = with_base(request, f'{server.origin}/v1', [(b'Accept', b'a'), (b'x', b'y')])
-        await get(request, '/users', headers=iter([(b'accept', b'b')]))
+        request = with_base(request, f'{server.origin}/v1', ((b'x', b'y'),))
+        await get(request, '/users', headers=[(b'accept', b'b')])
         for path in ('users', 'http://other.test/', '', '.other.test/'):
             with pytest.raises(ValueError, match='a path begins with /'):
                 await request(b'GET', path)
@@ -113,9 +114,9 @@ async def test_what_has_not_changed_is_kept_for_as_long_as_it_has_an_etag():
     assert [b'if-none-match: ' in one for one in script.heads] == [False, True, True, True, False]
 
 
-@on_loops
+@on_loops_at_once
 async def test_progress_is_told_of_what_was_sent(tmp_path):
-    path = tmp_path / 'file'
+    path = tmp_path / type(asyncio.get_running_loop()).__name__
     path.write_bytes(bytes(70_000))
     sent = []
     upload = recipe('upload').upload
@@ -136,37 +137,6 @@ async def test_progress_is_told_of_what_was_sent(tmp_path):
 
 
 @on_loops
-async def test_a_bad_status_is_raised_with_the_beginning_of_what_is_said():
-    module = recipe('status-errors')
-    async with answered(
-            OK, response(304), response(404, b'no'), response(500, b'x' * 5000),
-            OK) as (request, server, script):
-        request = module.raising(request)
-        assert (await get(request, server.url))[2] == b'ok'
-        assert (await get(request, server.url))[0] == b'304'
-        for code, content in ((b'404', b'no'), (b'500', b'x' * 1000)):
-            with pytest.raises(module.StatusError) as caught:
-                await request(b'GET', server.url)
-            assert (caught.value.code, caught.value.content) == (code, content)
-        await get(request, server.url)
-    # The short one was read, so its connection goes on.
-    assert script.connections[:4] == [0] * 4
-
-
-@on_loops
-async def test_a_bad_status_is_raised_though_what_is_said_is_cut_off():
-    async def script(peer):
-        await peer.read_head()
-        await peer.send(head(b'content-length: 9', start=b'HTTP/1.1 503 Busy') + b'soon')
-
-    module = recipe('status-errors')
-    async with Server(script) as server, pool() as request:
-        with pytest.raises(module.StatusError) as caught:
-            await module.raising(request)(b'GET', server.url)
-    assert (caught.value.code, caught.value.content) == (b'503', b'soon')
-
-
-@on_loops
 async def test_a_response_of_limited_length():
     module = recipe('limited-response')
     async with answered(OK, OK, UNFINISHED) as (request, server, script):
@@ -178,27 +148,6 @@ async def test_a_response_of_limited_length():
             await module.read_at_most(body, 1)
         with pytest.raises(HttpDataError):
             await anext(body)
-
-
-@on_loops
-async def test_a_download_that_is_cut_off_is_no_file(tmp_path):
-    path = tmp_path / 'file'
-
-    async def script(peer):
-        await peer.read_head()
-        await peer.send(UNFINISHED)
-
-    download = functions_of('async def download(request, url, path):')['download']
-    async with Server(script) as server, pool() as request:
-        with pytest.raises(HttpConnectionClosedError):
-            await download(request, server.url, path)
-    assert [one.name for one in tmp_path.iterdir()] == ['file.part']
-    async with answered(response(404), response(200, b'whole')) as (request, server, _):
-        with pytest.raises(RuntimeError, match='the server answered 404'):
-            await download(request, server.url, path)
-        await download(request, server.url, path)
-    assert [one.name for one in tmp_path.iterdir()] == ['file']
-    assert path.read_bytes() == b'whole'
 
 
 def functions_of(line, end='asyncio.run(main())\n'):

@@ -368,10 +368,11 @@ async def test_a_handshake_that_does_not_succeed_is_an_error():
             assert (error.reused, error.response_started) == (False, False)
 
     context = trusting()
-    cpu = time.process_time()
+    cpu, started = time.thread_time(), time.monotonic()
     async with pool(get_ssl_context=lambda: context, socket_timeout=0.2) as request:
         await asyncio.gather(*[check(request, case) for case in HANDSHAKES])
-    assert time.process_time() - cpu < 0.1  # half of the time that it takes to wait
+    # Most of the time it only waits.
+    assert time.thread_time() - cpu < (time.monotonic() - started) / 2
 
 
 @on_loops
@@ -1048,10 +1049,10 @@ def test_a_session_is_read_from_each_connection_if_this_python_loses_no_memory()
             ends[1].session  # noqa: B018
         return (pages() - before) * resource.getpagesize()
 
-    growth(1000)
+    growth(100)
     # What other tests have freed would be used first, and it counts already.
     getattr(ctypes.CDLL(None), 'malloc_trim', lambda _: None)(0)
-    assert (growth(6000) > 2_000_000) == lowhaio.SESSIONS_ARE_LOST
+    assert (growth(1000) > 2_000_000) == lowhaio.SESSIONS_ARE_LOST
 
 
 @TLS_VERSIONS
@@ -1409,7 +1410,7 @@ async def test_a_handshake_that_hangs_uses_no_cpu_and_holds_no_place_for_long():
     async def silent(peer):
         await peer.closed()
 
-    cpu = time.thread_time()
+    cpu, started = time.thread_time(), time.monotonic()
     options = {'get_ssl_context': trusting, 'socket_timeout': 0.3, 'max_connections': 10,
                'get_sock': Socks(10)}
     async with Server(silent) as server, pool(**options) as request:
@@ -1420,4 +1421,4 @@ async def test_a_handshake_that_hangs_uses_no_cpu_and_holds_no_place_for_long():
                    'TimeoutError: socket_timeout, 0.3 seconds, passed')
             for _ in range(20)])
         assert len(server.peers) == 20
-    assert time.thread_time() - cpu < 0.3  # half of the time that it takes to wait
+    assert time.thread_time() - cpu < (time.monotonic() - started) / 2

@@ -27,6 +27,7 @@ from cryptography import x509
 from lowhaio import HttpLoggerAdapter, Pool, buffered, streamed
 from lowhaio_compression import decompressed  # noqa: E402
 from lowhaio_redirect import redirectable  # noqa: E402
+from lowhaio_proxy import proxied_pool
 from lowhaio_retry import retry  # noqa: E402
 from tests.harness import (
     CLOCKED,
@@ -57,13 +58,11 @@ from tests.harness import (
     on_loops,
     pool,
     private_authority,
-    recipe,
     resolving,
     run_script,
     strict_context,
     trusting,
     turns,
-    url_of_proxy,
 )
 
 TROUBLES = re.findall(
@@ -73,14 +72,18 @@ TROUBLES = re.findall(
 
 def routed(address, **options):
     """A pool for which www.example.com is 192.0.2.1, and that is a server of ours."""
+    return pool(**{'get_dns_resolver': always('192.0.2.1'), 'get_sock': socks_to(address),
+                   'get_ssl_context': trusting, **options})
+
+
+def socks_to(address):
     def get_sock(family):
         sock = SockTo(family)
         sock.setblocking(False)
         sock.address = address
         return sock
 
-    return pool(**{'get_dns_resolver': always('192.0.2.1'), 'get_sock': get_sock,
-                   'get_ssl_context': trusting, **options})
+    return get_sock
 
 
 async def said(address, method=b'GET', url='http://www.example.com/', options=(), **kwargs):
@@ -157,9 +160,9 @@ async def troubles_of_names_and_connecting(address):
         with full_backlog(sock):
             yield await said(sock.getsockname(), options={'socket_timeout': 0.05})
     async with listening(refusing) as proxy:
-        through_http_proxy = recipe('http-proxy').through_http_proxy
-        yield await said(address, options={
-            'get_connection': through_http_proxy(url_of_proxy(proxy))})
+        request, close = proxied_pool('http://192.0.2.1:3128', get_sock=socks_to(proxy))
+        yield as_printed(await failure(request(b'GET', 'https://www.example.com/')))
+        await close()
     with no_descriptor_left():
         yield await said(address, options={'get_sock': default_of('get_sock')})
 
