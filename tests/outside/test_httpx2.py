@@ -45,6 +45,7 @@ import lowhaio_httpx
 import lowhaio_httpx2
 import pytest
 import trio
+import uvloop
 import trustme
 import websockets.asyncio.server
 
@@ -3212,10 +3213,13 @@ def test_loops_after_each_other(kit, loop_name):
     def ask_in_new_loops(url):
         transport = kit.transport()
         for _ in range(3):
-            with asyncio.Runner(loop_factory=LOOPS[loop_name]) as runner:
+            with asyncio.Runner(loop_factory=new_loop) as runner:
                 assert runner.run(ask(transport, url)) == 'ok'
 
-    # uvloop closes all connections when it is closed.
+    # uvloop closes all connections when it is closed, and warns of each. The loop of these tests
+    # makes an error of that.
+    new_loop = (uvloop.new_event_loop if loop_name == 'uvloop' and not kit.is_ours
+                else LOOPS[loop_name])
     fails = loop_name == 'asyncio' and kit.differs('loops', stock=True, ours=False)
     with nothing_left() if kit.is_ours else leniently():
         with ThreadServer(AnsweringInThreads()) as server:

@@ -1,8 +1,8 @@
 """Tests of what is installed: the distributions, and the types in them.
 
 They are built from a copy of this directory, without the network, and installed beside what the
-tests need: the core from its wheel, each layer from its own sources. Code of a user is then
-checked as it would be there.
+tests need: the core from its wheel, and the layers twice, each from its own sources, and all of
+them from the wheel of lowhaio-layers. Code of a user is then checked as it would be there.
 """
 
 import json
@@ -12,12 +12,19 @@ import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import venv
 import zipfile
+from importlib import metadata
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = pathlib.Path(__file__).parents[2]
+
+# The layers that are not a single module.
+PACKAGES = [path.parent for path in ROOT.glob('layers/*/lowhaio_*/__init__.py')]
 
 
 def run(*command, cwd, **variables):
@@ -67,6 +74,32 @@ def site(distributions, layers, tmp_path_factory):
     return directory
 
 
+@pytest.fixture(scope='module')
+def all_layers(sources, tmp_path_factory):
+    """The directory of the sdist of lowhaio-layers, and of the wheel that was built from it."""
+    directory = tmp_path_factory.mktemp('all_layers')
+    printed, code = run('build', '--no-isolation', '--outdir', directory, cwd=sources / 'layers')
+    assert code == 0, printed
+    return directory
+
+
+@pytest.fixture(scope='module')
+def environment(distributions, all_layers, tmp_path_factory):
+    """The Python of a fresh environment in which only the two wheels are installed.
+
+    What they need is where these tests have it.
+    """
+    directory = tmp_path_factory.mktemp('environment')
+    venv.create(directory)
+    python = directory / 'bin' / 'python'
+    printed, code = run('pip', '--python', python, 'install', '--no-deps', '--no-index',
+                        *distributions.glob('*.whl'), *all_layers.glob('*.whl'), cwd=directory)
+    assert code == 0, printed
+    [packages] = directory.glob('lib/python*/site-packages')
+    (packages / 'needed.pth').write_text(sysconfig.get_path('purelib'))
+    return python
+
+
 # ----------------------------------------------------------------------- the distributions
 
 
@@ -95,9 +128,67 @@ def test_each_layer_is_installed_as_a_module_its_types_and_its_licence(site):
         assert licence.read_bytes() == (ROOT / 'LICENSE').read_bytes()
         assert not stub.is_symlink()
         assert not licence.is_symlink()
-    top = {path.name for path in site.iterdir() if path.suffix != '.dist-info'}
+    for package in PACKAGES:
+        files = {path.name: path.read_bytes() for path in package.iterdir() if path.is_file()}
+        assert {path.name: path.read_bytes() for path in (site / package.name).iterdir()} == files
+        assert 'py.typed' in files
+        [licence] = site.glob(f'{package.name}-*.dist-info/licenses/LICENSE')
+        assert licence.read_bytes() == (ROOT / 'LICENSE').read_bytes()
+    top = {path.name for path in site.iterdir() if path.suffix != '.dist-info'} - {'bin'}
     assert top == {'lowhaio.py', 'lowhaio-stubs', *(module.name for module in modules),
-                   *(f'{module.stem}-stubs' for module in modules)}
+                   *(f'{module.stem}-stubs' for module in modules),
+                   *(package.name for package in PACKAGES)}
+
+
+def test_all_layers_together_are_the_files_that_each_of_them_is(site, all_layers):
+    [path] = all_layers.glob('*.whl')
+    with zipfile.ZipFile(path) as wheel:
+        files = {name: wheel.read(name) for name in wheel.namelist() if '.dist-info/' not in name}
+        [licence] = [name for name in wheel.namelist() if name.endswith('/licenses/LICENSE')]
+        assert wheel.read(licence) == (ROOT / 'LICENSE').read_bytes()
+    assert files == {str(path.relative_to(site)): path.read_bytes()
+                     for path in [*site.glob('lowhaio_*.py'), *site.glob('lowhaio_*/*')]
+                     if path.parent.suffix != '.dist-info'}
+
+
+def test_all_layers_together_need_what_each_of_them_needs(site, all_layers):
+    """An extra has the name of the layer that needs it. Those of layers, such as zstd, are in one
+    of the extras, and all of them are in "all"."""
+    def needed(found, extra):
+        environment = {'extra': extra, 'python_version': '3.11'}
+        requirements = map(Requirement, found.requires)
+        return {f'{one.name}{one.specifier}' for one in requirements
+                if one.marker is None or one.marker.evaluate(environment)}
+
+    [together] = metadata.distributions(path=[str(path) for path in all_layers.glob('*.whl')])
+    extras = {extra: needed(together, extra) - {'lowhaio>=0.1'}
+              for extra in together.metadata.get_all('Provides-Extra')}
+    assert needed(together, '') == {'lowhaio>=0.1'}
+    of_all, scripts = set(), set()
+    for layer in metadata.distributions(path=[str(site)]):
+        if layer.name != 'lowhaio':
+            own = {one for one in needed(layer, '') if not one.startswith('lowhaio')}
+            name = layer.name.removeprefix('lowhaio-')
+            assert own <= extras.get(name, set()), name
+            for extra in layer.metadata.get_all('Provides-Extra', []):
+                own |= {one for one in needed(layer, extra) if not one.startswith('lowhaio')}
+            of_all |= own
+            scripts.update(layer.entry_points)
+    assert extras['all'] == of_all == set().union(
+        *(extras[extra] for extra in extras if extra != 'all'))
+    assert {(script.name, script.value) for script in together.entry_points} == {
+        (script.name, script.value) for script in scripts}
+
+
+def test_all_layers_together_can_be_imported_where_only_they_are_installed(environment):
+    files = {path.stem: path.name for path in ROOT.glob('layers/*/lowhaio_*.py')}
+    files |= {path.name: f'{path.name}/__init__.py' for path in PACKAGES}
+    code = f'import sys; {"; ".join(f"import {module}" for module in files)}; ' + \
+        f'print(*(sys.modules[module].__file__ for module in {[*files]}), sep="\\n")'
+    ended = subprocess.run([environment, '-I', '-c', code], stdout=subprocess.PIPE, text=True,
+                           check=True)
+    [packages] = environment.parents[1].glob('lib/python*/site-packages')
+    assert ended.stdout.splitlines() == [str(packages / name) for name in files.values()]
 
 
 def test_the_sdist_of_each_layer_holds_its_licence(layers):
@@ -392,6 +483,7 @@ STACKED = '''\
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from http.cookiejar import CookieJar
+from pathlib import Path
 from typing import assert_type
 
 import httpx
@@ -399,14 +491,25 @@ import httpx2
 import lowhaio_httpx
 from lowhaio import Fields, HttpError, Phase, Pool, Request, Response, ResponseBody, streamed
 from lowhaio_auth import basic, bearer, digest
-from lowhaio_aws_sigv4 import signed
+from lowhaio_aws_credentials import Credentials, CredentialsError, assumed_role, from_chain
+from lowhaio_aws_sigv4 import presigned, signed, signed_for_regions
+from lowhaio_aws_sigv4_streaming import checked
+from lowhaio_aws_sigv4_streaming import signed as signed_with_checksum
 from lowhaio_aws_sigv4_unsigned_payload import signed as signed_without_body
 from lowhaio_chunked import chunked
 from lowhaio_compression import compressed, decompressed
 from lowhaio_cookies import with_cookies
+from lowhaio_download import Downloaded, download
+from lowhaio_form import form, multipart, sized
 from lowhaio_httpx2 import LowhaioAsyncClient, LowhaioTransport, client_for_openai
+from lowhaio_opentelemetry import Telemetry, TracedRequest, counted
+from lowhaio_proxy import from_environment, proxied_pool
 from lowhaio_redirect import Hop, HttpTooManyRedirects, hops, redirectable
 from lowhaio_retry import if_idempotent, retry
+from lowhaio_s3 import Bucket, Content, ObjectInfo, Page, S3DeleteError, S3Error, Written
+from lowhaio_session import Session, SessionResponse, StatusError, compose
+from lowhaio_sse import ServerSentEvent, events
+from lowhaio_waterfall import Recorder, Timeline, html
 from lowhaio_websocket import WebSocketClosedError, WebSocketHandshakeError, websocket
 
 URL = 'https://www.example.com/'
@@ -435,7 +538,10 @@ def stacked(request: Request) -> Request:
     request = bearer(request, lambda: 'token', on_refused=print)
     request = digest(request, 'user', 'password')
     request = signed(request, credentials, 's3', 'eu-west-2')
+    request = signed_for_regions(request, credentials, 's3', '*')
     request = signed_without_body(request, credentials, 's3', 'eu-west-2')
+    request = signed_with_checksum(request, credentials, 's3', 'eu-west-2', checksum=None,
+                                   signed_payload=True)
     request = with_cookies(request, CookieJar())
     request = retry(request, [(HttpError, [0, 0.5])], should_retry=if_idempotent, jitter=0.5)
     request = retry(
@@ -462,9 +568,111 @@ async def requests() -> None:
     assert_type(hops(body)[-1].code, bytes)
     assert_type(code, bytes)
     assert_type(headers, Fields)
+    assert_type(await presigned(URL, credentials, 's3', 'eu-west-2', params={'a': 'b'}), str)
     await stacked(request)(
         b'PUT', URL, body=chunked(compressed(rows, b'gzip'), trailers=lambda: [(b'a', b'b')]))
     'text' + code  # error: operator
+
+
+async def forms(request: Request) -> None:
+    body, headers = multipart({'a': 1}, {'b': Path('c'), 'd': ('e', b'f'), 'g': [b'h', b'i']})
+    assert_type(headers, Fields)
+    await request(b'POST', URL, headers=headers, body=body)
+    await request(b'POST', URL, body=form([('a', ['b', 'c'])])[0])
+    await request(b'PUT', URL, body=sized(open('a', 'rb'))[0])
+    sized(1)  # error: arg-type
+    multipart(files=1)  # error: arg-type
+    form(1)  # error: arg-type
+
+
+async def sessions(request: Request) -> None:
+    async with Session(URL, headers={'a': 'b'}, auth=('user', 'password'), timeout=5,
+                       cookies=CookieJar(),
+                       limits={'max_connections': 2, 'pool_timeout': None}) as http:
+        try:
+            response = (await http.get('/items', params={'a': 1})).raise_for_status()
+        except StatusError as error:
+            assert_type(error.status, int)
+            return
+        assert_type(response, SessionResponse)
+        assert_type(response.headers['a'], str)
+        assert_type(await response.text(), str)
+        await http.post('/items', json={'a': [1, None]}, timeout={'connect': 1, 'total': 5})
+        async with http.stream('GET', '/items') as response:
+            async for chunk in response:
+                assert_type(chunk, bytes)
+        assert_type(http.low_level, Request)
+        await http.get(b'/items')  # error: arg-type
+        await http.request(b'GET', '/items')  # error: arg-type
+        await http.get('/items', timeouts={'read': 1})  # error: call-arg
+        http.get('/items')  # error: unused-coroutine
+        'text' + response.status  # error: operator
+    Session(request=1)  # error: arg-type
+    Session(limits='many')  # error: arg-type
+    Session(limits=2, max_connections_per_origin=1)
+    assert_type(compose(request, redirectable, retry), Request)
+    assert_type(compose(request, counted, redirectable, retry, Telemetry().traced), Request)
+
+
+async def long_ones(request: Request) -> None:
+    async with events(request, URL, max_silence=60, params={'a': 'b'}) as stream:
+        async for event in stream:
+            assert_type(event, ServerSentEvent)
+            assert_type(event.data, str)
+    done = await download(request, URL, 'file', digest=('sha256', b''),
+                          on_progress=lambda done, total: print(done + 1, total))
+    assert_type(done, Downloaded)
+    events(request, URL, max_silence='60')  # error: arg-type
+    await download(request, URL, 1)  # error: arg-type
+
+
+async def pools(request: Request) -> None:
+    through_proxies, _ = proxied_pool(from_environment(), max_connections=2)
+    assert_type(through_proxies, Request)
+    proxied_pool(1)  # error: arg-type
+    telemetry, recorder = Telemetry(), Recorder()
+    Pool(on_event=telemetry.watcher())
+    Pool(on_event=recorder)
+    assert_type(telemetry.traced(request), TracedRequest)
+    await telemetry.traced(request)(b'GET', URL, url_template='/{id}')
+    await request(b'GET', URL, url_template='/{id}')  # error: call-arg
+    for timeline in recorder.timelines:
+        assert_type(timeline, Timeline)
+    assert_type(html(recorder.timelines), str)
+
+
+async def objects(request: Request) -> None:
+    bucket = Bucket(request, 'name', credentials, 'eu-west-2', checksum='crc32', parallel=2)
+    async with await bucket.get('key', start=-5, if_match='*') as content:
+        assert_type(content, Content)
+        assert_type(await content.read(), bytes)
+        assert_type(content.info.size, int | None)
+    assert_type(await bucket.download('key', print), ObjectInfo)
+    assert_type(await bucket.put('key', rows(1), metadata={'a': 'b'}, size=1), Written)
+    async for page in bucket.list('prefix', delimiter='/'):
+        assert_type(page, Page)
+        assert_type([each.size for each in page.objects], list[int])
+    try:
+        assert_type(await bucket.delete_many(['a', 'b']), int)
+    except S3DeleteError as error:
+        assert_type(error.failed, tuple[tuple[str, S3Error], ...])
+    await bucket.put('key', 1)  # error: arg-type
+    await bucket.get('key', if_match=b'a')  # error: arg-type
+
+
+async def keys(request: Request) -> None:
+    found = from_chain(retry(request), profile='p')
+    role = assumed_role(request, found, 'arn', duration=900)
+    assumed_role(request, credentials, 'arn')
+    assert_type(role, Credentials)
+    try:
+        assert_type(await role(), tuple[str, str, Fields])
+    except CredentialsError as error:
+        assert_type(error.is_lasting, bool)
+    role.forget()
+    await signed(request, role, 's3', 'eu-west-2')(b'GET', URL)
+    from_chain(request, 'p')  # error: call-arg
+    assumed_role(request, ('id', 'secret'), 'arn')  # error: arg-type
 
 
 async def messages(request: Request) -> None:
@@ -527,6 +735,8 @@ digest(request, 'user', 'password', algorithms=[1])  # error: list-item
 digest(request, 'user')  # error: call-arg
 signed(request, ('id', 'secret', ()), 's3', 'eu-west-2')  # error: arg-type
 signed_without_body(request, credentials, 's3')  # error: call-arg
+signed_with_checksum(request, credentials, 's3', 'eu-west-2', checksum=b'')  # error: arg-type
+checked()  # error: call-arg
 with_cookies(request)  # error: call-arg
 with_cookies(request, CookieJar(), True)  # error: call-arg
 with_cookies(request, CookieJar(), loopback_is_secure='always')  # error: arg-type
@@ -573,10 +783,14 @@ LAYERS = (
     "digest(request, 'user', 'password')",
     "signed(request, credentials, 's3', 'eu-west-2')",
     "signed_without_body(request, credentials, 's3', 'eu-west-2')",
+    "signed_with_checksum(request, credentials, 's3', 'eu-west-2')",
+    'checked(request)',
     'with_cookies(request, CookieJar())',
     'retry(request)',
     'redirectable(request)',
     'decompressed(request)',
+    'counted(request)',
+    'compose(request, counted, redirectable, retry)',
 )
 STACKED += ''.join(THROUGH.format(number=number, layer=layer)
                    for number, layer in enumerate(LAYERS))
@@ -617,6 +831,18 @@ def test_mypy_finds_the_errors_of_a_user_and_no_other(user, site):
 def test_pyright_finds_the_errors_of_a_user_and_no_other(user, site):
     printed, _ = run('pyright', '--outputjson', '--pythonpath', sys.executable, *FILES,
                      cwd=user, PYTHONPATH=str(site))
+    diagnostics = json.loads(printed[printed.index('{'):])['generalDiagnostics']
+    found = {(pathlib.Path(diagnostic['file']).name, diagnostic['range']['start']['line'] + 1)
+             for diagnostic in diagnostics}
+    assert found == expected_errors().keys(), diagnostics
+
+
+def test_the_types_are_found_where_all_layers_are_installed_together(user, environment):
+    printed, _ = run('mypy', '--strict', '--config-file=', '--cache-dir', user / 'cache_together',
+                     '--python-executable', environment, *FILES, cwd=user)
+    errors = re.findall(r'^(.*):([0-9]+): error: ', printed, re.MULTILINE)
+    assert {(name, int(number)) for name, number in errors} == expected_errors().keys(), printed
+    printed, _ = run('pyright', '--outputjson', '--pythonpath', environment, *FILES, cwd=user)
     diagnostics = json.loads(printed[printed.index('{'):])['generalDiagnostics']
     found = {(pathlib.Path(diagnostic['file']).name, diagnostic['range']['start']['line'] + 1)
              for diagnostic in diagnostics}
