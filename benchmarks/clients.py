@@ -1,8 +1,9 @@
-"""The clients that are measured, each behind the same four coroutine functions.
+"""The clients that are measured, each behind the same coroutine functions.
 
 A client is a function that takes a `Setup` and returns an async context manager, which yields
 
     get(url)                     GET, which reads all of the content at once
+    get_with_fields(url)         the same, with the `FIELDS` in the request
     post(url, data)              POST of a body that is in memory
     stream(url)                  GET, which reads the content chunk by chunk and keeps none of it
     upload(url, chunks, size)    PUT of what the async generator function yields
@@ -21,45 +22,10 @@ import ssl
 import sys
 import urllib.parse
 from collections import defaultdict
-from datetime import timedelta
-from pathlib import Path
 from types import SimpleNamespace
 
-FOREVER = 3600  # seconds
-MANY = 100_000  # connections
-
-
-class Setup:
-    def __init__(self, ca, nameserver, concurrency, is_closing):
-        self.ca = ca
-        self.nameserver = tuple(nameserver)
-        self.concurrency = concurrency
-        # Whether the server closes the connection after each response.
-        self.is_closing = is_closing
-
-    @functools.cached_property
-    def context(self):
-        context = ssl.create_default_context(cafile=self.ca)
-        context.set_alpn_protocols(['http/1.1'])
-        return context
-
-    def resolver(self, **kwargs):
-        """A resolver that asks our nameserver, whose records stay fresh. Those of the file of
-        hosts never are."""
-        from aiodnsresolver import Resolver
-
-        async def get_host(*_):
-            return None
-
-        async def get_nameservers(*_):
-            yield 1, self.nameserver
-
-        return Resolver(get_host=get_host, get_nameservers=get_nameservers, **kwargs)
-
-
-def length_of(size):
-    return {'content-length': str(size)}
-
+import peers
+from setting import BYTE_FIELDS, FIELDS, FOREVER
 
 # The floor, which is what the loop and the socket cost
 # -----------------------------------------------------
@@ -69,11 +35,11 @@ class FloorConnection:
         self.loop = loop
         self.sock = connect(setup, url)
         self.message = message
-        # All responses are as long as the first one.
+        # The first exchange, which tells how long all responses are.
         self.length, self.content = exchange_blocking(self.sock, message)
 
         self.sock.setblocking(False)
-        loop.add_reader(self.sock, self.read)
+        loop.add_reader(self.sock.fileno(), self.read)
 
     def read(self):
         # This reads in the callback and not in the coroutine. The loop polls once more before the
@@ -93,7 +59,7 @@ class FloorConnection:
         await self.waiter
 
     def close(self):
-        self.loop.remove_reader(self.sock)
+        self.loop.remove_reader(self.sock.fileno())
         self.sock.close()
 
 
@@ -133,65 +99,66 @@ def exchange_blocking(sock, message):
     return len(head) + 4 + len(content), len(chunks)
 
 
-@contextlib.asynccontextmanager
-async def floor(setup):
+class Floor:
     """The least that a client could do.
 
     For small requests that is `add_reader` once for each connection, and then `send`, a future and
     `recv`, with nothing parsed. For bulk, and for connections that serve one request, it is a
     blocking loop of `recv_into` or `sendall`.
     """
-    loop = asyncio.get_running_loop()
-    idle = defaultdict(list)
-    buffer = bytearray(262144)
-    sock = session = None
 
-    async def exchange(url, message):
-        connections = idle[message]
-        connection = connections.pop() if connections else FloorConnection(
-            loop, setup, url, message)
-        await connection.exchange()
+    def __init__(self, setup):
+        self.setup = setup
+        self.loop = asyncio.get_running_loop()
+        self.idle = defaultdict(list)
+        self.buffer = bytearray(262144)
+        self.sock = self.session = None
+        self.message = functools.cache(request_message)
+        self.fields = ''.join(f'{name}: {value}\r\n' for name, value in FIELDS.items())
+
+    async def exchange(self, url, message):
+        connections = self.idle[message]
+        if connections:
+            connection = connections.pop()
+            await connection.exchange()
+        else:
+            connection = FloorConnection(self.loop, self.setup, url, message)
         connections.append(connection)
         return connection.content
 
-    async def exchange_and_close(url, message):
-        nonlocal session
-        with connect(setup, url, session) as sock:
+    def exchange_and_close(self, url, message):
+        with connect(self.setup, url, self.session) as sock:
             _, content = exchange_blocking(sock, message)
-            session = sock.session if isinstance(sock, ssl.SSLSocket) else None
+            self.session = sock.session if isinstance(sock, ssl.SSLSocket) else None
         return content
 
-    @functools.cache
-    def message_of(url):
-        return request_message('GET', url)
+    async def get(self, url):
+        if self.setup.is_closing:
+            return self.exchange_and_close(url, self.message('GET', url))
+        return await self.exchange(url, self.message('GET', url))
 
-    async def get(url):
-        if setup.is_closing:
-            return await exchange_and_close(url, message_of(url))
-        return await exchange(url, message_of(url))
+    stream = get
 
-    @functools.cache
-    def post_of(url, data):
-        return request_message('POST', url, f'content-length: {len(data)}\r\n', data)
+    async def get_with_fields(self, url):
+        return await self.exchange(url, self.message('GET', url, self.fields))
 
-    async def post(url, data):
-        return await exchange(url, post_of(url, data))
+    async def post(self, url, data):
+        return await self.exchange(
+            url, self.message('POST', url, f'content-length: {len(data)}\r\n', data))
 
-    async def download(url):
-        nonlocal sock
-        sock = sock or connect(setup, url)
+    async def download(self, url):
+        sock = self.bulk_socket(url)
         sock.sendall(request_message('GET', url))
-        got = sock.recv_into(buffer)
-        head, _, content = bytes(buffer[:got]).partition(b'\r\n\r\n')
+        got = sock.recv_into(self.buffer)
+        head, _, content = bytes(self.buffer[:got]).partition(b'\r\n\r\n')
         length = int(re.search(rb'content-length: (\d+)', head, re.IGNORECASE)[1])
         got = len(content)
         while got < length:
-            got += sock.recv_into(buffer)
+            got += sock.recv_into(self.buffer)
         return got
 
-    async def upload(url, chunks, size):
-        nonlocal sock
-        sock = sock or connect(setup, url)
+    async def upload(self, url, chunks, size):
+        sock = self.bulk_socket(url)
         sock.sendall(request_message('PUT', url, f'content-length: {size}\r\n'))
         chunk = await anext(chunks())
         for _ in range(size // len(chunk)):
@@ -200,11 +167,21 @@ async def floor(setup):
         assert response.startswith(b'HTTP/1.1 20'), response
         return 0
 
-    yield SimpleNamespace(get=get, post=post, stream=get, download=download, upload=upload)
-    for connection in itertools.chain.from_iterable(idle.values()):
-        connection.close()
-    if sock is not None:
-        sock.close()
+    def bulk_socket(self, url):
+        self.sock = self.sock or connect(self.setup, url)
+        return self.sock
+
+    def close(self):
+        for connection in itertools.chain.from_iterable(self.idle.values()):
+            connection.close()
+        if self.sock is not None:
+            self.sock.close()
+
+
+@contextlib.asynccontextmanager
+async def floor(setup):
+    with contextlib.closing(Floor(setup)) as client:
+        yield client
 
 
 # lowhaio
@@ -219,6 +196,11 @@ async def lowhaio(setup):
 
     async def get(url):
         code, _, body = await request(b'GET', url)
+        assert code == b'200', code
+        return len(await buffered(body))
+
+    async def get_with_fields(url):
+        code, _, body = await request(b'GET', url, headers=BYTE_FIELDS)
         assert code == b'200', code
         return len(await buffered(body))
 
@@ -242,7 +224,8 @@ async def lowhaio(setup):
         assert code in (b'201', b'204'), code
         return len(await buffered(body))
 
-    yield SimpleNamespace(get=get, post=post, stream=stream, upload=upload)
+    yield SimpleNamespace(
+        get=get, get_with_fields=get_with_fields, post=post, stream=stream, upload=upload)
     await close()
 
 
@@ -255,297 +238,24 @@ async def lowhaio_without_turns(setup):
         yield client
 
 
-# Python peers
-# ------------
-
-@contextlib.asynccontextmanager
-async def aiohttp(setup):
-    import aiohttp
-    connector = aiohttp.TCPConnector(limit=0, ssl=setup.context, keepalive_timeout=FOREVER)
-    async with aiohttp.ClientSession(connector=connector) as session:
-        async def get(url):
-            async with session.get(url) as response:
-                assert response.status == 200, response.status
-                return len(await response.read())
-
-        async def post(url, data):
-            async with session.post(url, data=data) as response:
-                assert response.status == 200, response.status
-                return len(await response.read())
-
-        async def stream(url):
-            got = 0
-            async with session.get(url) as response:
-                assert response.status == 200, response.status
-                async for chunk in response.content.iter_any():
-                    got += len(chunk)
-            return got
-
-        async def upload(url, chunks, size):
-            async with session.put(url, data=chunks(), headers=length_of(size)) as response:
-                assert response.status in (201, 204), response.status
-                return len(await response.read())
-
-        yield SimpleNamespace(get=get, post=post, stream=stream, upload=upload)
-
-
-@contextlib.asynccontextmanager
-async def httpx(setup):
-    import httpx
-    limits = httpx.Limits(
-        max_connections=None, max_keepalive_connections=None, keepalive_expiry=FOREVER)
-    async with httpx.AsyncClient(
-            verify=setup.context, limits=limits, timeout=FOREVER, trust_env=False) as client:
-        async def get(url):
-            response = await client.get(url)
-            assert response.status_code == 200, response.status_code
-            return len(response.content)
-
-        async def post(url, data):
-            response = await client.post(url, content=data)
-            assert response.status_code == 200, response.status_code
-            return len(response.content)
-
-        async def stream(url):
-            got = 0
-            async with client.stream('GET', url) as response:
-                assert response.status_code == 200, response.status_code
-                async for chunk in response.aiter_raw():
-                    got += len(chunk)
-            return got
-
-        async def upload(url, chunks, size):
-            response = await client.put(url, content=chunks(), headers=length_of(size))
-            assert response.status_code in (201, 204), response.status_code
-            return len(response.content)
-
-        yield SimpleNamespace(get=get, post=post, stream=stream, upload=upload)
-
-
-@contextlib.asynccontextmanager
-async def httpcore(setup):
-    import httpcore
-    async with httpcore.AsyncConnectionPool(
-            ssl_context=setup.context, max_connections=None, max_keepalive_connections=None,
-            keepalive_expiry=FOREVER) as pool:
-        async def get(url):
-            response = await pool.request('GET', url)
-            assert response.status == 200, response.status
-            return len(response.content)
-
-        async def post(url, data):
-            response = await pool.request('POST', url, content=data)
-            assert response.status == 200, response.status
-            return len(response.content)
-
-        async def stream(url):
-            got = 0
-            async with pool.stream('GET', url) as response:
-                assert response.status == 200, response.status
-                async for chunk in response.aiter_stream():
-                    got += len(chunk)
-            return got
-
-        async def upload(url, chunks, size):
-            response = await pool.request('PUT', url, headers=length_of(size), content=chunks())
-            assert response.status in (201, 204), response.status
-            return len(response.content)
-
-        yield SimpleNamespace(get=get, post=post, stream=stream, upload=upload)
-
-
-@contextlib.asynccontextmanager
-async def niquests(setup):
-    import niquests
-    async with niquests.AsyncSession(
-            pool_connections=MANY, pool_maxsize=setup.concurrency, verify=str(setup.ca),
-            timeout=FOREVER) as session:
-        session.trust_env = False
-
-        async def get(url):
-            response = await session.get(url)
-            assert response.status_code == 200, response.status_code
-            return len(response.content)
-
-        async def post(url, data):
-            response = await session.post(url, data=data)
-            assert response.status_code == 200, response.status_code
-            return len(response.content)
-
-        async def stream(url):
-            got = 0
-            response = await session.get(url, stream=True)
-            assert response.status_code == 200, response.status_code
-            async for chunk in await response.iter_raw(-1):
-                got += len(chunk)
-            await response.close()
-            return got
-
-        async def upload(url, chunks, _):
-            # The body is always chunked. With a content-length, this client would send both, which
-            # the server refuses.
-            response = await session.put(url, data=chunks())
-            assert response.status_code in (201, 204), response.status_code
-            return len(response.content)
-
-        yield SimpleNamespace(get=get, post=post, stream=stream, upload=upload)
-
-
-# Peers in Rust and C
-# -------------------
-
-@contextlib.asynccontextmanager
-async def wreq(setup):
-    import wreq
-    client = wreq.Client(
-        tls_verify=Path(setup.ca), http1_only=True, no_proxy=True,
-        pool_idle_timeout=timedelta(seconds=FOREVER), pool_max_idle_per_host=MANY,
-        pool_max_size=MANY)
-
-    async def get(url):
-        async with await client.get(url) as response:
-            assert response.status.as_int() == 200, response.status
-            return len(await response.bytes())
-
-    async def post(url, data):
-        async with await client.post(url, body=data) as response:
-            assert response.status.as_int() == 200, response.status
-            return len(await response.bytes())
-
-    async def stream(url):
-        got = 0
-        async with await client.get(url) as response:
-            assert response.status.as_int() == 200, response.status
-            async with response.stream() as chunks:
-                async for chunk in chunks:
-                    got += len(chunk)
-        return got
-
-    async def upload(url, chunks, size):
-        async with await client.put(url, body=chunks(), headers=length_of(size)) as response:
-            assert response.status.as_int() in (201, 204), response.status
-            return len(await response.bytes())
-
-    yield SimpleNamespace(get=get, post=post, stream=stream, upload=upload)
-
-
-@contextlib.asynccontextmanager
-async def pyreqwest(setup):
-    from pyreqwest.client import ClientBuilder
-    builder = ClientBuilder().add_root_certificate_pem(Path(setup.ca).read_bytes()).no_proxy()
-    builder = builder.max_connections(None).pool_max_idle_per_host(MANY)
-    async with builder.pool_idle_timeout(timedelta(seconds=FOREVER)).build() as client:
-        async def get(url):
-            response = await client.get(url).build().send()
-            assert response.status == 200, response.status
-            return len(await response.bytes())
-
-        async def post(url, data):
-            response = await client.post(url).body_bytes(data).build().send()
-            assert response.status == 200, response.status
-            return len(await response.bytes())
-
-        async def stream(url):
-            got = 0
-            async with client.get(url).build_streamed() as response:
-                assert response.status == 200, response.status
-                while (chunk := await response.body_reader.read_chunk()) is not None:
-                    got += len(chunk)
-            return got
-
-        async def upload(url, chunks, size):
-            request = client.put(url).headers(length_of(size)).body_stream(chunks())
-            response = await request.build().send()
-            assert response.status in (201, 204), response.status
-            return len(await response.bytes())
-
-        yield SimpleNamespace(get=get, post=post, stream=stream, upload=upload)
-
-
-@contextlib.asynccontextmanager
-async def pyqwest(setup):
-    from pyqwest import Client, HTTPTransport, HTTPVersion
-    async with HTTPTransport(
-            tls_ca_cert=Path(setup.ca).read_bytes(), http_version=HTTPVersion.HTTP1,
-            pool_idle_timeout=FOREVER, pool_max_idle_per_host=MANY) as transport:
-        client = Client(transport)
-
-        async def get(url):
-            response = await client.get(url)
-            assert response.status == 200, response.status
-            return len(response.content)
-
-        async def post(url, data):
-            response = await client.post(url, content=data)
-            assert response.status == 200, response.status
-            return len(response.content)
-
-        async def stream(url):
-            got = 0
-            async with client.stream('GET', url) as response:
-                assert response.status == 200, response.status
-                async for chunk in response.content:
-                    got += len(chunk)
-            return got
-
-        async def upload(url, chunks, size):
-            response = await client.put(url, headers=length_of(size), content=chunks())
-            assert response.status in (201, 204), response.status
-            return len(response.content)
-
-        yield SimpleNamespace(get=get, post=post, stream=stream, upload=upload)
-
-
-@contextlib.asynccontextmanager
-async def curl_cffi(setup):
-    from curl_cffi import CurlMOpt
-    from curl_cffi.requests import AsyncSession
-    async with AsyncSession(
-            max_clients=setup.concurrency, verify=str(setup.ca), trust_env=False,
-            timeout=FOREVER) as session:
-        session.acurl.setopt(CurlMOpt.MAXCONNECTS, MANY)
-
-        async def get(url):
-            response = await session.get(url)
-            assert response.status_code == 200, response.status_code
-            return len(response.content)
-
-        async def post(url, data):
-            response = await session.post(url, data=data)
-            assert response.status_code == 200, response.status_code
-            return len(response.content)
-
-        async def stream(url):
-            got = 0
-            async with session.stream('GET', url) as response:
-                assert response.status_code == 200, response.status_code
-                async for chunk in response.aiter_content():
-                    got += len(chunk)
-            return got
-
-        async def upload(url, chunks, size):
-            # This client takes iterators, but not async ones.
-            chunk = await anext(chunks())
-            content = (chunk for _ in range(size // len(chunk)))
-            response = await session.put(url, headers=length_of(size), content=content)
-            assert response.status_code in (201, 204), response.status_code
-            return len(response.content)
-
-        yield SimpleNamespace(get=get, post=post, stream=stream, upload=upload)
-
-
-# For each name, the client and the module that is imported for it.
+# For each name: the client, the module that is imported for it, and the distributions that are
+# installed for it, of which the first has its version.
 CLIENTS = {
-    'floor': (floor, None),
-    'lowhaio': (lowhaio, 'lowhaio'),
-    'lowhaio-0.0.89': (lowhaio, 'lowhaio'),
-    'aiohttp': (aiohttp, 'aiohttp'),
-    'httpx': (httpx, 'httpx'),
-    'httpcore': (httpcore, 'httpcore'),
-    'niquests': (niquests, 'niquests'),
-    'wreq': (wreq, 'wreq'),
-    'pyreqwest': (pyreqwest, 'pyreqwest.client'),
-    'pyqwest': (pyqwest, 'pyqwest'),
-    'curl_cffi': (curl_cffi, 'curl_cffi.requests'),
-    'lowhaio-without-turns': (lowhaio_without_turns, None),
+    'floor': (floor, None, ()),
+    'lowhaio': (lowhaio, 'lowhaio', ()),
+    'lowhaio-0.0.89': (lowhaio, 'lowhaio', ()),
+    'aiohttp': (peers.aiohttp, 'aiohttp', ('aiohttp',)),
+    'httpx2': (peers.httpx2, 'httpx2', ('httpx2',)),
+    'httpx2-aiohttp': (peers.httpx2_aiohttp, 'openai', ('openai', 'httpx2', 'aiohttp')),
+    'httpx': (peers.httpx, 'httpx', ('httpx',)),
+    'httpx-aiohttp': (peers.httpx_aiohttp, 'httpx_aiohttp', ('httpx-aiohttp', 'httpx', 'aiohttp')),
+    'httpcore': (peers.httpcore, 'httpcore', ('httpcore',)),
+    'niquests': (peers.niquests, 'niquests', ('niquests',)),
+    'wreq': (peers.wreq, 'wreq', ('wreq',)),
+    'pyreqwest': (peers.pyreqwest, 'pyreqwest.client', ('pyreqwest',)),
+    'pyqwest': (peers.pyqwest, 'pyqwest', ('pyqwest',)),
+    'curl_cffi': (peers.curl_cffi, 'curl_cffi.requests', ('curl_cffi',)),
+    'impit': (peers.impit, 'impit', ('impit',)),
+    'primp': (peers.primp, 'primp', ('primp',)),
+    'lowhaio-without-turns': (lowhaio_without_turns, None, ()),
 }

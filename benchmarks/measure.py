@@ -8,17 +8,21 @@ import asyncio
 import contextlib
 import gc
 import http.client
+import importlib
 import json
 import os
 import resource
 import subprocess
 import sys
 import time
+import tracemalloc
 from dataclasses import dataclass
 from pathlib import Path
 
-from clients import CLIENTS, Setup
+from clients import CLIENTS
+from latency import on_schedule, percentile
 from server import CHUNK, EVENTS_LENGTH, POSTED, SMALL, Status
+from setting import Setup
 
 TICK = 0.001  # seconds
 
@@ -29,6 +33,7 @@ class Workload:
     call: str
     scheme: str = 'http'
     path: str = '/small'
+    # How many requests are made at once, or may be.
     concurrency: int = 1
     # The requests of a measurement, and those of a quick one.
     requests: int = 1
@@ -38,6 +43,8 @@ class Workload:
     is_closing: bool = False
     # How many requests the server counts for each one of the client.
     factor: int = 1
+    # The bytes of a chunk of an upload.
+    chunk: int = len(CHUNK)
 
 
 WORKLOADS = {
@@ -46,12 +53,14 @@ WORKLOADS = {
                          quick=640),
     'small-512': Workload('the same, 512 at once', 'get', concurrency=512, requests=30_720,
                           quick=512),
+    'small-fields': Workload('small, with 4 request fields', 'get_with_fields', requests=10_000,
+                             quick=300),
     'name': Workload('small, from a host name', 'get', requests=10_000, quick=300),
     '64k': Workload('GET of 64 KiB', 'get', path='/64k', requests=5_000, quick=300,
                     length=len(CHUNK)),
     'post': Workload('POST of 1 KiB', 'post', path='/post', requests=5_000, quick=300, factor=2),
     'events': Workload('GET of 1,000 server-sent events, each a chunk', 'stream',
-                       scheme='events', path='/events', requests=500, quick=50,
+                       scheme='scripted', path='/events', requests=500, quick=50,
                        length=EVENTS_LENGTH),
     'connect': Workload('small, each on a new connection', 'get', path='/close/small',
                         requests=2_000, quick=100, is_closing=True),
@@ -62,6 +71,12 @@ WORKLOADS = {
                         requests=20_480, quick=512),
     'tls-connect': Workload('tls, each on a new connection', 'get', scheme='https',
                             path='/close/small', requests=500, quick=50, is_closing=True),
+    'upload-1k': Workload('PUT of chunks of 1 KiB, for each chunk', 'upload', path='/upload/',
+                          requests=65_536, quick=4_096, chunk=1024),
+    'tls-upload-1k': Workload('the same, over TLS', 'upload', scheme='https', path='/upload/',
+                              requests=65_536, quick=4_096, chunk=1024),
+    'latency': Workload('1,000 GETs of 100 bytes a second for 30 s, from when each is due',
+                        'latency', concurrency=1_000, requests=30_000, quick=1_000),
     'download': Workload('GET of 1 GiB', 'download', path='/bulk'),
     'upload': Workload('PUT of 1 GiB', 'upload', path='/upload/'),
     'tls-download': Workload('the same, over TLS', 'download', scheme='https', path='/bulk'),
@@ -70,6 +85,9 @@ WORKLOADS = {
                      path='/bulk'),
     'idle': Workload('memory of each of 5,000 idle connections', 'idle', requests=5_000,
                      quick=200),
+    'memory': Workload('memory of each of 1,000 requests in flight, and of their connections '
+                       'when they are idle, to one origin', 'memory', scheme='scripted',
+                       path='/held', concurrency=1_000, requests=1_000, quick=200),
     'import': Workload('import time and modules', 'import'),
 }
 
@@ -90,7 +108,7 @@ class Measurement:
             self.url = self.url.replace('127.0.0.1', 'localhost')
         self.setup = Setup(
             job['ca'], job['origins']['nameserver'], workload.concurrency, workload.is_closing)
-        counting = 'events' if workload.scheme == 'events' else 'http'
+        counting = 'scripted' if workload.scheme == 'scripted' else 'http'
         self.status = Status(job['origins'][counting])
         self.result = {}
 
@@ -104,7 +122,7 @@ class Measurement:
     async def measure_get(self, client, call):
         await self.measure_requests(call, self.url)
 
-    measure_stream = measure_get
+    measure_stream = measure_get_with_fields = measure_get
 
     async def measure_post(self, client, call):
         await self.measure_requests(call, self.url, POSTED)
@@ -131,8 +149,25 @@ class Measurement:
             await run(self.requests)
             self.result['cpu'] = (time.process_time() - start) / self.requests
 
+    async def measure_latency(self, client, _):
+        async def make():
+            got = await client.get(self.url)
+            if got != SMALL:
+                raise Failed(f'{got} bytes of content, not {SMALL}')
+
+        await asyncio.gather(*(make() for _ in range(16)))
+        await on_schedule(make, self.requests // 30)
+        with self.checked_counts(self.requests, may_open=self.requests):
+            times, lags, cpu = await on_schedule(make, self.requests)
+        if len(times) != self.requests:
+            raise Failed(f'{len(times)} requests were answered, not {self.requests}')
+        self.result['cpu'] = cpu / self.requests
+        for name, share in (('p50', 0.5), ('p99', 0.99), ('p99.9', 0.999)):
+            self.result[name] = percentile(times, share)
+            self.result[f'lag-{name}'] = percentile(lags, share)
+
     @contextlib.contextmanager
-    def checked_counts(self, requests):
+    def checked_counts(self, requests, may_open=None):
         _, connections, before = self.status.read()
         yield
         _, after, requests_after = self.status.read()
@@ -141,7 +176,8 @@ class Measurement:
         if seen != requests:
             raise Failed(f'{seen:g} requests, not {requests}')
         # Some clients open a few more connections than they need if many requests start at once.
-        if made != requests if self.workload.is_closing else made > requests / 10:
+        may_open = requests / 10 if may_open is None else may_open
+        if made != requests if self.workload.is_closing else made > may_open:
             raise Failed(f'{made} new connections for {requests} requests')
 
     # Bulk
@@ -156,22 +192,29 @@ class Measurement:
             raise Failed(f'{got} bytes of content, not {self.size}')
 
     async def measure_upload(self, client, call):
+        if call is None:
+            raise Failed('it takes no iterator as the body of a request')
+        chunk = bytes(self.workload.chunk)
+        # A chunk is counted as a request is, where there are many.
+        number = self.requests if self.requests > 1 else self.size // len(chunk)
+        size = number * len(chunk)
+
         async def chunks():
-            for _ in range(self.size // len(CHUNK)):
-                yield CHUNK
+            for _ in range(number):
+                yield chunk
 
         path = f'{self.workload.path}{os.getpid()}'
         await client.get(self.origin + '/small')
         start = time.process_time()
-        await call(self.origin + path, chunks, self.size)
-        self.result['cpu'] = time.process_time() - start
+        await call(self.origin + path, chunks, size)
+        self.result['cpu'] = (time.process_time() - start) / self.requests
 
         connection = http.client.HTTPConnection(self.origins['http'].removeprefix('http://'))
         connection.request('HEAD', path)
         stored = int(connection.getresponse().getheader('content-length'))
         connection.close()
-        if stored != self.size:
-            raise Failed(f'{stored} bytes arrived, not {self.size}')
+        if stored != size:
+            raise Failed(f'{stored} bytes arrived, not {size}')
 
     async def measure_wait(self, client, _):
         loop = asyncio.get_running_loop()
@@ -222,6 +265,52 @@ class Measurement:
             raise Failed(f'{kept} connections were kept, not {self.requests + 100}')
 
 
+    async def measure_memory(self, client, _):
+        """Measure what Python has allocated for requests that wait for their response, with their
+        connections, and less what a task takes that does nothing but wait."""
+        loop = asyncio.get_running_loop()
+
+        async def wait(future):
+            return await future
+
+        async with self.held(client, 10):
+            pass
+        tracemalloc.start()
+        before = traced()
+        tasks = [loop.create_task(wait(loop.create_future())) for _ in range(self.requests)]
+        await asyncio.sleep(0)
+        of_tasks = traced() - before
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        del tasks, task
+
+        before = traced()
+        async with self.held(client, self.requests):
+            self.result['flight'] = (traced() - before - of_tasks) / self.requests
+        self.result['idle'] = (traced() - before) / self.requests
+        self.result['task'] = of_tasks / self.requests
+        tracemalloc.stop()
+
+    @contextlib.asynccontextmanager
+    async def held(self, client, number):
+        """So many requests, each of which waits for its response."""
+        before = self.status.held()
+        tasks = [asyncio.create_task(client.get(self.url)) for _ in range(number)]
+        while self.status.held() < before + number:
+            await asyncio.sleep(10 * TICK)
+        yield
+        self.status.release()
+        for task in tasks:
+            if (got := await task) != SMALL:
+                raise Failed(f'{got} bytes of content, not {SMALL}')
+
+
+def traced():
+    gc.collect()
+    return tracemalloc.get_traced_memory()[0]
+
+
 def memory(field):
     """The memory of this process in bytes.
 
@@ -255,17 +344,16 @@ def measure_import(module):
     return json.loads(output)
 
 
-def runner(is_uvloop):
-    if not is_uvloop:
+def runner(loop):
+    if loop == 'asyncio':
         return asyncio.Runner()
-    import uvloop
-    return asyncio.Runner(loop_factory=uvloop.new_event_loop)
+    return asyncio.Runner(loop_factory=importlib.import_module(loop).new_event_loop)
 
 
 def main():
     job = json.loads(sys.argv[1])
     sys.path.insert(0, job['library'])
-    make_client, module = CLIENTS[job['client']]
+    make_client, module, _ = CLIENTS[job['client']]
     if job['workload'] == 'import':
         print(json.dumps(measure_import(module)))
         return
@@ -276,7 +364,7 @@ def main():
             await measurement.run(client)
         return measurement.result
 
-    with runner(job['uvloop']) as loop_runner:
+    with runner(job['loop']) as loop_runner:
         result = loop_runner.run(measure())
     print(json.dumps(result), flush=True)
     # The process ends without unloading anything, since some clients crash then, now and again.

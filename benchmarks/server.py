@@ -1,7 +1,8 @@
 """Starts the servers that the benchmarks measure against, on loopback.
 
 One is an nginx. Beside it, a process gives scripted answers for what nginx does not do: a chunked
-response of a thousand small chunks, and the nameserver of a host name.
+response of a thousand small chunks, and the nameserver of a host name. It also has the small
+response of nginx, for what needs no nginx.
 
 Both count connections and requests, so that a measurement can tell whether its client did what it
 should. It needs trustme for a certificate.
@@ -34,6 +35,13 @@ EVENTS_RESPONSE = (
     b'transfer-encoding: chunked\r\n\r\n'
     + b''.join(b'%x\r\n%b\r\n' % (len(event), event) for event in EVENTS) + b'0\r\n\r\n')
 
+# As nginx has it.
+SMALL_RESPONSE = (
+    b'HTTP/1.1 200 OK\r\nserver: nginx\r\ndate: Sat, 01 Nov 2025 12:00:00 GMT\r\n'
+    b'content-type: application/octet-stream\r\ncontent-length: %d\r\n'
+    b'last-modified: Sat, 01 Nov 2025 11:00:00 GMT\r\nconnection: keep-alive\r\n'
+    b'etag: "6905e8f0-64"\r\naccept-ranges: bytes\r\n\r\n%b' % (SMALL, b'-' * SMALL))
+
 NGINX_CONF = '''\
 user {user} {group};
 daemon off;
@@ -44,6 +52,7 @@ pid {root}/nginx.pid;
 events {{ worker_connections {files}; }}
 http {{
     access_log off;
+    log_format tls "$ssl_protocol $ssl_curve $ssl_session_reused";
     sendfile on;
     tcp_nopush on;  # head and content of a small response in one segment
     tcp_nodelay on;
@@ -76,6 +85,11 @@ http {{
         location /close/ {{
             alias {root}/www/;
             keepalive_timeout 0;  # "connection: close" in each response
+        }}
+        location = /tls {{
+            alias {root}/www/small;
+            access_log {root}/tls.log tls;  # a line for each connection
+            keepalive_timeout 0;
         }}
         location /upload/ {{ dav_methods PUT; }}
         location = /post {{
@@ -172,47 +186,74 @@ class Status:
 
     def __init__(self, origin):
         self.connection = http.client.HTTPConnection(origin.removeprefix('http://'))
+        self.connection_requests = 0
         self.read()
 
     def read(self):
         """The counts without this connection and its requests."""
-        self.connection.request('GET', '/status')
-        text = self.connection.getresponse().read().decode()
-        self.connection_requests = getattr(self, 'connection_requests', 0) + 1
+        text = self.ask('/status')
         active = re.search(r'Active connections: (\d+)', text)[1]
         accepted, requests = re.search(r'^ (\d+) \d+ (\d+)', text, re.MULTILINE).groups()
         return int(active) - 1, int(accepted) - 1, int(requests) - self.connection_requests
+
+    def held(self):
+        """How many requests for /held wait for their answer."""
+        return int(re.search(r'Held: (\d+)', self.ask('/status'))[1])
+
+    def release(self):
+        """Have all of them answered."""
+        self.ask('/release')
+
+    def ask(self, path):
+        self.connection.request('GET', path)
+        self.connection_requests += 1
+        return self.connection.getresponse().read().decode()
 
 
 # The scripted answers
 # --------------------
 
-class Events(asyncio.Protocol):
-    """Answers each GET with the events, in one write, and /status as nginx does."""
+RESPONSES = {b'/events': EVENTS_RESPONSE, b'/small': SMALL_RESPONSE}
 
+
+class Scripted(asyncio.Protocol):
+    """Answers each GET of `RESPONSES` in one write, and /status as nginx does.
+
+    What asks for /held is answered when something asks for /release.
+    """
+
+    held = []
     active = accepted = requests = 0
 
     def connection_made(self, transport):
         self.transport = transport
         self.data = b''
-        Events.active += 1
-        Events.accepted += 1
+        Scripted.active += 1
+        Scripted.accepted += 1
 
     def connection_lost(self, _):
-        Events.active -= 1
+        Scripted.active -= 1
 
     def data_received(self, data):
         self.data += data
         while b'\r\n\r\n' in self.data:
             head, _, self.data = self.data.partition(b'\r\n\r\n')
-            Events.requests += 1
-            self.transport.write(
-                status_response() if head.startswith(b'GET /status ') else EVENTS_RESPONSE)
+            path = head.split(b' ', 2)[1]
+            Scripted.requests += 1
+            if path == b'/held':
+                self.held.append(self.transport)
+                continue
+            if path == b'/release':
+                for transport in self.held:
+                    transport.write(SMALL_RESPONSE)
+                self.held.clear()
+            self.transport.write(RESPONSES.get(path) or status_response())
 
 
 def status_response():
-    text = (f'Active connections: {Events.active}\nserver accepts handled requests\n'
-            f' {Events.accepted} {Events.accepted} {Events.requests}\n').encode()
+    text = (f'Active connections: {Scripted.active}\nserver accepts handled requests\n'
+            f' {Scripted.accepted} {Scripted.accepted} {Scripted.requests}\n'
+            f'Held: {len(Scripted.held)}\n').encode()
     return b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n%b' % (len(text), text)
 
 
@@ -232,10 +273,10 @@ class Nameserver(asyncio.DatagramProtocol):
 
 async def serve():
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Events, '127.0.0.1', 0)
+    server = await loop.create_server(Scripted, '127.0.0.1', 0, backlog=4096)
     names, _ = await loop.create_datagram_endpoint(Nameserver, ('127.0.0.1', 0))
     port = server.sockets[0].getsockname()[1]
-    print(json.dumps({'events': f'http://127.0.0.1:{port}',
+    print(json.dumps({'scripted': f'http://127.0.0.1:{port}',
                       'nameserver': names.get_extra_info('sockname')}), flush=True)
     is_over = asyncio.Event()
     loop.add_reader(sys.stdin.fileno(), is_over.set)
@@ -243,14 +284,21 @@ async def serve():
 
 
 @contextlib.contextmanager
-def servers(root, bulk_size):
-    """Yield the origins of nginx and of the events, and the address of the nameserver."""
-    with nginx(root, bulk_size) as origins:
-        command = (sys.executable, Path(__file__).resolve())
-        with subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-            yield {**origins, **json.loads(process.stdout.readline())}
+def scripted():
+    """Yield the origin of the scripted answers, and the address of the nameserver."""
+    command = (sys.executable, Path(__file__).resolve())
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        try:
+            yield json.loads(process.stdout.readline())
+        finally:
             process.stdin.close()
+
+
+@contextlib.contextmanager
+def servers(root, bulk_size):
+    """Yield the origins of nginx and of the scripted answers, and the nameserver's address."""
+    with nginx(root, bulk_size) as origins, scripted() as others:
+        yield {**origins, **others}
 
 
 # Where processes run
