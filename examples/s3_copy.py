@@ -4,41 +4,43 @@
     python examples/s3_copy.py s3://bucket/photos photos
     python examples/s3_copy.py s3://bucket/photos s3://other-bucket/photos
 
-The credentials are in AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN. A file is
-skipped if the target has one of the same size that is not older. Nothing is deleted. If a file
-fails, that is reported, the others go on, and the exit code is 1.
+Credentials are those of the environment, of a profile, or of the machine, as other programs find
+them. A file is skipped if the target has one of the same size that is not older. Nothing is
+deleted. If a file fails, that is reported, the others go on, and the exit code is 1.
 
-Each file is sent in one request, for which S3 has a limit of 5 GiB.
+Both places are listed in the order of the names, while files are copied, so that memory does not
+grow with their number. s3_copy_dask.py does the same with many processes, or machines.
 """
 import argparse
 import asyncio
 import os
 import re
-import secrets
+import stat
 import sys
-from datetime import datetime
-from html import unescape
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote, unquote_plus
-from xml.etree import ElementTree
 
-from lowhaio_aws_sigv4 import object_url, signed
-from lowhaio_retry import retry
+from lowhaio_aws_credentials import CredentialsError, from_chain
+from lowhaio_s3 import Bucket, S3Error
 from tqdm import tqdm
 
-from lowhaio import HttpConnectionError, HttpDataError, HttpError, Pool, buffered
+from lowhaio import HttpError, Pool
 
-CHUNK = 64 * 1024
-
-
-class CopyError(Exception):
-    """One file, or all of them, cannot be copied."""
+# What a file, or all of them, can fail with. A ValueError tells of a name that cannot be one in
+# the target, or of a file that changes while it is read.
+FAILURES = CredentialsError, HttpError, S3Error, OSError, ValueError
+# How many files have been listed, and wait.
+QUEUED = 1000
 
 
 class File(NamedTuple):
+    name: str
     size: int
     modified: float
+
+    def is_same(self, copy):
+        """Whether a file of the target need not be copied again."""
+        return copy.size == self.size and copy.modified >= self.modified
 
 
 class Folder:
@@ -47,184 +49,182 @@ class Folder:
     def __init__(self, path):
         self.path = path
 
-    async def files(self, on_error):
-        files = {}
-        for directory, _, names in os.walk(
-                self.path, onerror=lambda error: on_error(error.filename, error)):
-            for path in (Path(directory, name) for name in names):
-                try:
-                    stat = path.stat()
-                except OSError as error:
-                    on_error(path, error)
-                else:
-                    if path.is_file():
-                        name = path.relative_to(self.path).as_posix()
-                        files[name] = File(stat.st_size, stat.st_mtime)
-        return files
+    async def files(self, on_error, below=''):
+        """In the order of S3, where a slash is a character as any other."""
+        names = []
+        try:
+            with os.scandir(self.path / below) as entries:
+                names = sorted(entry.name + '/' * entry.is_dir(follow_symlinks=False)
+                               for entry in entries)
+        except OSError as error:
+            on_error(self.path / below, error)
+        for name in names:
+            if name.endswith('/'):
+                async for file in self.files(on_error, below + name):
+                    yield file
+                continue
+            try:
+                if file := self.file(below + name):
+                    yield file
+            except OSError as error:
+                on_error(self.path / below / name, error)
+
+    def file(self, name):
+        """None if it is something else, such as a link to a folder."""
+        status = (self.path / name).stat()
+        if stat.S_ISREG(status.st_mode):
+            return File(name, status.st_size, status.st_mtime)
+        return None
 
     def path_of(self, name):
         """The path of a file. Raises if it would be outside of the folder, also by a link."""
         path = self.path / name
         if (not {'', '.', '..'}.isdisjoint(name.split('/')) or '\0' in name
                 or not path.resolve().is_relative_to(self.path.resolve())):
-            raise CopyError('its key is no path in the folder')
+            raise ValueError('its key is no path in the folder')
         return path
 
 
-class Bucket:
-    """The objects of a bucket under a prefix. The names of files are relative to the prefix."""
+class Prefix:
+    """The objects of a bucket that are in a folder. The names of files are relative to it."""
 
-    def __init__(self, request, endpoint, bucket, folder):
-        self.request = request
-        self.name = bucket
+    def __init__(self, bucket, folder):
+        self.bucket = bucket
         self.prefix = folder if not folder or folder.endswith('/') else folder + '/'
-        self.url = f'{endpoint}/{bucket}'
-
-    def url_of(self, name):
-        return object_url(self.url, self.prefix + name)
 
     async def files(self, on_error):
-        """All files, from the pages of ListObjectsV2."""
-        files = {}
-        # Keys are asked for URL-encoded, because XML does not have all characters.
-        params = {'list-type': '2', 'prefix': self.prefix, 'encoding-type': 'url'}
-        while True:
-            page = ElementTree.fromstring(await self.ask(b'GET', self.url, params=params))
-            decoded = unquote_plus if page.findtext('{*}EncodingType') == 'url' else str
-            for entry in page.iterfind('{*}Contents'):
-                name = decoded(entry.findtext('{*}Key')).removeprefix(self.prefix)
-                modified = datetime.fromisoformat(entry.findtext('{*}LastModified'))
-                # Some programs make an object whose key ends with a slash for each folder.
-                if name and not name.endswith('/'):
-                    files[name] = File(int(entry.findtext('{*}Size')), modified.timestamp())
-            params['continuation-token'] = page.findtext('{*}NextContinuationToken')
-            if not params['continuation-token']:
-                return files
+        async for page in self.bucket.list(self.prefix):
+            for file in self.files_of(page):
+                yield file
 
-    async def ask(self, method, url, **kwargs):
-        """The body of a response, which must be a 200."""
-        code, _, body = await self.request(method, url, **kwargs)
-        data = await buffered(body)
-        # A copy inside S3 may fail after the 200 has been sent.
-        if code != b'200' or b'<Error>' in data[:100]:
-            told = re.findall(rb'<(?:Code|Message)>(.*?)</', data, re.DOTALL)
-            message = b': '.join((b'S3 answered ' + code, *told)).decode(errors='replace')
-            raise CopyError(unescape(message))
-        return data
+    def files_of(self, page):
+        for found in page.objects:
+            name = found.key.removeprefix(self.prefix)
+            # Some programs make an object whose key ends with a slash for each folder.
+            if name and not name.endswith('/'):
+                yield File(name, found.size, found.modified.timestamp())
 
 
-async def upload(folder, bucket, name, file, moved):
-    async def chunks():
-        with open(path, 'rb') as opened:
-            while chunk := opened.read(CHUNK):
-                yield chunk
-                moved(len(chunk))
-
-    path = folder.path / name
-    await bucket.ask(b'PUT', bucket.url_of(name), body=chunks,
-                     headers=((b'content-length', b'%d' % path.stat().st_size),))
+async def upload(folder, target, file, moved):
+    await target.bucket.put(target.prefix + file.name, folder.path / file.name, on_progress=moved)
 
 
-async def download(bucket, folder, name, file, moved):
-    """Write to a temporary name first, so that a file with the right name is always whole."""
-    path = folder.path_of(name)
+async def download(source, folder, file, moved):
+    path = folder.path_of(file.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{secrets.token_hex(8)}.part')
-    try:
-        with open(temporary, 'xb') as opened:
-            await bucket.ask(b'GET', bucket.url_of(name), to=opened, moved=moved)
-            if opened.tell() != file.size:
-                raise CopyError(f'{opened.tell()} bytes came, but {file.size} were listed')
-        os.utime(temporary, (file.modified, file.modified))
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    await source.bucket.download(source.prefix + file.name, path, on_progress=moved)
+    os.utime(path, (file.modified, file.modified))
 
 
-async def copy(source, target, name, file, moved):
-    """Let S3 copy the file itself, so that its content is not transferred."""
-    path = quote(f'/{source.name}/{source.prefix}{name}')
-    await target.ask(b'PUT', target.url_of(name), headers=((b'x-amz-copy-source', path.encode()),))
+async def copy(source, target, file, moved):
+    """S3 copies the file itself, so that its content is not transferred."""
+    await target.bucket.copy(source.prefix + file.name, target.prefix + file.name,
+                             source=source.bucket)
     moved(file.size)
 
 
-COPIES = {(Folder, Bucket): upload, (Bucket, Folder): download, (Bucket, Bucket): copy}
+COPIES = {(Folder, Prefix): upload, (Prefix, Folder): download, (Prefix, Prefix): copy}
 
 
-def to_file(request):
-    """A layer that writes the content of a response to the file that is given as `to`.
-
-    It must be inside of `retry`. Then a request is also made again if its body breaks off.
-    """
-    async def request_to_file(method, url, *, to=None, moved=None, **kwargs):
-        code, headers, body = await request(method, url, **kwargs)
-        if to is not None and code == b'200':
-            to.seek(0)
-            to.truncate()
-            async for chunk in body:
-                to.write(chunk)
-                moved(len(chunk))
-        return code, headers, body
-
-    return request_to_file
-
-
-async def copy_all(request, endpoint, args):
-    """Copy all files, print what happened, and return whether all went well."""
-    async def work():
-        for name, file in jobs:
-            try:
-                await COPIES[type(source), type(target)](source, target, name, file, bar.update)
-            except (CopyError, HttpError, OSError, UnicodeError) as error:
-                on_error(name, error)
-
-    def on_error(name, error):
-        failed.append(name)
-        reason = error if isinstance(error, CopyError) else f'{type(error).__name__}: {error}'
-        tqdm.write(f'{str(name)!r}: {reason}', file=sys.stderr)
-
-    source, target = (
-        Folder(place) if isinstance(place, Path) else Bucket(request, endpoint, *place)
-        for place in (args.source, args.target))
-    failed = []
-    files = await source.files(on_error)
+async def wanted(source, target, on_error, on_skipped):
+    """The files of the source that the target lacks. Both are listed once, side by side."""
     # The errors of the target do not matter, because it may not be there yet.
-    there = await target.files(lambda name, error: None)
-    wanted = {name: file for name, file in sorted(files.items()) if name not in there
-              or file.size != there[name].size or file.modified > there[name].modified}
-    jobs = iter(wanted.items())
-    with tqdm(total=sum(file.size for file in wanted.values()), unit='B', unit_scale=True,
-              unit_divisor=1024) as bar:
-        async with asyncio.TaskGroup() as group:
-            for _ in range(args.concurrency):
-                group.create_task(work())
-    unfinished = sum(name in wanted for name in failed)
-    print(f'{len(wanted) - unfinished} copied, {len(files) - len(wanted)} skipped, '
-          f'{len(failed)} failed')
-    return not failed
+    there = target.files(lambda name, error: None)
+    other = await anext(there, None)
+    async for file in source.files(on_error):
+        while other and other.name < file.name:
+            other = await anext(there, None)
+        if other and other.name == file.name and file.is_same(other):
+            on_skipped()
+        else:
+            yield file
 
 
-async def run(args, credentials):
-    async def get_credentials():
-        return credentials
+def open_places(args):
+    """The source, the target, and the coroutine function that closes their pool."""
+    def opened(place):
+        if isinstance(place, Path):
+            return Folder(place)
+        bucket, folder = place
+        return Prefix(Bucket(request, bucket, credentials, args.region,
+                             endpoint=args.endpoint_url), folder)
 
     request, close = Pool(max_connections=args.concurrency, socket_timeout=30)
-    # TLS protects a body on its way, so it is streamed from the disk to S3 unsigned. Without TLS
-    # it is signed, and for that it is read to its end before it is sent.
-    endpoint = (args.endpoint_url or f'https://s3.{args.region}.amazonaws.com').rstrip('/')
-    request = signed(
-        request, get_credentials, 's3', args.region,
-        body_hash='UNSIGNED-PAYLOAD' if endpoint.lower().startswith('https:') else None)
-    # Every request here has the same effect if it is sent twice.
-    request = retry(
-        to_file(request), ((HttpConnectionError, (0, 1, 2)), (HttpDataError, (0, 1, 2))),
-        code_intervals=[(code, (1, 2, 4)) for code in (b'429', b'500', b'502', b'503')],
-        jitter=0.5)
+    credentials = from_chain(request, profile=args.profile, region=args.region)
+    return opened(args.source), opened(args.target), close
+
+
+def told(error):
+    return f'{type(error).__name__}: {error}'
+
+
+class Summary:
+    """What has happened, and a bar."""
+
+    def __init__(self):
+        self.copied = self.skipped = self.failed = self.bytes = 0
+        self.bar = tqdm(total=0, unit='B', unit_scale=True, unit_divisor=1024)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exception):
+        self.seconds = self.bar.format_dict['elapsed']
+        self.bar.close()
+
+    def on_skipped(self):
+        self.skipped += 1
+
+    def on_copied(self, files, size):
+        self.copied += files
+        self.bytes += size
+
+    def on_error(self, name, error):
+        self.on_failed(name, told(error))
+
+    def on_failed(self, name, text, files=1):
+        self.failed += files
+        tqdm.write(f'{str(name)!r}: {text}', file=sys.stderr)
+
+    def finish(self):
+        """Print it, and return whether all went well."""
+        print(f'{self.bytes / 1e6:.1f} MB in {self.seconds:.1f} s: '
+              f'{self.bytes / self.seconds / 1e6:.1f} MB/s, '
+              f'{self.copied / self.seconds:.0f} files/s', file=sys.stderr)
+        print(f'{self.copied} copied, {self.skipped} skipped, {self.failed} failed')
+        return not self.failed
+
+
+async def copy_all(args):
+    """Copy all files, and return whether all went well."""
+    async def feed():
+        async for file in wanted(source, target, summary.on_error, summary.on_skipped):
+            summary.bar.total += file.size
+            await queue.put(file)
+        for _ in range(args.concurrency):
+            await queue.put(None)
+
+    async def work():
+        while file := await queue.get():
+            try:
+                await copy_file(source, target, file, summary.bar.update)
+                summary.on_copied(1, file.size)
+            except FAILURES as error:
+                summary.on_error(file.name, error)
+
+    source, target, close = open_places(args)
+    copy_file = COPIES[type(source), type(target)]
+    queue = asyncio.Queue(QUEUED)
     try:
-        return await copy_all(request, endpoint, args)
+        with Summary() as summary:
+            async with asyncio.TaskGroup() as group:
+                for job in (feed, *[work] * args.concurrency):
+                    group.create_task(job())
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None  # of the listing: that of a file ends nothing
     finally:
         await close()
+    return summary.finish()
 
 
 def place(text):
@@ -236,16 +236,20 @@ def place(text):
     return Path(text)
 
 
-def main():
+def main(copy_all, description, *more):
+    """Parse the arguments, copy, and exit."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('source', type=place, help='a folder, or s3://BUCKET/FOLDER')
     parser.add_argument('target', type=place, help='the same; one of the two must be in S3')
     parser.add_argument('--region', default=os.environ.get('AWS_REGION', 'us-east-1'))
     parser.add_argument('--endpoint-url', metavar='URL', default=os.environ.get(
         'AWS_ENDPOINT_URL'), help='of another server that speaks the protocol of S3')
+    parser.add_argument('--profile', metavar='NAME', help='of the credentials')
     parser.add_argument('--concurrency', type=int, default=16, metavar='N',
                         help='files at once (default: 16)')
+    for name, options in more:
+        parser.add_argument(name, **options)
     args = parser.parse_args()
     if isinstance(args.source, Path) and isinstance(args.target, Path):
         parser.error('source or target must be s3://BUCKET or s3://BUCKET/FOLDER')
@@ -254,22 +258,13 @@ def main():
     if args.concurrency < 1:
         parser.error('--concurrency must be 1 or more')
     try:
-        key_id, key = os.environ['AWS_ACCESS_KEY_ID'], os.environ['AWS_SECRET_ACCESS_KEY']
-    except KeyError as error:
-        parser.error(f'{error.args[0]} must be in the environment')
-    token = os.environ.get('AWS_SESSION_TOKEN')
-    credentials = key_id, key, ((b'x-amz-security-token', token.encode()),) if token else ()
-
-    try:
-        sys.exit(not asyncio.run(run(args, credentials)))
-    except (CopyError, HttpError, OSError, ValueError) as error:
-        sys.exit(f'{type(error).__name__}: {error}')
-    except ElementTree.ParseError:
-        sys.exit('What was answered is no list of objects: is the endpoint one of S3?')
+        sys.exit(not asyncio.run(copy_all(args)))
+    except FAILURES as error:
+        sys.exit(told(error))
     except KeyboardInterrupt:
         print('Interrupted: what has been copied stays', file=sys.stderr)
         sys.exit(130)
 
 
 if __name__ == '__main__':
-    main()
+    main(copy_all, __doc__)
