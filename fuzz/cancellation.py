@@ -33,6 +33,7 @@ from scripted import (
     Server,
     SlowConnects,
     Stop,
+    Story,
     Watch,
     answering,
     check,
@@ -1897,6 +1898,8 @@ class Case:
         self.number = number
         self.end = make_end(case=self)
         self.watch = Watch()
+        # Every other case is watched, which takes a way of its own through the module.
+        self.story = Story() if number % 2 else None
         self.started_at = None
         self.task = self.closable = self.scope = self.scope_inside = self.beside = None
         # A weak reference to the response body, and the task beside the client.
@@ -1924,12 +1927,14 @@ class Case:
     def pool(self):
         options = {'max_connections': 1, 'get_ssl_context': trusting,
                    'socket_timeout': LONG, 'keep_alive_timeout': LONG,
-                   **self.scenario.options(self)}
+                   'on_event': self.story, **self.scenario.options(self)}
         self.is_hasty = LONG not in (options['socket_timeout'], options.get('pool_timeout', LONG))
         return Pool(**options)
 
     async def renew_pool(self):
         await self.close()
+        # The numbers of another pool begin anew.
+        self.story = self.story and Story()
         self.request, self.close = self.pool()
 
     def step(self):
@@ -2000,6 +2005,8 @@ class Case:
         await self.close()
         await turns(3)
         self.check_timers(0)
+        if self.story is not None:
+            self.story.end()
 
     def check_outcome(self):
         try:

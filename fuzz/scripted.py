@@ -647,6 +647,49 @@ class Watch:
         check(not self.has_hung, 'hung')
 
 
+class Story:
+    """An `on_event` of a pool that holds what it is told to what the documentation says of it.
+
+    It keeps no error, because that would keep what has failed.
+    """
+
+    def __init__(self):
+        self.last_time = 0
+        self.told = []
+        # Requests and connections that have begun, and not ended.
+        self.requests = set()
+        self.connections = set()
+
+    def __call__(self, event):
+        name = type(event).__name__
+        self.told.append(f'{name} {getattr(event, "request", "")}')
+        self.check(event.time >= self.last_time, 'time goes back')
+        self.last_time = event.time
+        self.check(getattr(event, 'started', 0) <= event.time, 'it ended before it began')
+        request = getattr(event, 'request', None)
+        if name == 'RequestStarted':
+            self.requests.add(request)
+        elif request is not None:
+            self.check(request in self.requests, 'of a request that has ended')
+        if name in ('BodyEnded', 'RequestFailed'):
+            self.requests.discard(request)
+        if name == 'ConnectionAttempted' and event.connection is not None:
+            self.connections.add(event.connection)
+        elif name in ('TlsNegotiated', 'ConnectionTaken', 'ConnectionReleased',
+                      'ConnectionClosed'):
+            self.check(event.connection in self.connections, 'of a connection that is closed')
+        if name == 'ConnectionClosed':
+            self.connections.discard(event.connection)
+
+    def end(self):
+        """The pool is closed, and nothing of its requests is left."""
+        self.check(not self.requests, 'requests without an end:', self.requests)
+        self.check(not self.connections, 'connections without an end:', self.connections)
+
+    def check(self, is_true, *what):
+        check(is_true, *what, 'after', ', '.join(self.told[-20:]))
+
+
 # ----------------------------------------------------------------------------------- command
 
 class Series:
