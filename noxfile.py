@@ -117,10 +117,16 @@ def dist(session):
     if directory.exists():
         for path in directory.iterdir():
             path.unlink()
+    together = directory.with_name('together')
+    together.mkdir(exist_ok=True)
+    for path in together.iterdir():
+        path.unlink()
     for setup in (Path('setup.py'), *sorted(Path('layers').glob('*/setup.py'))):
         session.run('python', '-m', 'build', '--no-isolation', '--outdir', str(directory),
                     str(setup.parent), silent=True)
-    distributions = sorted(directory.iterdir())
+    session.run('python', '-m', 'build', '--no-isolation', '--outdir', str(together), 'layers',
+                silent=True)
+    distributions = sorted([*directory.iterdir(), *together.iterdir()])
     session.run('twine', 'check', '--strict', *map(str, distributions))
 
     environment = directory.with_name('environment')
@@ -136,6 +142,9 @@ def dist(session):
         install(f'{core}[examples]')
         session.run(python, 'examples/quickstart.py', external=True)
         install(core, *layers)
+        session.run(python, 'layers/stacked.py', external=True)
+        [all_layers] = together.glob(pattern)
+        install(core, f'{all_layers}[all]')
         session.run(python, 'layers/stacked.py', external=True)
     # Each with what it says it needs, and nothing of this directory.
     for layer in sorted(directory.glob('lowhaio_*.whl')):

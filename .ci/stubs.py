@@ -19,11 +19,13 @@ HEAD = '# Made of {name} by .ci/stubs.py.\n'
 
 
 def stub_of(source, name):
-    tree = ast.parse(source)
-    defined, imported = {}, {}
-    for node in tree.body:
+    nodes = list(statements(ast.parse(source)))
+    defined, imported, overloads = {}, {}, {}
+    for node in nodes:
         for bound in names_bound_by(node):
             (imported if isinstance(node, (ast.Import, ast.ImportFrom)) else defined)[bound] = node
+            if is_overload(node):
+                overloads.setdefault(bound, []).append(node)
     public = ast.literal_eval(defined['__all__'].value)
 
     wanted, declarations = ['__all__', *public], {}
@@ -36,11 +38,14 @@ def stub_of(source, name):
             continue
         needed.add(bound)
         if bound in defined:
-            declarations[bound] = declaration(defined[bound], bound, defined)
+            # What implements overloads is not one of them.
+            declarations[bound] = '\n'.join(
+                declaration(node, bound, defined)
+                for node in overloads.get(bound, [defined[bound]]))
             wanted += names_in(declarations[bound])
 
     lines = [HEAD.format(name=name)]
-    lines += [text for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))
+    lines += [text for node in nodes if isinstance(node, (ast.Import, ast.ImportFrom))
               if (text := imports(node, needed))]
     written = ''
     for bound in defined:  # in the module's order
@@ -50,6 +55,21 @@ def stub_of(source, name):
             lines.append(f'\n{text}' if is_block or written != 'line' else text)
             written = 'block' if is_block else 'line'
     return '\n'.join(lines) + '\n'
+
+
+def statements(tree):
+    """Those of the module, with the imports that are for type checkers only."""
+    for node in tree.body:
+        match node:
+            case ast.If(test=ast.Name('TYPE_CHECKING')):
+                yield from node.body
+            case _:
+                yield node
+
+
+def is_overload(node):
+    return isinstance(node, ast.FunctionDef) and any(
+        ast.unparse(decorator) == 'overload' for decorator in node.decorator_list)
 
 
 def names_bound_by(node):
@@ -107,8 +127,12 @@ def declaration(node, bound, defined, indent=''):
 def of_class(node):
     bases = ', '.join(map(ast.unparse, [*node.bases, *node.keywords]))
     members = []
+    overloaded = {member.name for member in node.body if has_decorator(member, 'overload')}
     for member in node.body:
         match member:
+            case ast.FunctionDef() if (
+                    member.name in overloaded and not has_decorator(member, 'overload')):
+                pass  # it implements the overloads, and is not one of them
             case ast.FunctionDef(name='__init__'):
                 members += [*attributes(member, node), of_function(member, '    ')]
             case ast.FunctionDef() | ast.AsyncFunctionDef():
@@ -129,6 +153,10 @@ def of_class(node):
                 members.append(declaration(member, bound, {}, '    '))
     head = f'class {node.name}({bases}):' if bases else f'class {node.name}:'
     return '\n    '.join([head, *members]) if members else f'{head} ...'
+
+
+def has_decorator(node, name):
+    return isinstance(node, ast.FunctionDef) and name in map(ast.unparse, node.decorator_list)
 
 
 def attributes(init, node):
