@@ -3747,7 +3747,7 @@ class Known:
         # What is made of a method and a URL alone, for the URLs that are remembered.
         self.plain: Parsed[tuple[bytes, str], tuple[Origin, bytes, Declared]] = Parsed(
             lambda key: build_head(self, key[0], key[1], (), (), None, None),
-            lambda key, _: key[1] in self.urls)
+            lambda key, _: key[1] in self.urls and len(key[0]) <= MAX_PARSED_LENGTH)
         self.aliases = Parsed(alias_of)
         self.names = Parsed(parse_name)
         self.declared = Parsed(partial(parse_declared, http_version), is_short)
