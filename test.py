@@ -1312,7 +1312,7 @@ async def test_each_progress_of_sending_has_socket_timeout():
             put(server, request, streamed(bytes(10_000_000)), length=10_000_000),
             lambda: server.peers)
         error = await failure(task)
-    assert seconds == 5
+    assert 5 <= seconds < 60
     assert type(error) is HttpDataError
     assert type(error.__cause__) is TimeoutError
 

@@ -452,9 +452,9 @@ async def failed(awaitable, kind, cause, message=None):
 async def measured(awaitable, has_begun=lambda: True):
     """How many seconds it takes, and the task that has ended.
 
-    For a loop whose clock stands. Time passes only when nothing else happens any more. Where what
-    a kernel does last, such as to take more of what is sent, begins the time anew, only this is
-    exact: see `ends_after`.
+    For a loop whose clock stands. Time passes only when nothing else happens any more. A kernel
+    may acknowledge what was sent up to 0.2 s later, and make room for more. If it does so just
+    when time passes, a sending takes longer than it should, but it ends.
     """
     loop = asyncio.get_running_loop()
     begin = loop.now
@@ -474,8 +474,8 @@ async def measured(awaitable, has_begun=lambda: True):
 async def ends_after(seconds, awaitable, has_begun=lambda: True):
     """A task that ends when so much time has passed since it began to wait, and no sooner.
 
-    For a loop whose clock stands. What it waits for must not move on its own in between: a kernel
-    may acknowledge what was sent up to 0.2 s later, and make room for more.
+    For a loop whose clock stands. Nothing may begin the time anew meanwhile, as a kernel may for
+    a sending: see `measured`.
     """
     task = asyncio.ensure_future(awaitable)
     await until(has_begun)

@@ -428,12 +428,16 @@ async def test_a_long_response_and_a_long_request_take_turns(scheme):
     """Neither waits until the other has come to its end, and the loop has its turns."""
     marks = []
     has_begun = False
+    is_wanted, has_come = threading.Event(), threading.Event()
 
     async def body():
         for number in range(200):
             # The server answers once it has the head, whenever its thread gets a turn.
             if number == 100:
                 await until(lambda: has_begun)
+                # Then something is there to be read, and nothing has waited for it.
+                is_wanted.set()
+                assert scheme == 'https' or has_come.wait(PATIENCE)
             marks.append('sent')
             yield bytes(50_000)
 
@@ -449,7 +453,10 @@ async def test_a_long_response_and_a_long_request_take_turns(scheme):
 
     def send_all(sock):
         with contextlib.suppress(OSError):
-            sock.sendall(bytes(10_000_000))
+            assert is_wanted.wait(PATIENCE)
+            sock.sendall(bytes(100_000))
+            has_come.set()
+            sock.sendall(bytes(9_900_000))
 
     async def beside():
         nonlocal count

@@ -65,7 +65,6 @@ from tests.harness import (
     on_clock,
     on_loops,
     on_loops_at_once,
-    passing,
     peer_prefix,
     pool,
     receive_end,
@@ -1172,8 +1171,7 @@ async def test_below_300_a_request_that_is_not_sent_whole_is_an_error(scheme, la
                             socket_timeout=5) as request:
                 task = asyncio.create_task(whole(uploading(
                     request, server, functools.partial(body, name), name.replace(' ', '_'))))
-                await answered[name].wait()
-                await passing(5)
+                _, task = await measured(task, answered[name].is_set)
                 error = await failed(
                     task, HttpConnectionClosedError if name == 'a reset' else HttpDataError, None)
                 assert isinstance(error.__cause__, causes)

@@ -209,7 +209,8 @@ async def test_a_request_has_its_own_time_to_write(scheme):
             error = await failed(
                 task, HttpDataError, TimeoutError,
                 f'{where(server, "PUT")}sending the request: {passed("write")}')
-            assert (error.phase, seconds) == (Phase.SEND, 5)
+            assert error.phase is Phase.SEND
+            assert 5 <= seconds < 60
             is_over.set()
 
 

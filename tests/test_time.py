@@ -270,10 +270,13 @@ async def test_an_interim_response_that_trickles_can_not_extend_the_time_of_send
             await turns(4)
             with server.accept() as accepted:
                 accepted.send(b'HTTP/1.1 103 Early Hints\r\na: ')
-                for _ in range(5):
-                    assert not task.done()
+                # The kernel may take more than once, and each time is progress.
+                seconds = 0
+                while not task.done() and seconds < 100:
                     accepted.send(b'a')
                     await passing(1)
+                    seconds += 1
+                assert 5 <= seconds < 100
                 error = await failed(task, HttpDataError, TimeoutError)
     assert error.response_started
 
@@ -425,6 +428,6 @@ async def test_a_server_that_does_not_read_is_an_error(scheme):
             error = await failed(
                 task, HttpDataError, TimeoutError,
                 f'{peer_prefix(server, "PUT")}, sending the request: {PASSED}')
-            assert seconds == 5
+            assert 5 <= seconds < 60
             assert (error.reused, error.response_started) == (False, False)
             is_over.set()

@@ -51,8 +51,8 @@ from tests.harness import (
     head,
     holding,
     internet,
-    measured,
     nothing_left,
+    measured,
     on_clock,
     on_loops,
     on_one_loop,
@@ -545,7 +545,9 @@ async def test_each_time_has_its_class(kit):
         yield b'a'
 
     async def late(seconds, kind, awaitable, has_begun=lambda: True):
-        task = await ends_after(seconds, awaitable, has_begun)
+        passed, task = await measured(awaitable, has_begun)
+        # The kernel may make room later.
+        assert passed == seconds or kind == 'WriteTimeout' and seconds < passed < 60
         error = await raised(getattr(kit.httpx, kind), task)
         assert isinstance(error.__cause__.__cause__, TimeoutError)
 
