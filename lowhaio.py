@@ -3691,16 +3691,18 @@ def shown_address(host: str, port: int) -> str:
 # ValueError or TypeError that names it, and nothing is changed silently. These are pure functions
 # that own nothing. They never show a path, a query or the value of a field.
 
+# Those of what is rare are compiled by `re` when they are first used, or each import would pay.
+
 TOKEN = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110 5.6.2
 FIELD_VALUE = re.compile(rb'[^\x00-\x08\x0a-\x1f\x7f]*')  # RFC 9110 5.5, RFC 9112 2.2
 # Codings with their parameters (RFC 9110 10.1.4). If chunked is not the last of them, or not the
 # only chunked (RFC 9112 6.1), some servers do not find the end of the content.
-CODINGS = re.compile(
-    rb'(?:(?!chunked[ \t,;])<token>(?:~;~<token>~=~(?:<token>|"(?:[^"\\]|\\.)*+"))*+~,~)*+chunked'
-    .replace(b'~', rb'[ \t]*+').replace(b'<token>', TOKEN.pattern), re.IGNORECASE)
+CODINGS = (
+    rb'(?i:(?:(?!chunked[ \t,;])<token>(?:~;~<token>~=~(?:<token>|"(?:[^"\\]|\\.)*+"))*+~,~)*+'
+    rb'chunked)').replace(b'~', rb'[ \t]*+').replace(b'<token>', TOKEN.pattern)
 # RFC 9110 7.2 and RFC 3986 3.2.2 also allow an empty host, and one with ",", which some servers
 # would read as two hosts.
-HOST_FIELD = re.compile(
+HOST_FIELD = (
     rb"(?:\[([0-9A-Fa-f:.]+)\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})+)(?::[0-9]{0,5})?")
 LENGTH = re.compile(rb'[0-9]{1,20}')  # RFC 9110 8.6, but bounded
 USUAL_METHODS = frozenset((b'GET', b'HEAD', b'POST', b'PUT', b'DELETE', b'PATCH', b'OPTIONS'))
@@ -3714,15 +3716,14 @@ HOST_NAME = re.compile(r'(?:[a-z0-9_-]{1,63}\.)*+(?!(?:[0-9]+|0x[0-9a-f]*)\Z)[a-
 # What IDNA 2003, which is all that Python knows, maps to something else than IDNA 2008 does, and
 # so to the name of somebody else: the deviations of UTS 46, the capital of one of them, and what
 # Corrigendum 4 of Unicode has changed since.
-DEVIATION = re.compile('[\xdf\u1e9e\u03c2\u200c\u200d'
-                       '\U0002f868\U0002f874\U0002f91f\U0002f95f\U0002f9bf]')
-IDNA_DOTS = re.compile('[.\u3002\uff0e\uff61]')  # RFC 3490 3.1
-ZONE = re.compile(r'[A-Za-z0-9._~-]+')
+DEVIATION = '[\xdf\u1e9e\u03c2\u200c\u200d\U0002f868\U0002f874\U0002f91f\U0002f95f\U0002f9bf]'
+IDNA_DOTS = '[.\u3002\uff0e\uff61]'  # RFC 3490 3.1
+ZONE = r'[A-Za-z0-9._~-]+'
 
 # RFC 3986 3.3, 3.4: pchar, "/" and "?". Everything else is percent-encoded, as is a stray "%".
 TARGET = re.compile(
     r"[A-Za-z0-9\-._~!$&'()*+,;=:@/?]*+(?:%[0-9A-Fa-f]{2}[A-Za-z0-9\-._~!$&'()*+,;=:@/?]*+)*+")
-NOT_IN_TARGET = re.compile(rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%]")
+NOT_IN_TARGET = rb"%(?![0-9A-Fa-f]{2})|[^A-Za-z0-9\-._~!$&'()*+,;=:@/?%]"
 
 # A request target that does not break the request line.
 GIVEN_TARGET = re.compile(rb'[^\x00-\x20\x7f]+')
@@ -3918,7 +3919,7 @@ def is_short(values: tuple[tuple[bytes, bytes], ...], _: Declared) -> bool:
 
 
 def check_host_field(value: bytes) -> None:
-    match = HOST_FIELD.fullmatch(value.strip(b' \t'))
+    match = re.fullmatch(HOST_FIELD, value.strip(b' \t'))
     with contextlib.suppress(ValueError):
         if match is not None and (match[1] is None or IPv6Address(match[1].decode())):
             return
@@ -3931,7 +3932,7 @@ def check_codings(value: bytes) -> None:
     if value.lower().rpartition(b',')[2].strip(b' \t') != b'chunked':
         raise ValueError('headers must have chunked as the last transfer-encoding, got '
                          f'{shown(value)}')
-    if not CODINGS.fullmatch(value.strip(b' \t')):
+    if not re.fullmatch(CODINGS, value.strip(b' \t')):
         raise ValueError('headers must have a list of codings as transfer-encoding, chunked '
                          f'only as the last of them, got {shown(value)}')
 
@@ -3960,7 +3961,8 @@ def parse_url(origins: Parsed[str, Origin], url: str) -> tuple[Origin, bytes]:
     except UnicodeEncodeError as cause:
         raise ValueError('url must be encodable as UTF-8, but has a lone surrogate') from cause
     if not TARGET.fullmatch(target):
-        encoded = NOT_IN_TARGET.sub(lambda match: b'%%%02X' % ord(match[0]), encoded)
+        encoded = re.sub(
+            NOT_IN_TARGET, lambda match: b'%%%02X' % ord(match[0]), encoded)
     try:
         return origins[f'{scheme.lower()}://{authority}'], encoded
     except ValueError:
@@ -4038,7 +4040,7 @@ def canonical_host(host: str) -> str:
     """
     # A name has at most 253 characters (RFC 1035), and codecs are slow on long ones.
     is_short = len(host) <= 254
-    if is_short and DEVIATION.search(host):
+    if is_short and re.search(DEVIATION, host):
         host = encode_deviating(host)
     cause = None
     try:
@@ -4062,7 +4064,7 @@ def canonical_ipv6(literal: str) -> str:
     # RFC 6874: a zone follows "%25". Others write a bare "%", which is understood too.
     address, percent, zone = literal.partition('%')
     zone = zone.removeprefix('25')
-    if percent and not ZONE.fullmatch(zone):
+    if percent and not re.fullmatch(ZONE, zone):
         raise ValueError('the zone must be of unreserved characters')
     return str(IPv6Address(f'{address}{percent}{zone}'))
 
@@ -4081,8 +4083,8 @@ def encode_deviating(host: str) -> str:
             f'{host[:MAX_SHOWN]!r}: {deviation_hint(host)}install the package idna') from cause
     try:
         return '.'.join(
-            encode(label, uts46=True).decode() if DEVIATION.search(label) else label
-            for label in IDNA_DOTS.split(host))
+            encode(label, uts46=True).decode() if re.search(DEVIATION, label) else label
+            for label in re.split(IDNA_DOTS, host))
     except ValueError as cause:
         raise ValueError('url must have as host a name that IDNA 2008 allows, got '
                          f'{host[:MAX_SHOWN]!r}') from cause
@@ -4093,7 +4095,7 @@ def deviation_hint(host: str) -> str:
     import unicodedata
     labels = [
         unicodedata.normalize('NFKC', ''.join(map(str.lower, label)))
-        for label in IDNA_DOTS.split(host)]
+        for label in re.split(IDNA_DOTS, host)]
     name = '.'.join(
         label if label.isascii() else f'xn--{label.encode("punycode").decode()}'
         for label in labels).removesuffix('.')
