@@ -545,6 +545,91 @@ async def test_a_final_response_in_the_record_of_an_interim_one_is_read_however_
         assert (await get(request, server.url))[2] == b'ok'
 
 
+RECORD = 16 * 1024
+
+
+@contextlib.asynccontextmanager
+async def several_records(raw, content, end, **options):
+    """The server, and the body of its response, of which all is there before it is read: the
+    records of the content, and what the end adds, a function of the server's socket."""
+    is_wanted, is_sent = threading.Event(), threading.Event()
+
+    def script(sock):
+        receive_head(sock)
+        sock.sendall(raw)
+        assert is_wanted.wait(PATIENCE)
+        sock.sendall(content)
+        end(sock)
+        is_sent.set()
+        with contextlib.suppress(OSError):
+            receive_end(sock)
+
+    with ThreadServer(script, server_context()) as server:
+        async with pool(get_ssl_context=trusting, **options) as request:
+            _, _, body = await request(b'GET', server.url)
+            is_wanted.set()
+            await until(is_sent.is_set)
+            yield server, body
+
+
+def of_chunks(chunks):
+    return b''.join(chunks), [len(chunk) for chunk in chunks]
+
+
+@on_loops
+async def test_the_records_of_a_body_that_are_there_are_one_chunk():
+    content = random.randbytes(3 * RECORD + 5000)
+    raw = b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n' % len(content)
+    async with several_records(raw, content, lambda sock: None) as (_, body):
+        received, sizes = of_chunks([chunk async for chunk in body])
+    assert received == content
+    assert sizes[0] > RECORD
+    # They are no more than a read asks for.
+    async with several_records(
+            raw, content, lambda sock: None, recv_bufsize=2 * RECORD + 100) as (_, body):
+        received, sizes = of_chunks([chunk async for chunk in body])
+    assert received == content
+    assert sizes[0] == 2 * RECORD
+
+
+@on_loops
+async def test_what_fails_behind_records_that_are_there_fails_after_them():
+    """Nothing that has come before is lost."""
+    def not_encrypted(sock):
+        socket.socket.send(sock, b'\x17\x03\x03\x00\x20' + bytes(32))
+
+    content = random.randbytes(2 * RECORD)
+    raw = b'HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n' % (9 * RECORD)
+    async with several_records(raw, content, not_encrypted) as (server, body):
+        chunks = []
+
+        async def read():
+            async for chunk in body:
+                chunks.append(chunk)
+
+        error = await failed(read(), HttpDataError, ssl.SSLError)
+        assert str(error).startswith(
+            f'{peer_prefix(server)}, reading the response body: SSLError: ')
+        assert 'bad record mac' in str(error)
+        assert of_chunks(chunks) == (content, [2 * RECORD])
+        assert await failed(read(), HttpDataError, ssl.SSLError) is error
+
+
+@on_loops
+async def test_an_end_behind_records_that_are_there_ends_the_body():
+    """It is a close_notify alone: the server does not close its connection before we do."""
+    def close_notify(sock):
+        sock.setblocking(False)
+        with pytest.raises(ssl.SSLWantReadError):
+            sock.unwrap()
+        sock.setblocking(True)
+
+    content = random.randbytes(2 * RECORD)
+    raw = b'HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n'
+    async with several_records(raw, content, close_notify) as (_, body):
+        assert of_chunks([chunk async for chunk in body]) == (content, [2 * RECORD])
+
+
 @on_loops
 async def test_a_record_that_has_come_in_part_is_waited_for():
     async def script(peer):
