@@ -4613,7 +4613,11 @@ class RequestBody(Steps):
                 self.size += len(chunk)
                 if self.size < MAX_GATHERED and count < MAX_GATHERED_CHUNKS:
                     continue
-                await self.send_gathered()
+                if self.size:
+                    await self.send_gathered()
+                else:
+                    # So many chunks without a byte are a burst, too.
+                    await connection.take_turns()
             else:
                 await self.send_long(chunk)
             connection.burst += count * COST_OF_CALL
@@ -4711,8 +4715,9 @@ class RequestBody(Steps):
             finally:
                 await self.close_chunks()
         except (CancelledError, Exception) as ended:
-            # It may have been cleaning up after an earlier cancellation.
-            is_first = isinstance(ended, CancelledError) and cancelling > self.cancelling
+            # It may have been cleaning up after an earlier cancellation, unless it has gone on.
+            is_first = (isinstance(ended, CancelledError) and self.cancel_args is not None
+                        and cancelling > self.cancelling)
             if self.is_own(error, cancelling) or task.cancelling() > cancelling or is_first:
                 self.exchange.doing = REQUEST_BODY
                 raise
@@ -6063,8 +6068,11 @@ class Connection:
         self.stop_reading()
         self.start_writing()
 
+    # The loop keeps the context in which it is asked, for as long as it watches. That of a request
+    # would so be kept for the life of its connection, with all that its variables hold.
+
     def start_reading(self) -> None:
-        self.loop.add_reader(self.fd, self.on_readable)
+        Context().run(self.loop.add_reader, self.fd, self.on_readable)
         self.is_reading = True
 
     def stop_reading(self) -> None:
@@ -6075,7 +6083,7 @@ class Connection:
         self.is_reading = False
 
     def start_writing(self) -> None:
-        self.loop.add_writer(self.fd, self.on_writable)
+        Context().run(self.loop.add_writer, self.fd, self.on_writable)
         self.is_writing = True
 
     def stop_writing(self) -> None:
@@ -6133,7 +6141,7 @@ class Connection:
         if self.timer is not None:
             self.timer.cancel()
         self.timer_at = deadline
-        self.timer = self.loop.call_at(deadline, self.on_timer)
+        self.timer = self.loop.call_at(deadline, self.on_timer, context=Context())
 
     def on_timer(self) -> None:
         now, self.timer, self.timer_at = self.timer_at, None, inf

@@ -1443,6 +1443,32 @@ async def whole(response):
 
 
 @on_loops
+async def test_a_body_that_has_gone_on_after_a_cancellation_may_be_ended_by_a_response():
+    """The request has not been cancelled then: nor is it if the response comes after its body."""
+    async def body():
+        with contextlib.suppress(asyncio.CancelledError):
+            waits.set()
+            await forever()
+        yield b'a'
+        await forever()
+
+    async def script(peer):
+        await peer.read_head()
+        assert await peer.read(1) == b'a'
+        await peer.send(b'HTTP/1.1 413 Content Too Large\r\ncontent-length: 2\r\n\r\nno')
+        await peer.closed()
+
+    waits = asyncio.Event()
+    async with Server(script) as server, pool() as request:
+        task = asyncio.create_task(uploading(request, server, body, length=2))
+        await waits.wait()
+        await turns(5)
+        task.cancel('why')
+        code, _, response = await task
+        assert (code, await buffered(response)) == (b'413', b'no')
+
+
+@on_loops
 async def test_a_body_that_swallows_a_cancellation_goes_on_and_so_does_the_reading():
     async def body():
         yield b'a'

@@ -1,6 +1,7 @@
 """What is remembered or kept alive, and its limits."""
 
 import asyncio
+import contextvars
 import gc
 import json
 import os
@@ -29,6 +30,7 @@ from tests.harness import (
     on_one_loop,
     pool,
     receive_head,
+    turns,
     until,
 )
 
@@ -190,6 +192,29 @@ async def test_what_is_remembered_is_bounded_in_bytes():
             tracemalloc.stop()
     # 512 of each: methods, URLs and lines, each 256 bytes at most and some overhead.
     assert sum(statistic.size for statistic in taken.statistics('filename')) < 1_500_000
+
+
+@on_loops
+async def test_a_connection_does_not_keep_the_context_of_its_request():
+    """Neither while it is idle, nor while other requests use it."""
+    class Value:
+        pass
+
+    variable = contextvars.ContextVar('variable')
+
+    async def first(request):
+        value = Value()
+        variable.set(value)
+        await get(request, server.url)
+        return weakref.ref(value)
+
+    async with Server(Answering(OK)) as server, pool(keep_alive_timeout=5) as request:
+        kept = await asyncio.create_task(first(request))
+        await turns(2)
+        gc.collect()
+        assert kept() is None
+        await get(request, server.url)
+        assert len(server.peers) == 1
 
 
 # ------------------------------------------------------------------------------------------ bodies

@@ -1509,9 +1509,10 @@ async def counting_turns():
 @pytest.mark.parametrize('chunk, number, turns_at_least', [
     pytest.param(LARGE, 40, 40 * len(LARGE) // 2 ** 19, id='large'),
     pytest.param(b'-', 5000, 5000 * 1024 // 2 ** 19, id='tiny'),
+    pytest.param(b'', 5000, 5000 * 1024 // 2 ** 19, id='empty'),
 ])
 async def test_an_upload_lets_other_tasks_run(chunk, number, turns_at_least):
-    length = number * len(chunk)
+    length = number * len(chunk) + 1
 
     async def script(peer):
         await peer.read_head()
@@ -1523,6 +1524,7 @@ async def test_an_upload_lets_other_tasks_run(chunk, number, turns_at_least):
         for _ in range(number):
             yield chunk
         had = counted()
+        yield b'.'
 
     had = 0
     async with Server(script) as server, pool() as request, counting_turns() as counted:
