@@ -107,7 +107,7 @@ MAX_BURST = 1024 * 1024
 # Each send and each read counts for so many bytes more, because the call itself takes time. So
 # does each chunk that a request body is asked for.
 COST_OF_CALL = 4 * 1024
-# Reads that take the rest of a body that is closed.
+# Reads that take the rest of a body that is closed. Over TLS each of them gives 16 KiB at most.
 MAX_READS_OF_REST = 4
 # Bytes of a request body that are gathered in memory, so that they leave at once, the first ones
 # along with the head. As many of a longer chunk are copied for that. So many chunks are a burst.
@@ -1333,8 +1333,8 @@ SENT_NOTHING, SENT_MAYBE, SENT_SOMETHING = Sent
 class Endpoint:
     """Where a connection leads to, and the options it goes by."""
 
-    __slots__ = ('origin', 'peer', 'shown', 'settings', 'recv_bufsize', 'full_read', 'max_records',
-                 'limits', 'facts')
+    __slots__ = ('origin', 'peer', 'shown', 'settings', 'recv_bufsize', 'full_read', 'limits',
+                 'facts')
 
     def __init__(self, origin: Origin, peer: str, where: str, settings: Settings,
                  limits: Limits) -> None:
@@ -1349,8 +1349,6 @@ class Endpoint:
         # A read of so many bytes has most often left some behind.
         self.full_read = min(self.recv_bufsize, MAX_TLS_RECORD) if origin.is_tls else \
             self.recv_bufsize
-        # So many full records of TLS are received as one, if they are there.
-        self.max_records = settings.recv_bufsize // self.full_read
         # Those of the request that the connection is opened for, or serves.
         self.limits = limits
         # Once the connection has been made.
@@ -5661,8 +5659,7 @@ class Connection:
     __slots__ = (
         'loop', 'sock', 'fd', 'poller', 'state', 'endpoint', 'place', 'tls_session', 'exchange',
         'requests', 'reader', 'awaits', 'deadline', 'writer', 'write_deadline', 'is_reading',
-        'is_writing', 'timer', 'timer_at', 'burst', 'is_filled',
-        'late_error')
+        'is_writing', 'timer', 'timer_at', 'burst', 'is_filled')
 
     # Those of a connection that is watched are of other types.
     exchange_type: type[Exchange] = Exchange
@@ -5703,8 +5700,6 @@ class Connection:
         self.burst = 0
         # The last read gave as much as was asked for, so there may be more.
         self.is_filled = False
-        # What failed after records that came before. It is the next read that fails with it.
-        self.late_error: Exception | None = None
         place.books.opened.add(self)
 
     def __repr__(self) -> str:
@@ -5899,40 +5894,11 @@ class Connection:
     def receive(self, feed: Callable[[bytes], Any] | None = None) -> Any:
         endpoint = self.endpoint
         self.is_filled = False
-        if self.late_error is not None:
-            error, self.late_error = self.late_error, None
-            try:
-                raise error
-            finally:
-                # It has this frame in its traceback.
-                del error
         data = self.sock.recv(endpoint.recv_bufsize)
-        if len(data) >= endpoint.full_read:
-            self.is_filled = True
-            if endpoint.max_records > 1:
-                data = self.receive_records(data)
-        self.burst += len(data) + COST_OF_CALL
+        length = len(data)
+        self.is_filled = length >= endpoint.full_read
+        self.burst += length + COST_OF_CALL
         return self.exchange.feed(data) if feed is None else feed(data)
-
-    def receive_records(self, record: bytes) -> bytes:
-        """A full record of TLS, and those behind it that are there.
-
-        OpenSSL gives one at a time. All that is done with each would cost a third of a download.
-        """
-        endpoint = self.endpoint
-        records = [record]
-        try:
-            while len(record) >= endpoint.full_read and len(records) < endpoint.max_records:
-                record = self.sock.recv(endpoint.recv_bufsize)
-                records.append(record)
-            # The next read meets an end again.
-            self.is_filled = not record or len(record) >= endpoint.full_read
-        except WANT_READ:
-            self.is_filled = False
-        except Exception as error:
-            # Without the frames, which have this connection: that would be a cycle.
-            self.late_error = error.with_traceback(None)
-        return b''.join(records)
 
     async def take_turns(self) -> None:
         """Let other tasks run: this one has moved many bytes without waiting."""
