@@ -335,7 +335,8 @@ def measure_import(module):
 
     The second import counts, because the modules may have been compiled in the first.
     """
-    command = (sys.executable, '-c', IMPORT.format(module))
+    # Without the directory in which this runs, which may have another one.
+    command = (sys.executable, '-P', '-c', IMPORT.format(module))
     environment = {**os.environ, 'PYTHONPATH': sys.path[0]}
     environment.pop('PYTHONDONTWRITEBYTECODE', None)
     for _ in range(2):
