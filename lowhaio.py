@@ -1333,8 +1333,7 @@ SENT_NOTHING, SENT_MAYBE, SENT_SOMETHING = Sent
 class Endpoint:
     """Where a connection leads to, and the options it goes by."""
 
-    __slots__ = ('origin', 'peer', 'shown', 'settings', 'recv_bufsize', 'full_read', 'limits',
-                 'facts')
+    __slots__ = ('origin', 'peer', 'shown', 'settings', 'recv_bufsize', 'limits', 'facts')
 
     def __init__(self, origin: Origin, peer: str, where: str, settings: Settings,
                  limits: Limits) -> None:
@@ -1346,9 +1345,6 @@ class Endpoint:
         # A read gives one TLS record at most, so one that asks for a byte more is never filled.
         self.recv_bufsize = min(settings.recv_bufsize, MAX_TLS_RECORD + 1) if origin.is_tls else \
             settings.recv_bufsize
-        # A read of so many bytes has most often left some behind.
-        self.full_read = min(self.recv_bufsize, MAX_TLS_RECORD) if origin.is_tls else \
-            self.recv_bufsize
         # Those of the request that the connection is opened for, or serves.
         self.limits = limits
         # Once the connection has been made.
@@ -5896,7 +5892,7 @@ class Connection:
         self.is_filled = False
         data = self.sock.recv(endpoint.recv_bufsize)
         length = len(data)
-        self.is_filled = length >= endpoint.full_read
+        self.is_filled = length >= endpoint.recv_bufsize
         self.burst += length + COST_OF_CALL
         return self.exchange.feed(data) if feed is None else feed(data)
 
