@@ -113,9 +113,6 @@ MAX_READS_OF_REST = 4
 # along with the head. As many of a longer chunk are copied for that. So many chunks are a burst.
 MAX_GATHERED = 64 * 1024
 MAX_GATHERED_CHUNKS = MAX_BURST // COST_OF_CALL
-# Bytes of one send, after the first one of a request and without TLS. On the loopback interface a
-# segment has 65,483 at most, so 64 KiB are two, of which one is small, and cost a third more.
-MAX_SEND = 32 * 1024
 
 # Later requests that may overtake a request that waits, for each of max_connections. They reuse
 # connections of their origin, and the request waits longer by the time of some ten responses. With
@@ -5775,9 +5772,6 @@ class Connection:
         none, `writer` waits for room."""
         exchange = self.exchange
         exchange.doing = SENDING
-        if (len(data) > MAX_SEND and exchange.sent is SENT_SOMETHING
-                and not isinstance(self.sock, ssl.SSLSocket)):
-            data = memoryview(data)[:MAX_SEND]
         try:
             count = self.sock.send(data)
         except (BlockingIOError, ssl.SSLWantWriteError) as blocked:
